@@ -1,0 +1,159 @@
+"""Everything in params.yaml that can be refused before any work: names against registries, blocks against their classes.
+
+`python -m facm.check` does the same from the shell. Every stage calls `read` first, for the whole file, so that a
+mistake under `distill` is told before the teacher is trained.
+"""
+
+import difflib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from facm import backbones, codecs, data, features, objectives, params, samplers
+from facm.params import PATH, Params, ParamsError
+from facm.schedules import TIME_SAMPLERS
+from facm.velocity import Guidance
+
+
+def read(path: str | Path = PATH) -> Params:
+    """params.yaml, checked as far as it can be without data.
+
+    Raises:
+        ParamsError: names value, rule and place.
+    """
+    read_params = params.read(path)
+    try:
+        check(read_params)
+    except ParamsError:
+        raise
+    except ValueError as error:
+        raise ParamsError(str(error)) from None
+    return read_params
+
+
+def check(p: Params) -> None:
+    """Raise ValueError (ParamsError) for the first rule that is broken."""
+    known(p.data.name, data.DATASETS, "data.name")
+    known(p.reference.features, features.FEATURES, "reference.features")
+    known(p.latents.codec, codecs.CODECS, "latents.codec")
+    known(p.backbone.name, backbones.BACKBONES, "backbone.name")
+    known(p.distill.objective, objectives.OBJECTIVES, "distill.objective")
+    known(p.sample.sampler, samplers.SAMPLERS, "sample.sampler")
+    for name, block in (("teacher", p.teacher), ("distill", p.distill)):
+        known(block.time.sampler, TIME_SAMPLERS, f"{name}.time.sampler")
+        if block.ema.sigma_rel not in block.ema.sigma_rels:
+            raise ParamsError(f"{PATH}, {name}.ema.sigma_rel: {block.ema.sigma_rel} must be one of sigma_rels")
+        if (block.init is None) != (block.init_sha256 is None):
+            raise ParamsError(
+                f"{PATH}, {name}: init and init_sha256 go together; the sha256 stands in the checkpoint's config.json"
+            )
+    objective = build_objective(p)
+    _check_stages(p)
+    _check_sampling(p, objective)
+
+
+def known(name: str, registry: Iterable[str], place: str) -> None:
+    """Raise ParamsError, with the list and the nearest name, unless `name` is in the registry."""
+    names = sorted(registry)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f" (did you mean '{near[0]}'?)" if near else ""
+        raise ParamsError(f"{PATH}, {place}: unknown '{name}'{hint}; known: {', '.join(names)}")
+
+
+def build_objective(p: Params) -> Any:
+    """The objective that `distill` names, with its constants checked.
+
+    Raises:
+        ParamsError: no block `objectives.<name>`, or a wrong constant.
+    """
+    name = p.distill.objective
+    if name not in p.objectives:
+        raise ParamsError(f"{PATH}, objectives: no block '{name}' for distill.objective; presets/base.yaml has its default")
+    return objectives.build(name, p.objectives[name], shared(p))
+
+
+def shared(p: Params) -> dict[str, Any]:
+    """What every objective may take from `distill`."""
+    return {name: getattr(p.distill, name) for name in ("conditioning", "alpha", "beta", "p")}
+
+
+def backbone_constants(p: Params) -> dict[str, Any]:
+    """The block of the chosen backbone.
+
+    Raises:
+        ParamsError: there is none.
+    """
+    if p.backbone.name not in p.backbones:
+        raise ParamsError(f"{PATH}, backbones: no block '{p.backbone.name}' for backbone.name")
+    return p.backbones[p.backbone.name]
+
+
+def writable(*folders: str | Path) -> None:
+    """Raise PermissionError, naming the folder, unless each can be written (made, where it is missing)."""
+    for folder in map(Path, folders):
+        place = folder
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            raise PermissionError(f"{place} cannot be written, but {folder} must be made there: change its owner or mode")
+
+
+def _check_stages(p: Params) -> None:
+    distill = p.distill
+    backbone_constants(p)
+    Guidance(w=distill.w, t_low=distill.t_low, t_high=distill.t_high)
+    if p.baseline.t_low > p.baseline.t_high:
+        raise ParamsError(f"{PATH}, baseline: t_low {p.baseline.t_low} must not exceed t_high {p.baseline.t_high}")
+    if not Path("stages", f"{p.teacher.stage}.py").is_file() and Path("stages").is_dir():
+        raise ParamsError(f"{PATH}, teacher.stage: there is no stages/{p.teacher.stage}.py")
+    if (distill.mode == "scratch") != (distill.teacher == "data/latents"):
+        raise ParamsError(
+            f"{PATH}, distill: mode '{distill.mode}' with teacher '{distill.teacher}': mode scratch has no teacher "
+            "(teacher: data/latents, evaluate.baseline: metrics/reference.json; `python -m facm.preset digits scratch` "
+            "sets them), mode distill names its checkpoint (data/teacher)"
+        )
+    knows = p.teacher.conditioning != "plain" and p.teacher.fraction > 0
+    if distill.mode == "distill" and distill.teacher_condition == "fm" and not knows:
+        raise ParamsError(f"{PATH}, distill.teacher_condition: 'fm' needs a mixed teacher (teacher.fraction above 0)")
+
+
+def _check_sampling(p: Params, objective: Any) -> None:
+    if p.sample.sampler not in objective.samplers:
+        raise ParamsError(
+            f"{PATH}, sample.sampler: '{p.sample.sampler}' does not fit objective '{p.distill.objective}', "
+            f"which has {', '.join(objective.samplers)}"
+        )
+    for nfe in p.sample.nfe:
+        student_sampler(p, nfe, objective.conditioning)
+
+
+def student_sampler(p: Params, nfe: int, conditioning: str) -> Any:
+    """The sampler of `sample` for one NFE.
+
+    Raises:
+        ValueError: an NFE or grid that the sampler cannot have.
+    """
+    return samplers.for_network(p.sample.sampler, conditioning, "fm", **sampler_fields(p, nfe))
+
+
+def sampler_fields(p: Params, nfe: int) -> dict[str, Any]:
+    """What `sample` says about the sampler of one NFE."""
+    if p.sample.sampler != "consistency":
+        return {"nfe": nfe, "shift": p.sample.shift}
+    grids = {len(grid): grid for grid in p.sample.t_grid or ()}
+    return {"nfe": nfe, "t_grid": grids.get(nfe)}
+
+
+def main() -> None:
+    """Check params.yaml."""
+    try:
+        read()
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    print(f"{PATH}: in order")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Self-describing checkpoint folders: `model.safetensors`, `ema/*.safetensors`, `config.json`. No pickle.
+
+Loading needs no params.yaml: config.json tells the backbone and its constants, the conditioning, classes, codec and
+latent statistics, the objective and the samplers that fit it, step, params and versions.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from facm import backbones, ema
+
+EXTRA_EMBEDDERS = ("r_embedder.",)  # what a student may have beyond its teacher; zero-initialised
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged or does not fit; the message names the file and the rule."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What config.json holds."""
+
+    kind: str  # teacher | student
+    backbone: str
+    constants: dict[str, Any]
+    shape: tuple[int, ...]  # (C, H, W) of a latent
+    num_classes: int  # 0: none
+    conditioning: str  # plain | expanded | auxiliary
+    fraction: float  # share of the FM format in pretraining; a student knows both formats
+    codec: str
+    mean: list[float]  # per channel, of the latents
+    std: list[float]
+    objective: str
+    samplers: list[str]
+    step: int
+    sigma_rel: float  # of model.safetensors
+    params: dict[str, Any]
+    threads: int
+    versions: dict[str, str]
+    sha256: str = ""  # of model.safetensors, filled in when written
+
+    @property
+    def auxiliary(self) -> bool:
+        return self.conditioning == "auxiliary"
+
+    @property
+    def knows_fm_format(self) -> bool:
+        """Whether the network was trained at c_FM."""
+        return self.conditioning != "plain" and self.fraction > 0
+
+    def build(self, dropout: float = 0.0) -> nn.Module:
+        """The network with fresh weights."""
+        return backbones.build(
+            self.backbone,
+            self.constants,
+            shape=tuple(self.shape),
+            num_classes=self.num_classes,
+            auxiliary=self.auxiliary,
+            dropout=dropout,
+        )
+
+
+def versions() -> dict[str, str]:
+    """Versions that a number may depend on."""
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "machine": platform.machine()}
+
+
+def save(folder: str | Path, weights: dict[str, Tensor], config: Config, snapshots: list[Path] | None = None) -> None:
+    """Write a checkpoint; nothing half-written is ever found under the final name.
+
+    Args:
+        folder: the folder to make; an earlier one is replaced.
+        weights: state dict of the network.
+        config: its description.
+        snapshots: files of EMA snapshots to copy into `ema/`.
+    """
+    folder = Path(folder)
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    (temporary / "ema").mkdir(parents=True)
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary / "model.safetensors")
+    described = asdict(config) | {"sha256": sha256(temporary / "model.safetensors")}
+    (temporary / "config.json").write_text(json.dumps(described, indent=1) + "\n")
+    for snapshot in snapshots or []:
+        shutil.copy(snapshot, temporary / "ema" / snapshot.name)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
+
+
+def read_config(folder: str | Path) -> Config:
+    """The description alone.
+
+    Raises:
+        CheckpointError: missing or damaged config.json.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        described = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} is no checkpoint: {path} is missing; `dvc pull` or `dvc repro` brings it") from None
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is damaged ({error}): remove {folder} and run `dvc repro`") from None
+    names = {field.name for field in fields(Config)}
+    if set(described) != names:
+        raise CheckpointError(f"{path} is of another format: differing keys {sorted(set(described) ^ names)}")
+    return Config(**(described | {"shape": tuple(described["shape"])}))
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """A safetensors file on the CPU.
+
+    Raises:
+        CheckpointError: missing or truncated file.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing: `dvc pull` or `dvc repro` brings it") from None
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged ({error}): remove {Path(path).parent} and run `dvc repro`") from None
+
+
+def load(folder: str | Path, sigma_rel: float | None = None) -> tuple[nn.Module, Config]:
+    """A network with its weights, in eval mode on the CPU.
+
+    Args:
+        folder: checkpoint folder.
+        sigma_rel: post-hoc EMA length, synthesised from the snapshots; None: the weights as stored.
+
+    Raises:
+        CheckpointError: as `read_config` and `read_weights`, or weights that do not fit config.json.
+    """
+    config = read_config(folder)
+    network = config.build()
+    weights = synthesize(folder, sigma_rel) if sigma_rel is not None else read_weights(Path(folder) / "model.safetensors")
+    try:
+        network.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder}: model.safetensors does not fit config.json: {error}") from None
+    return network.eval().requires_grad_(False), config
+
+
+def snapshot_name(step: int, sigma_rel: float) -> str:
+    """File name of an EMA snapshot; it carries step and profile."""
+    return f"step{step:08d}_sigma{sigma_rel:g}.safetensors"
+
+
+def snapshots(folder: str | Path) -> list[tuple[int, float, Path]]:
+    """(step, sigma_rel, path) of each EMA snapshot of a checkpoint folder."""
+    found = []
+    for path in sorted((Path(folder) / "ema").glob("step*_sigma*.safetensors")):
+        step, sigma = path.stem.removeprefix("step").split("_sigma")
+        found.append((int(step), float(sigma), path))
+    return found
+
+
+def synthesize(folder: str | Path, sigma_rel: float) -> dict[str, Tensor]:
+    """Post-hoc EMA weights of any sigma_rel at the checkpoint's step (facm.ema).
+
+    Raises:
+        CheckpointError: fewer than two snapshots.
+    """
+    found = snapshots(folder)
+    if len(found) < 2:
+        raise CheckpointError(f"{folder}/ema holds {len(found)} snapshots, post-hoc EMA needs two: set ema.snapshots")
+    return ema.synthesize(found, step=read_config(folder).step, sigma_rel=sigma_rel)
+
+
+def transfer(network: nn.Module, weights: dict[str, Tensor], where: str) -> None:
+    """Load weights of a network that may lack the extra, zero-initialised embedders.
+
+    Raises:
+        CheckpointError: any other missing, unexpected or mis-shaped key.
+    """
+    own = network.state_dict()
+    missing = [k for k in own if k not in weights and not k.startswith(EXTRA_EMBEDDERS)]
+    unexpected = [k for k in weights if k not in own]
+    shapes = [k for k in weights if k in own and own[k].shape != weights[k].shape]
+    if missing or unexpected or shapes:
+        raise CheckpointError(
+            f"{where} does not fit the network of params.yaml, backbones: missing {missing[:4]}, "
+            f"unexpected {unexpected[:4]}, other shape {shapes[:4]}"
+        )
+    network.load_state_dict(own | weights, strict=True)
+
+
+def sha256(path: str | Path) -> str:
+    """Content hash of a file, hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

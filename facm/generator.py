@@ -1,0 +1,126 @@
+"""A trained checkpoint as a generator of pictures: `facm.load("data/student").generate(labels, nfe=2, seed=0)`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from facm import checkpoint, codecs, dist, samplers
+from facm.log import progress
+
+
+class Generator:
+    """A network, the codec behind it and the samplers that fit it."""
+
+    def __init__(self, network: nn.Module, config: checkpoint.Config):
+        self.network, self.config = network.to(dist.device()), config
+        self.codec = codecs.build(config.codec)
+
+    @classmethod
+    def load(cls, folder: str | Path, sigma_rel: float | None = None) -> "Generator":
+        """From a checkpoint folder; `sigma_rel` asks for another, post-hoc EMA length than the stored one.
+
+        Raises:
+            facm.checkpoint.CheckpointError: missing, damaged or unfitting files.
+        """
+        return cls(*checkpoint.load(folder, sigma_rel))
+
+    def sampler(self, name: str | None = None, **fields: Any) -> Any:
+        """A sampler that this checkpoint can use.
+
+        Args:
+            name: consistency | euler | heun; None: the checkpoint's first.
+            fields: `nfe` or `t_grid` (consistency); `nfe` or `steps`, and `w`, `t_low`, `t_high`, `shift` (euler, heun).
+
+        Raises:
+            ValueError: a sampler that does not fit the objective, or an NFE that it cannot have.
+        """
+        name = name or self.config.samplers[0]
+        if name not in self.config.samplers:
+            raise ValueError(
+                f"sampler '{name}' does not fit a {self.config.kind} trained by '{self.config.objective}': "
+                f"it has {', '.join(self.config.samplers)}; set sample.sampler in params.yaml"
+            )
+        condition = "fm" if self.config.kind == "student" else "t"
+        return samplers.for_network(name, self.config.conditioning, condition, **fields)
+
+    def generate(
+        self,
+        labels: Sequence[int] | None,
+        nfe: int = 1,
+        seed: int = 0,
+        *,
+        num: int | None = None,
+        sampler: str | None = None,
+        **fields: Any,
+    ) -> np.ndarray:
+        """Draw pictures.
+
+        Args:
+            labels: class of each picture, 0 .. classes - 1; None for a model without classes.
+            nfe: function evaluations per picture.
+            seed: picture i depends on seed, i and its label only.
+            num: number of pictures where there are no labels.
+            sampler: see `sampler`.
+            fields: see `sampler`.
+
+        Returns:
+            uint8 (N, H, W, C).
+
+        Raises:
+            ValueError: labels outside the model's classes, or a sampler that does not fit.
+        """
+        y = self._labels(labels, num)
+        images, _ = self.draw(self.sampler(sampler, nfe=nfe, **fields), y, num or len(y), seed)  # type: ignore[arg-type]
+        return images
+
+    @torch.no_grad()
+    def draw(
+        self, sampler: Any, y: Tensor | None, num: int, seed: int, *, batch_size: int = 256, what: str = "sampling"
+    ) -> tuple[np.ndarray, int]:
+        """`num` pictures by a sampler, and the NFE it counted.
+
+        Args:
+            sampler: of `sampler`.
+            y: (num,) int64 labels or None.
+            num: number of pictures.
+            seed: of the noise.
+            batch_size: pictures at once; does not change them beyond rounding.
+            what: name of the progress bar.
+        """
+        device, parts, nfe = dist.device(), [], 0
+        batches = [range(first, min(first + batch_size, num)) for first in range(0, num, batch_size)]
+        for batch in progress(batches, len(batches), what):
+            noise = samplers.noise(seed, list(batch), sampler.draws, self.config.shape).to(device)
+            labels = None if y is None else y[batch.start : batch.stop].to(device)
+            x1, nfe = sampler(self.network, noise, labels, self.config.num_classes)
+            parts.append(self.decode(x1.float().cpu()))
+        return np.concatenate(parts), nfe
+
+    def decode(self, x1: Tensor) -> np.ndarray:
+        """Normalised latents (B, C, H, W) -> uint8 pictures (B, H, W, C)."""
+        statistics = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.config.mean, self.config.std))
+        mean, std = statistics
+        return np.asarray(self.codec.decode(x1 * std + mean))
+
+    def _labels(self, labels: Sequence[int] | None, num: int | None) -> Tensor | None:
+        classes = self.config.num_classes
+        if (labels is None) != (classes == 0):
+            need = f"labels 0..{classes - 1}" if classes else "no labels, but num"
+            raise ValueError(f"this model has {classes} classes: it needs {need}")
+        if labels is None:
+            if num is None:
+                raise ValueError("a model without classes needs num, the number of pictures")
+            return None
+        y = torch.as_tensor(labels, dtype=torch.int64)
+        if len(y) and (int(y.min()) < 0 or int(y.max()) >= classes):
+            raise ValueError(f"labels must lie in 0..{classes - 1}, got {int(y.min())}..{int(y.max())}")
+        return y
+
+
+def balanced_labels(num: int, num_classes: int) -> Tensor | None:
+    """(num,) labels 0, 1, ..., cycled, so that classes are balanced at any prefix; None without classes."""
+    return torch.arange(num) % num_classes if num_classes else None

@@ -1,0 +1,91 @@
+"""What a long run tells: a progress bar on a terminal, one line per interval in a log, curves for `dvc plots`."""
+
+import shutil
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+
+def say(message: str) -> None:
+    """One plain line, at once."""
+    print(message, flush=True)
+
+
+def progress(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
+    """A bar on a terminal; in a log a line at each tenth."""
+    if sys.stderr.isatty():
+        yield from tqdm(items, total=total, desc=what, dynamic_ncols=True)
+        return
+    start, told = time.perf_counter(), 0
+    for done, item in enumerate(items, start=1):
+        yield item
+        if done * 10 // total > told:
+            told = done * 10 // total
+            say(f"{what}: {done}/{total}, {time.perf_counter() - start:.1f} s")
+
+
+class TrainingLog:
+    """Rows of one training run. `rows` is plain data, saved with the unfinished state and replayed on resume."""
+
+    def __init__(self, folder: str | Path, what: str, steps: int, rows: list[dict[str, float]]):
+        """
+        Args:
+            folder: where the curves go, `<folder>/plots/metrics/<name>.tsv`.
+            what: name of the run, the first word of each line.
+            steps: optimizer steps in all.
+            rows: rows of an earlier, interrupted part of the run.
+        """
+        self.folder, self.what, self.steps, self.rows = Path(folder), what, steps, rows
+        self._start, self._first = time.perf_counter(), int(rows[-1]["step"]) if rows else 0
+        self._bar = tqdm(total=steps, initial=self._first, desc=what, dynamic_ncols=True) if sys.stderr.isatty() else None
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._live = _live(self.folder)
+        for row in rows:
+            self._curve(row)
+
+    def advance(self, step: int) -> None:
+        """A step is done."""
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+
+    def row(self, values: dict[str, float]) -> None:
+        """One interval: `step`, losses, `grad_norm`, `lr`, `memory_mib` and the like; ms/step and ETA are added to what is shown."""
+        self.rows.append(values)
+        self._curve(values)
+        step = int(values["step"])
+        ms = 1e3 * (time.perf_counter() - self._start) / max(step - self._first, 1)
+        shown = {name: value for name, value in values.items() if name != "step"}
+        text = " ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+        else:
+            eta = ms * (self.steps - step) / 1e3
+            say(f"{self.what} {step}/{self.steps} {text} {ms:.1f} ms/step ETA {eta:.0f} s")
+
+    def close(self) -> None:
+        """End the bar and the curves."""
+        if self._bar is not None:
+            self._bar.close()
+        self._live.end()
+        (self.folder / "metrics.json").unlink(missing_ok=True)
+
+    def _curve(self, values: dict[str, float]) -> None:
+        self._live.step = int(values["step"])
+        for name, value in values.items():
+            if name != "step":
+                self._live.log_metric(name, value)
+        self._live.make_summary()
+
+
+def _live(folder: Path) -> Any:
+    """DVCLive that only writes files: no experiment, no dvc.yaml, no report."""
+    import logging
+
+    from dvclive import Live
+
+    logging.getLogger("dvclive").setLevel(logging.ERROR)
+    return Live(str(folder), save_dvc_exp=False, dvcyaml=None, report=None)

@@ -1,0 +1,92 @@
+"""Training objectives, one file each; a new one is a file, a line here and a block of params.
+
+An objective is a frozen dataclass whose fields are its paper's constants. It draws nothing: `times(n, time)` turns
+standard normals n (B, normals) into times, `__call__(F_theta, point, step=)` gives per-sample losses by term. Fields
+called as in SHARED come from `distill` in params.yaml, all others from `objectives.<name>`.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from importlib import import_module
+from typing import Any
+
+OBJECTIVES = {"facm": "FACM", "fm": "FM"}
+SHARED = ("conditioning", "alpha", "beta", "p")
+
+
+def build(name: str, constants: Mapping[str, Any], shared: Mapping[str, Any]) -> Any:
+    """Make the objective called `name`.
+
+    Args:
+        name: a key of OBJECTIVES.
+        constants: the block `objectives.<name>`, complete.
+        shared: `distill`'s conditioning, alpha, beta, p; an objective takes those that it has, see `ignored`.
+
+    Raises:
+        ValueError: unknown name, unknown or missing constant, or a value that breaks its rule.
+    """
+    place = f"params.yaml, objectives.{name}"
+    mine = field_names(name)
+    own = [field for field in mine if field not in SHARED]
+    for key in constants:
+        if key in SHARED:
+            raise ValueError(f"{place}: '{key}' stands under distill, not here")
+    refuse_unknown(constants, own, place)
+    refuse_unknown(shared, SHARED, "params.yaml, distill")
+    for key in own:
+        if key not in constants:
+            raise ValueError(f"{place}: '{key}' is missing; presets/base.yaml has its default")
+    return load(name)(**constants, **{key: value for key, value in shared.items() if key in mine})
+
+
+def ignored(name: str) -> tuple[str, ...]:
+    """The shared fields that this objective has no use for, such as alpha of one without relaxation."""
+    mine = field_names(name)
+    return tuple(key for key in SHARED if key not in mine)
+
+
+def load(name: str) -> Any:
+    """The objective's class, imported only now.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    refuse_unknown([name], OBJECTIVES, "params.yaml, distill.objective")
+    return getattr(import_module(f"{__name__}.{name}"), OBJECTIVES[name])
+
+
+def field_names(name: str) -> list[str]:
+    """The fields of an objective."""
+    return [field.name for field in fields(load(name))]
+
+
+def refuse_unknown(names: Iterable[str], known: Iterable[str], place: str) -> None:
+    """Raise ValueError for the first name that is not known, with the nearest known one and the list."""
+    known = list(known)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f" (did you mean '{near[0]}'?)" if near else ""
+            raise ValueError(f"{place}: unknown '{name}'{hint}; known: {', '.join(known)}")
+
+
+def check_number(value: Any, place: str, low: float, high: float = float("inf"), *, open_low: bool = False) -> None:
+    """Raise ValueError unless `value` is a number in [low, high], or in (low, high] with `open_low`."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        hint = " (YAML reads 1e-3 as text: write 1.0e-3)" if isinstance(value, str) else ""
+        raise ValueError(f"params.yaml, {place}: must be a number, got {value!r}{hint}")
+    if not (low < value if open_low else low <= value) or not value <= high:
+        rule = f"{'above' if open_low else 'at least'} {low:g}" + (
+            "" if high == float("inf") else f", at most {high:g}"
+        )
+        raise ValueError(f"params.yaml, {place}: {value!r} must be {rule}")
+
+
+def check_choice(value: Any, place: str, known: Iterable[Any]) -> None:
+    """Raise ValueError unless `value` is one of `known`."""
+    known = list(known)
+    if not any(value is k or (isinstance(k, str) and value == k) for k in known):
+        near = difflib.get_close_matches(str(value), [k for k in known if isinstance(k, str)], n=1)
+        hint = f" (did you mean '{near[0]}'?)" if near else ""
+        raise ValueError(f"params.yaml, {place}: {value!r} is not one of {', '.join(map(str, known))}{hint}")

@@ -1,0 +1,135 @@
+"""Flow-Anchored Consistency Models (Peng et al. 2025, arXiv 2507.03738), Algorithm 1.
+
+    L_FACM = L_FM + L_CM    (Eq. 8)
+
+One network learns the flow's velocity v, the anchor, at c_FM, and the average velocity to the data, the shortcut, at
+c_CM. Time as everywhere: t = 1 is data.
+
+Paper: squared errors are sums; Algorithm 1 has no clamp, the text has; it is not said what carries a gradient.
+Published code (ali-vilab/FACM, losses.py): means; g clamped to [-1, 1] before alpha; v, dF_dt, g, v_tar and the
+denominator of eq. 18 carry none. Here: as the code, each an option.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from facm.flow import c_cm, c_fm, check_conditioning, expand
+from facm.losses import Cosine, Reduction, norm_l2, squared_error, velocity_loss
+from facm.objectives import check_choice, check_number
+from facm.point import FTheta, Point, Query
+from facm.schedules import WEIGHTINGS, TimeSampler, weighting
+
+
+@dataclass(frozen=True, kw_only=True)
+class FACM:
+    """The FACM loss.
+
+    Attributes:
+        conditioning: expanded (t | 2 - t) or auxiliary ((t, 1) | (t, t)), Sec. 3.2.2.
+        alpha: relaxation alpha(t) of eq. 12, a name of `facm.schedules.WEIGHTINGS`.
+        beta: weight beta(t) of eq. 14, the same way.
+        p: exponent of the weighting 1 - t^p, above 0.
+        anchor: weight of L_FM in eq. 8; 0: no anchor, and its pass is not made.
+        clamp: g is clamped to [-clamp, clamp]; None: it is not.
+        norm_c: c of eq. 18, above 0.
+        norm_q: exponent of its denominator, 0 to 1.
+        norm_sg_denominator: its denominator carries no gradient.
+        reduction: mean | sum of the squared errors over a sample.
+        cosine: auto | channel | sample | none, L_cos of eq. 10.
+        cosine_eps: least norm in L_cos, above 0.
+
+    Raises:
+        ValueError: a value that breaks its rule; the message names value, rule and key.
+    """
+
+    conditioning: str = "expanded"
+    alpha: str = "power"
+    beta: str = "cos"
+    p: float = 0.5
+    anchor: float = 1.0
+    clamp: float | None = 1.0
+    norm_c: float = 1e-3
+    norm_q: float = 0.5
+    norm_sg_denominator: bool = True
+    reduction: Reduction = "mean"
+    cosine: Cosine = "auto"
+    cosine_eps: float = 1e-3
+
+    normals: ClassVar[int] = 1
+    samplers: ClassVar[tuple[str, ...]] = ("consistency", "euler", "heun")
+    terms: ClassVar[tuple[str, ...]] = ("fm", "cm")
+
+    def __post_init__(self) -> None:
+        check_conditioning(self.conditioning, "distill.conditioning")
+        if self.conditioning == "plain":
+            raise ValueError(
+                "params.yaml, distill.conditioning: 'plain' asks v and v_bar alike, FACM needs two formats"
+            )
+        check_choice(self.alpha, "distill.alpha", WEIGHTINGS)
+        check_choice(self.beta, "distill.beta", WEIGHTINGS)
+        check_number(self.p, "distill.p", 0, open_low=True)
+        check_number(self.anchor, "objectives.facm.anchor", 0)
+        if self.clamp is not None:
+            check_number(self.clamp, "objectives.facm.clamp (null: no clamp)", 0, open_low=True)
+        check_number(self.norm_c, "objectives.facm.norm_c", 0, open_low=True)
+        check_number(self.norm_q, "objectives.facm.norm_q", 0, 1)
+        check_choice(self.norm_sg_denominator, "objectives.facm.norm_sg_denominator", (True, False))
+        check_choice(self.reduction, "objectives.facm.reduction", ("mean", "sum"))
+        check_choice(self.cosine, "objectives.facm.cosine", ("auto", "channel", "sample", "none"))
+        check_number(self.cosine_eps, "objectives.facm.cosine_eps", 0, open_low=True)
+
+    def times(self, n: Tensor, time: TimeSampler) -> dict[str, Tensor]:
+        """Standard normals n (B, 1) -> t (B,) (Algorithm 1, line 1)."""
+        return {"t": time(n[:, 0])}
+
+    def __call__(self, F_theta: FTheta, point: Point, *, step: int) -> dict[str, Tensor]:
+        """Return L_FM and L_CM, each (B,) (Eq. 8, Algorithm 1).
+
+        Args:
+            F_theta: the student.
+            point: x_t (B, ...), t (B,), v like x_t, y (B,) or None.
+            step: optimizer step, of no use here.
+        """
+        x_t, t, v, y = point.x_t, point.t, point.v, point.y
+        cm, fm = c_cm(t, self.conditioning), c_fm(t, self.conditioning)  # line 2
+        shortcut = Query(x_t, cm.t, y, cm.r, dx=v, dt=1.0)  # tangents (v, 1), Eq. 17
+        if self.anchor == 0:
+            ((F_cm, dF_dt),) = F_theta(shortcut)
+            return {"fm": torch.zeros_like(t), "cm": self.cm(F_cm, dF_dt, v, t)}
+        F_fm, (F_cm, dF_dt) = F_theta(Query(x_t, fm.t, y, fm.r), shortcut)  # lines 5, 6
+        return {"fm": self.anchor * self.fm(F_fm, v), "cm": self.cm(F_cm, dF_dt, v, t)}  # line 9
+
+    def fm(self, F_fm: Tensor, v: Tensor) -> Tensor:
+        """Return L_FM = |F_FM - v|^2 + L_cos(F_FM, v), (B,): the anchor (Eq. 10)."""
+        return velocity_loss(F_fm, v, cosine=self.cosine, eps=self.cosine_eps, reduction=self.reduction)
+
+    def cm(self, F_cm: Tensor, dF_dt: Tensor, v: Tensor, t: Tensor) -> Tensor:
+        """Return L_CM = beta(t) L_norm(F_CM, v_tar), (B,): the accelerator (Eq. 14).
+
+        Args:
+            F_cm: the student at c_CM, (B, ...); the only argument that carries a gradient.
+            dF_dt: its total derivative, like F_cm.
+            v: target velocity, like F_cm.
+            t: (B,).
+        """
+        beta = weighting(self.beta, self.p, "distill.beta")
+        v_tar = self.target(F_cm, self.residual(F_cm, dF_dt, v, t), t)
+        e = squared_error(F_cm, v_tar, self.reduction)
+        return beta(t) * norm_l2(e, self.norm_c, self.norm_q, sg_denominator=self.norm_sg_denominator)
+
+    def residual(self, F_cm: Tensor, dF_dt: Tensor, v: Tensor, t: Tensor) -> Tensor:
+        """Return g = sg(F_CM) - (v + (1 - t) dF_dt), clamped, like F_cm; no gradient (Eq. 11, line 7)."""
+        v_bar = v.detach() + (1 - expand(t, v)) * dF_dt.detach()
+        g = F_cm.detach() - v_bar
+        return g if self.clamp is None else g.clamp(-self.clamp, self.clamp)
+
+    def target(self, F_cm: Tensor, g: Tensor, t: Tensor) -> Tensor:
+        """Return v_tar = sg(F_CM) - alpha(t) g, like F_cm; no gradient (Eq. 12).
+
+        Without a clamp this is line 8, (1 - alpha) sg(F_CM) + alpha v_bar (Eq. 13).
+        """
+        alpha = weighting(self.alpha, self.p, "distill.alpha")
+        return F_cm.detach() - expand(alpha(t), g) * g

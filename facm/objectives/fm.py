@@ -1,0 +1,86 @@
+"""Flow matching, plain or with mixed conditioning (arXiv 2507.03738, Eq. 1, 10 and App. A.3a).
+
+The teacher's objective, and, as a student's, the control that learns no shortcut. A share of the samples is asked in
+the FM format, the others in the CM format, all for the same velocity v; the network then starts a distillation with the
+right velocity at both.
+
+Paper: "for 50% of samples". Published code (ldit/transport.py): the second half of each process's batch. Here: drawn
+for each sample, because halves would tie the format to the order of the batch.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from facm.flow import Condition, c_cm, c_fm, check_conditioning
+from facm.losses import Cosine, velocity_loss
+from facm.objectives import check_choice, check_number
+from facm.point import FTheta, Point, Query
+from facm.schedules import TimeSampler
+
+
+@dataclass(frozen=True, kw_only=True)
+class FM:
+    """The flow-matching loss.
+
+    Attributes:
+        conditioning: plain (t), expanded (t | 2 - t) or auxiliary ((t, 1) | (t, t)).
+        fraction: share of samples asked in the FM format, 0 to 1; of no effect with plain conditioning.
+        cosine: auto | channel | sample | none, L_cos of eq. 10; none leaves eq. 1.
+        cosine_eps: least norm in L_cos, above 0.
+
+    Raises:
+        ValueError: a value that breaks its rule; the message names value, rule and key.
+    """
+
+    conditioning: str = "expanded"
+    fraction: float = 0.5
+    cosine: Cosine = "auto"
+    cosine_eps: float = 1e-3
+
+    normals: ClassVar[int] = 2
+    samplers: ClassVar[tuple[str, ...]] = ("euler", "heun")
+    terms: ClassVar[tuple[str, ...]] = ("fm",)
+
+    def __post_init__(self) -> None:
+        check_conditioning(self.conditioning)
+        check_number(self.fraction, "teacher.fraction or objectives.fm.fraction", 0, 1)
+        check_choice(self.cosine, "teacher.cosine or objectives.fm.cosine", ("auto", "channel", "sample", "none"))
+        check_number(self.cosine_eps, "teacher.cosine_eps or objectives.fm.cosine_eps", 0, open_low=True)
+
+    def times(self, n: Tensor, time: TimeSampler) -> dict[str, Tensor]:
+        """Standard normals n (B, 2) -> t (B,), and r (B,) that names the format: r = t in the FM format, else 1.
+
+        The second normal decides: a sample is asked in the FM format where it is below Phi^-1(fraction).
+        """
+        t = time(n[:, 0])
+        bound = torch.special.ndtri(torch.tensor(self.fraction, dtype=torch.float64)).item()  # -inf at 0, inf at 1
+        return {"t": t, "r": torch.where(n[:, 1] < bound, t, torch.ones_like(t))}
+
+    def __call__(self, F_theta: FTheta, point: Point, *, step: int) -> dict[str, Tensor]:
+        """Return L_FM = |F - v|^2 + L_cos(F, v), (B,), each sample in its format (Eq. 10, App. A.3a).
+
+        Args:
+            F_theta: the network.
+            point: x_t (B, ...), t and r (B,) as `times` gave them, v like x_t, y (B,) or None.
+            step: optimizer step, of no use here.
+        """
+        c = self.condition(point.t, point.r)
+        (F,) = F_theta(Query(point.x_t, c.t, point.y, c.r))
+        return {"fm": velocity_loss(F, point.v, cosine=self.cosine, eps=self.cosine_eps)}
+
+    def condition(self, t: Tensor, r: Tensor | None) -> Condition:
+        """c_FM where r = t, else c_CM.
+
+        Raises:
+            ValueError: no r.
+        """
+        if r is None:
+            raise ValueError(
+                "FM needs r, which says in which format each sample is asked: give the r that `times` made"
+            )
+        cm, fm = c_cm(t, self.conditioning), c_fm(t, self.conditioning)
+        auxiliary = fm.r is not None and cm.r is not None
+        return Condition(torch.where(r == t, fm.t, cm.t), r if auxiliary else None)

@@ -1,0 +1,299 @@
+"""params.yaml as frozen dataclasses: one per top-level key, every key required, every unknown key refused.
+
+The file is the only configuration. What a key means, its unit and its place in the paper stand in presets/base.yaml;
+here stand its type and range. Blocks of one method or network (`objectives.<name>`, `backbones.<name>`) are kept as
+plain mappings: the class that they are for checks them, so that a new method needs no line here.
+"""
+
+import difflib
+import types
+import typing
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+
+PATH = "params.yaml"
+
+
+class ParamsError(ValueError):
+    """A value in params.yaml that cannot be run; the message names value, rule and place."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Closed interval; `exclusive_low` leaves the lower end out."""
+
+    low: float | None = None
+    high: float | None = None
+    exclusive_low: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above = self.low is None or (value > self.low if self.exclusive_low else value >= self.low)
+        return above and (self.high is None or value <= self.high)
+
+    def __str__(self) -> str:
+        low = "-inf" if self.low is None else f"{self.low:g}"
+        high = "inf" if self.high is None else f"{self.high:g}"
+        return f"{'(' if self.exclusive_low or self.low is None else '['}{low}, {high}{')' if self.high is None else ']'}"
+
+
+Count = Annotated[int, Range(low=1)]
+Seed = Annotated[int, Range(low=0)]
+Fraction = Annotated[float, Range(0.0, 1.0)]
+Positive = Annotated[float, Range(low=0.0, exclusive_low=True)]
+NonNegative = Annotated[float, Range(low=0.0)]
+Scale = Annotated[float, Range(low=1.0)]
+Cosine = Literal["auto", "channel", "sample", "none"]
+
+
+@dataclass(frozen=True)
+class Data:
+    name: str
+    root: str | None
+    fingerprint: str | None
+
+
+@dataclass(frozen=True)
+class Reference:
+    features: str
+    seed: Seed
+    num: Count
+
+
+@dataclass(frozen=True)
+class Latents:
+    codec: str
+    flip: bool
+    shard_size: Count
+    batch_size: Count
+
+
+@dataclass(frozen=True)
+class Backbone:
+    name: str
+
+
+@dataclass(frozen=True)
+class Time:
+    sampler: str
+    mean: float
+    std: Positive
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    lr: Positive
+    betas: tuple[Fraction, Fraction]
+    weight_decay: NonNegative
+    warmup: Annotated[int, Range(low=0)]
+    schedule: Literal["constant", "cosine"]
+    clip: Positive
+
+
+@dataclass(frozen=True)
+class Ema:
+    sigma_rels: tuple[Annotated[float, Range(0.0, 0.28, exclusive_low=True)], ...]
+    sigma_rel: Annotated[float, Range(0.0, 0.28, exclusive_low=True)]
+    snapshots: Count
+
+
+@dataclass(frozen=True)
+class Teacher:
+    stage: str
+    init: str | None
+    init_sha256: str | None
+    conditioning: Literal["plain", "expanded", "auxiliary"]
+    fraction: Fraction
+    cosine: Cosine
+    cosine_eps: Positive
+    steps: Count
+    batch_size: Count
+    seed: Seed
+    label_dropout: Fraction
+    dropout: Annotated[float, Range(0.0, 0.99)]
+    time: Time
+    optimizer: Optimizer
+    ema: Ema
+
+
+@dataclass(frozen=True)
+class Distill:
+    objective: str
+    mode: Literal["distill", "scratch"]
+    teacher: str
+    init: str | None
+    init_sha256: str | None
+    conditioning: Literal["expanded", "auxiliary"]
+    alpha: str
+    beta: str
+    p: Positive
+    w: Scale
+    t_low: Fraction
+    t_high: Fraction
+    teacher_condition: Literal["t", "fm"]
+    scratch_form: Literal["paper", "code"]
+    scratch_condition: Literal["fm", "t"]
+    scratch_source: Literal["online", "ema"]
+    derivative: Literal["dual", "func"]
+    steps: Count
+    batch_size: Count
+    seed: Seed
+    label_dropout: Fraction
+    dropout: Annotated[float, Range(0.0, 0.99)]
+    time: Time
+    optimizer: Optimizer
+    ema: Ema
+
+
+@dataclass(frozen=True)
+class Baseline:
+    sampler: Literal["euler", "heun"]
+    steps: Count
+    w: Scale
+    t_low: Fraction
+    t_high: Fraction
+    shift: NonNegative
+    num: Count
+    seed: Seed
+    batch_size: Count
+
+
+@dataclass(frozen=True)
+class Sample:
+    num: Count
+    nfe: tuple[Count, ...]
+    sampler: str
+    t_grid: tuple[tuple[Fraction, ...], ...] | None
+    shift: NonNegative
+    seed: Seed
+    sigma_rel: Annotated[float, Range(0.0, 0.28, exclusive_low=True)] | None
+    batch_size: Count
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    baseline: str
+    copies: bool
+    kid_subsets: Count
+
+
+@dataclass(frozen=True)
+class Runtime:
+    threads: Count
+    save_every: Count
+    log_every: Count
+
+
+@dataclass(frozen=True)
+class Params:
+    data: Data
+    reference: Reference
+    latents: Latents
+    backbone: Backbone
+    backbones: dict[str, dict[str, Any]]
+    teacher: Teacher
+    baseline: Baseline
+    distill: Distill
+    objectives: dict[str, dict[str, Any]]
+    sample: Sample
+    evaluate: Evaluate
+    runtime: Runtime
+
+
+def read(path: str | Path = PATH) -> Params:
+    """Read and check types, ranges and keys of a params.yaml.
+
+    Raises:
+        ParamsError: missing file, no YAML, or a key or value that breaks its rule; the message names the place.
+    """
+    return parse(raw(path))
+
+
+def raw(path: str | Path = PATH) -> dict[str, Any]:
+    """The file's plain mappings, as recorded in checkpoints."""
+    try:
+        loaded = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise ParamsError(f"{path} is missing: write it with `python -m facm.preset digits`") from None
+    except yaml.YAMLError as error:
+        raise ParamsError(f"{path} is no valid YAML: {error}") from None
+    if not isinstance(loaded, dict):
+        raise ParamsError(f"{path} must hold a mapping, it holds {type(loaded).__name__}")
+    return loaded
+
+
+def parse(mapping: dict[str, Any]) -> Params:
+    """Plain mappings -> Params; raises ParamsError as `read` does."""
+    return _convert(mapping, Params, "")
+
+
+def refuse_unknown(given: typing.Iterable[str], known: typing.Iterable[str], where: str) -> None:
+    """Raise ParamsError for the first name that is not known, with the nearest known one and the list."""
+    known = list(known)
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f" (did you mean '{near[0]}'?)" if near else ""
+            raise ParamsError(f"{PATH}, {where or 'top level'}: unknown '{name}'{hint}; known: {', '.join(known)}")
+
+
+def _convert(value: Any, kind: Any, where: str) -> Any:
+    """One value to its declared type, or a ParamsError that names `where`."""
+    if is_dataclass(kind):
+        return _convert_mapping(value, typing.cast(type, kind), where)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        converted = _convert(value, arguments[0], where)
+        if converted not in arguments[1]:
+            raise ParamsError(f"{PATH}, {where}: {value!r} is outside {arguments[1]}")
+        return converted
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _convert(value, next(a for a in arguments if a is not type(None)), where)
+    if origin is Literal:
+        if not isinstance(value, str) or value not in arguments:
+            near = difflib.get_close_matches(str(value), arguments, n=1)
+            hint = f" (did you mean '{near[0]}'?)" if near else ""
+            raise ParamsError(f"{PATH}, {where}: {value!r} is not one of {', '.join(arguments)}{hint}")
+        return value
+    if origin is tuple:
+        return _convert_list(value, arguments, where)
+    if origin is dict:
+        if not isinstance(value, dict) or not all(isinstance(v, dict) for v in value.values()):
+            raise ParamsError(f"{PATH}, {where}: must hold one block of constants per name, got {value!r}")
+        return value
+    return _convert_scalar(value, kind, where)
+
+
+def _convert_mapping(value: Any, kind: type, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ParamsError(f"{PATH}, {where}: must be a block of keys, got {value!r}")
+    hints = typing.get_type_hints(kind, include_extras=True)
+    names = [field.name for field in fields(kind)]
+    refuse_unknown(value, names, where)
+    for name in names:
+        if name not in value:
+            raise ParamsError(f"{PATH}, {where or 'top level'}: '{name}' is missing; presets/base.yaml has its default")
+    return kind(**{name: _convert(value[name], hints[name], f"{where}.{name}" if where else name) for name in names})
+
+
+def _convert_list(value: Any, arguments: tuple[Any, ...], where: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)) or not value:
+        raise ParamsError(f"{PATH}, {where}: must be a list with at least one entry, got {value!r}")
+    if arguments[-1] is Ellipsis:
+        arguments = (arguments[0],) * len(value)
+    if len(value) != len(arguments):
+        raise ParamsError(f"{PATH}, {where}: must have {len(arguments)} entries, got {value!r}")
+    return tuple(_convert(v, a, f"{where}[{i}]") for i, (v, a) in enumerate(zip(value, arguments, strict=True)))
+
+
+def _convert_scalar(value: Any, kind: type, where: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        hint = " (YAML reads 1e-3 as text: write 1.0e-3)" if kind is float and isinstance(value, str) else ""
+        raise ParamsError(f"{PATH}, {where}: must be {kind.__name__}, got {value!r}{hint}")
+    if kind is float and value != value:
+        raise ParamsError(f"{PATH}, {where}: must be a number, got nan")
+    return value

@@ -1,0 +1,111 @@
+"""Where in time a loss is asked and how much it weighs there (arXiv 2507.03738, Eq. 20, Table 4).
+
+Times t in [0, 1], t = 1 is data. Samplers turn standard normals, drawn by the caller, into times: nothing random here.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def arctan_lognormal(n: Tensor, mean: float, std: float) -> Tensor:
+    """Return t = 1 - (2 / pi) arctan(sigma), ln(sigma) = mean + std n (Eq. 20). n standard normal, any shape."""
+    return 1 - 2 / math.pi * torch.arctan(torch.exp(mean + std * n))
+
+
+def logit_normal(n: Tensor, mean: float, std: float) -> Tensor:
+    """Return t = 1 - s, logit(s) = mean + std n. n standard normal, any shape.
+
+    Orientation of eq. 20 and of the published code's `t_type=log`: a negative mean favours the data end. LightningDiT
+    takes t = s with mean 0, which is the same distribution.
+    """
+    return torch.sigmoid(-(mean + std * n))
+
+
+def uniform(n: Tensor, mean: float, std: float) -> Tensor:
+    """Return t = Phi(n), uniform on [0, 1] for standard normal n of any shape; mean and std have no part in it."""
+    return torch.special.ndtr(n)
+
+
+TIME_SAMPLERS: dict[str, Callable[[Tensor, float, float], Tensor]] = {
+    "arctan_lognormal": arctan_lognormal,
+    "logit_normal": logit_normal,
+    "uniform": uniform,
+}
+
+
+@dataclass(frozen=True)
+class TimeSampler:
+    """A named distribution of t with its two constants; `place` is where params.yaml names it.
+
+    Raises:
+        ValueError: unknown name, or std not positive.
+    """
+
+    name: str = "arctan_lognormal"
+    mean: float = -0.8
+    std: float = 1.6
+    place: str = "distill.time"
+
+    def __post_init__(self) -> None:
+        if self.name not in TIME_SAMPLERS:
+            known = ", ".join(TIME_SAMPLERS)
+            raise ValueError(f"params.yaml, {self.place}.sampler: {self.name!r} is not one of {known}")
+        if not self.std > 0:
+            raise ValueError(f"params.yaml, {self.place}.std: {self.std!r} must be above 0")
+
+    def __call__(self, n: Tensor) -> Tensor:
+        """Standard normals n (B,) -> times t (B,) in [0, 1]."""
+        return TIME_SAMPLERS[self.name](n, self.mean, self.std)
+
+
+def one(t: Tensor, p: float) -> Tensor:
+    """Return 1 for every t (B,)."""
+    return torch.ones_like(t)
+
+
+def power(t: Tensor, p: float) -> Tensor:
+    """Return 1 - t^p for t (B,) in [0, 1]."""
+    return 1 - t**p
+
+
+def cos(t: Tensor, p: float) -> Tensor:
+    """Return cos(pi t / 2) for t (B,) in [0, 1]; p has no part in it."""
+    return torch.cos(math.pi / 2 * t)
+
+
+WEIGHTINGS: dict[str, Callable[[Tensor, float], Tensor]] = {"one": one, "power": power, "cos": cos}
+
+
+def weighting(name: str, p: float, place: str = "distill.alpha") -> Callable[[Tensor], Tensor]:
+    """Return the weighting t (B,) -> (B,) in [0, 1] called `name`, a candidate for alpha(t) or beta(t) (Table 4).
+
+    Args:
+        name: one of WEIGHTINGS.
+        p: exponent of `power`, above 0.
+        place: key of params.yaml that holds the name.
+
+    Raises:
+        ValueError: unknown name, or p not positive.
+    """
+    if name not in WEIGHTINGS:
+        raise ValueError(f"params.yaml, {place}: {name!r} is not one of {', '.join(WEIGHTINGS)}")
+    if not p > 0:
+        raise ValueError(f"params.yaml, distill.p: {p!r} must be above 0")
+    return lambda t: WEIGHTINGS[name](t, p)
+
+
+def shift(t: Tensor, s: float) -> Tensor:
+    """Return t' = s t / (1 + (s - 1) t), which crowds a time grid towards the noise for s < 1; s = 0 and s = 1: t.
+
+    Source: LightningDiT, transport/integrators.py, where 0 switches the shift off.
+
+    Raises:
+        ValueError: negative s.
+    """
+    if s < 0:
+        raise ValueError(f"params.yaml, baseline.shift or sample.shift: {s!r} must not be negative")
+    return t if s == 0 else s * t / (1 + (s - 1) * t)

@@ -1,0 +1,64 @@
+"""The student as an objective sees it: queries in, values and total derivatives out (arXiv 2507.03738, Algorithm 1)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from facm.derivative import total_derivative
+from facm.point import Answers, Network, Query
+
+
+class Student:
+    """`F_theta(*queries)` -> one answer per query, in order: F, or (F, dF_dt) where the query has dx.
+
+    F has a graph where `query.grad`; dF_dt never has one. While the network is in train mode, every query is answered
+    from random numbers seeded by `seed`, so that all passes of a step share their dropout masks; the global generators
+    are left as they were. Paper: not said. Published code: saves and restores the state of the CUDA generator.
+
+    Args:
+        network: F(x, t, y, r).
+        method: dual | func, see `facm.derivative.total_derivative`.
+        seed: of the dropout masks; the training loop sets one per step.
+    """
+
+    def __init__(self, network: Network, method: str = "dual", seed: int = 0) -> None:
+        self.network, self.method, self.seed = network, method, seed
+
+    def __call__(self, *queries: Query) -> Answers:
+        """Answer several queries of one step."""
+        return tuple(self._answer(query) for query in queries)
+
+    def _answer(self, query: Query) -> Any:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and query.grad), self._same_masks(query.x.device):
+            if query.dx is None:
+                return self.network(query.x, query.t, query.y, query.r)
+            return total_derivative(
+                self.network,
+                query.x,
+                query.t,
+                query.y,
+                query.r,
+                dx=query.dx,
+                dt=_tangent(query.dt, query.t),
+                dr=None if query.r is None else _tangent(query.dr, query.r),
+                method=self.method,
+            )
+
+    @contextmanager
+    def _same_masks(self, device: torch.device) -> Iterator[None]:
+        """Seed the generators of the CPU and of `device` for one pass, and put them back afterwards."""
+        if not getattr(self.network, "training", False):
+            yield
+            return
+        devices = [] if device.type == "cpu" else [device]
+        with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
+            torch.manual_seed(self.seed)
+            yield
+
+
+def _tangent(value: Tensor | float | None, like: Tensor) -> Tensor:
+    """A tangent (B,): a number stands for all samples, None for zero."""
+    return value if isinstance(value, Tensor) else torch.full_like(like, value or 0.0)
