@@ -1,16 +1,15 @@
-"""Everything in params.yaml that can be refused before any work: names against registries, blocks against their classes.
+"""Everything in params.yaml that can be refused before any work: names against registries, blocks against classes.
 
 `python -m facm.check` does the same from the shell. Every stage calls `read` first, for the whole file, so that a
 mistake under `distill` is told before the teacher is trained.
 """
 
-import difflib
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from facm import backbones, codecs, data, features, objectives, params, samplers
+from facm.names import refuse_unknown
 from facm.params import PATH, Params, ParamsError
 from facm.schedules import TIME_SAMPLERS
 from facm.velocity import Guidance
@@ -34,14 +33,14 @@ def read(path: str | Path = PATH) -> Params:
 
 def check(p: Params) -> None:
     """Raise ValueError (ParamsError) for the first rule that is broken."""
-    known(p.data.name, data.DATASETS, "data.name")
-    known(p.reference.features, features.FEATURES, "reference.features")
-    known(p.latents.codec, codecs.CODECS, "latents.codec")
-    known(p.backbone.name, backbones.BACKBONES, "backbone.name")
-    known(p.distill.objective, objectives.OBJECTIVES, "distill.objective")
-    known(p.sample.sampler, samplers.SAMPLERS, "sample.sampler")
+    refuse_unknown([p.data.name], data.DATASETS, f"{PATH}, data.name")
+    refuse_unknown([p.reference.features], features.FEATURES, f"{PATH}, reference.features")
+    refuse_unknown([p.latents.codec], codecs.CODECS, f"{PATH}, latents.codec")
+    refuse_unknown([p.backbone.name], backbones.BACKBONES, f"{PATH}, backbone.name")
+    refuse_unknown([p.distill.objective], objectives.OBJECTIVES, f"{PATH}, distill.objective")
+    refuse_unknown([p.sample.sampler], samplers.SAMPLERS, f"{PATH}, sample.sampler")
     for name, block in (("teacher", p.teacher), ("distill", p.distill)):
-        known(block.time.sampler, TIME_SAMPLERS, f"{name}.time.sampler")
+        refuse_unknown([block.time.sampler], TIME_SAMPLERS, f"{PATH}, {name}.time.sampler")
         if block.ema.sigma_rel not in block.ema.sigma_rels:
             raise ParamsError(f"{PATH}, {name}.ema.sigma_rel: {block.ema.sigma_rel} must be one of sigma_rels")
         if (block.init is None) != (block.init_sha256 is None):
@@ -53,15 +52,6 @@ def check(p: Params) -> None:
     _check_sampling(p, objective)
 
 
-def known(name: str, registry: Iterable[str], place: str) -> None:
-    """Raise ParamsError, with the list and the nearest name, unless `name` is in the registry."""
-    names = sorted(registry)
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f" (did you mean '{near[0]}'?)" if near else ""
-        raise ParamsError(f"{PATH}, {place}: unknown '{name}'{hint}; known: {', '.join(names)}")
-
-
 def build_objective(p: Params) -> Any:
     """The objective that `distill` names, with its constants checked.
 
@@ -70,7 +60,9 @@ def build_objective(p: Params) -> Any:
     """
     name = p.distill.objective
     if name not in p.objectives:
-        raise ParamsError(f"{PATH}, objectives: no block '{name}' for distill.objective; presets/base.yaml has its default")
+        raise ParamsError(
+            f"{PATH}, objectives: no block '{name}' for distill.objective; presets/base.yaml has its default"
+        )
     return objectives.build(name, p.objectives[name], shared(p))
 
 
@@ -79,15 +71,15 @@ def shared(p: Params) -> dict[str, Any]:
     return {name: getattr(p.distill, name) for name in ("conditioning", "alpha", "beta", "p")}
 
 
-def backbone_constants(p: Params) -> dict[str, Any]:
-    """The block of the chosen backbone.
+def backbone(p: Params) -> tuple[str, dict[str, Any]]:
+    """Name and constants of the chosen backbone.
 
     Raises:
         ParamsError: there is none.
     """
     if p.backbone.name not in p.backbones:
         raise ParamsError(f"{PATH}, backbones: no block '{p.backbone.name}' for backbone.name")
-    return p.backbones[p.backbone.name]
+    return p.backbone.name, p.backbones[p.backbone.name]
 
 
 def writable(*folders: str | Path) -> None:
@@ -97,12 +89,14 @@ def writable(*folders: str | Path) -> None:
         while not place.exists():
             place = place.parent
         if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-            raise PermissionError(f"{place} cannot be written, but {folder} must be made there: change its owner or mode")
+            raise PermissionError(
+                f"{place} cannot be written, but {folder} must be made there: change its owner or mode"
+            )
 
 
 def _check_stages(p: Params) -> None:
     distill = p.distill
-    backbone_constants(p)
+    backbone(p)
     Guidance(w=distill.w, t_low=distill.t_low, t_high=distill.t_high)
     if p.baseline.t_low > p.baseline.t_high:
         raise ParamsError(f"{PATH}, baseline: t_low {p.baseline.t_low} must not exceed t_high {p.baseline.t_high}")

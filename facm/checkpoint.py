@@ -4,7 +4,6 @@ Loading needs no params.yaml: config.json tells the backbone and its constants, 
 latent statistics, the objective and the samplers that fit it, step, params and versions.
 """
 
-import hashlib
 import json
 import os
 import platform
@@ -18,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from facm import backbones, ema
+from facm import backbones, ema, files
+from facm.data.latents import LatentSet
 
 EXTRA_EMBEDDERS = ("r_embedder.",)  # what a student may have beyond its teacher; zero-initialised
 
@@ -71,6 +71,45 @@ class Config:
         )
 
 
+def describe(
+    kind: str,
+    latents: LatentSet,
+    backbone: tuple[str, dict[str, Any]],
+    objective: Any,
+    settings: Any,
+    params: dict[str, Any],
+) -> Config:
+    """Config of a network about to be trained.
+
+    Args:
+        kind: teacher | student.
+        latents: what it is trained on; tells shape, classes, codec and statistics.
+        backbone: name and constants.
+        objective: tells conditioning and samplers.
+        settings: params.teacher or params.distill.
+        params: the whole params.yaml as plain mappings, recorded.
+    """
+    return Config(
+        kind=kind,
+        backbone=backbone[0],
+        constants=backbone[1],
+        shape=tuple(latents.shape),
+        num_classes=latents.num_classes,
+        conditioning=objective.conditioning,
+        fraction=getattr(objective, "fraction", 1.0),
+        codec=latents.codec,
+        mean=latents.mean.tolist(),
+        std=latents.std.tolist(),
+        objective=type(objective).__name__.lower(),
+        samplers=list(objective.samplers),
+        step=settings.steps,
+        sigma_rel=settings.ema.sigma_rel,
+        params=params,
+        threads=torch.get_num_threads(),
+        versions=versions(),
+    )
+
+
 def versions() -> dict[str, str]:
     """Versions that a number may depend on."""
     return {"python": platform.python_version(), "torch": str(torch.__version__), "machine": platform.machine()}
@@ -108,7 +147,9 @@ def read_config(folder: str | Path) -> Config:
     try:
         described = json.loads(path.read_text())
     except FileNotFoundError:
-        raise CheckpointError(f"{folder} is no checkpoint: {path} is missing; `dvc pull` or `dvc repro` brings it") from None
+        raise CheckpointError(
+            f"{folder} is no checkpoint: {path} is missing; `dvc pull` or `dvc repro` brings it"
+        ) from None
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{path} is damaged ({error}): remove {folder} and run `dvc repro`") from None
     names = {field.name for field in fields(Config)}
@@ -143,7 +184,9 @@ def load(folder: str | Path, sigma_rel: float | None = None) -> tuple[nn.Module,
     """
     config = read_config(folder)
     network = config.build()
-    weights = synthesize(folder, sigma_rel) if sigma_rel is not None else read_weights(Path(folder) / "model.safetensors")
+    weights = (
+        synthesize(folder, sigma_rel) if sigma_rel is not None else read_weights(Path(folder) / "model.safetensors")
+    )
     try:
         network.load_state_dict(weights, strict=True)
     except RuntimeError as error:
@@ -195,7 +238,63 @@ def transfer(network: nn.Module, weights: dict[str, Tensor], where: str) -> None
     network.load_state_dict(own | weights, strict=True)
 
 
+def start_from(network: nn.Module, config: Config, folder: str | Path, expected: str | None) -> None:
+    """Load the first weights of a training from another checkpoint.
+
+    Args:
+        network: built from `config`.
+        config: of the training that starts.
+        folder: the other checkpoint.
+        expected: sha256 of its weights, pinned in params.yaml.
+
+    Raises:
+        CheckpointError: another width, class count, codec or latent statistics, other weights than the pinned ones.
+    """
+    other = read_config(folder)
+    check_fits(config, other, folder)
+    weights = Path(folder) / "model.safetensors"
+    found = sha256(weights) if weights.exists() else "no file"
+    if found != (expected or other.sha256):
+        raise CheckpointError(
+            f"{weights} has sha256 {found}, expected is {expected or other.sha256}: it is not the checkpoint that "
+            "init_sha256 in params.yaml pins, or it is damaged (then remove the folder and run `dvc repro`)"
+        )
+    transfer(network, read_weights(weights), str(weights))
+
+
+def check_teacher(config: Config, teacher: Config, folder: str | Path, condition: str) -> None:
+    """Raise CheckpointError unless a teacher fits the student (classes, codec, statistics) and can be asked so."""
+    check_fits(config, teacher, folder)
+    if condition == "fm" and not teacher.knows_fm_format:
+        raise CheckpointError(
+            f"{folder} is a plain teacher, which knows t only: set distill.teacher_condition: t in params.yaml, "
+            "or train it with teacher.fraction above 0"
+        )
+
+
+def check_fits(config: Config, other: Config, folder: str | Path) -> None:
+    """Raise CheckpointError unless two networks live in the same latent space and know the same classes."""
+    if other.num_classes != config.num_classes:
+        raise CheckpointError(
+            f"{folder} knows {other.num_classes} classes, data/latents has {config.num_classes}: "
+            "a student cannot have other classes than its teacher; rerun the teacher, or choose another data.name"
+        )
+    for name, place in (("shape", "latents.codec"), ("codec", "latents.codec")):
+        if getattr(other, name) != getattr(config, name):
+            raise CheckpointError(
+                f"{folder} was made with {name} {getattr(other, name)!r}, data/latents with {getattr(config, name)!r}: "
+                f"set {place} in params.yaml, or rerun the teacher"
+            )
+    for name in ("mean", "std"):
+        if not torch.allclose(
+            torch.tensor(getattr(other, name)), torch.tensor(getattr(config, name)), rtol=1e-4, atol=1e-6
+        ):
+            raise CheckpointError(
+                f"{folder} was made on latents of {name} {getattr(other, name)[:4]}, data/latents has "
+                f"{getattr(config, name)[:4]}: both must be normalised alike; use the teacher's data/latents"
+            )
+
+
 def sha256(path: str | Path) -> str:
     """Content hash of a file, hexadecimal."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return files.sha256(Path(path))

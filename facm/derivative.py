@@ -5,7 +5,7 @@ torch.compile". Published code: torch.func.jvp with grad, which records a graph 
 Here: the tangent never has a graph, and the default method traces under torch.compile.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from facm.dual import Dual
-
-Network = Callable[..., Tensor]
+from facm.point import Network
 
 
 def total_derivative(
@@ -87,8 +86,7 @@ def by_func(network: Network, primals: Sequence[Tensor], tangents: Sequence[Tens
     with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
         value = network(*primals)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        _, derivative = torch.func.jvp(network, tuple(primals), tuple(tangents))
-    return value, derivative
+        return value, torch.func.jvp(network, tuple(primals), tuple(tangents))[1]
 
 
 METHODS = {"dual": by_dual, "func": by_func}

@@ -8,10 +8,11 @@ The primal is computed by the very function that was called and keeps its graph 
 computed under no_grad and never has one, because objectives use sg(dF/dt) only. Unlike torch.func.jvp, this needs
 no second primal pass, multiplies no weight by a zero tangent, and leaves the primal its fused attention.
 
-Traps: `isinstance(dual, torch.Tensor)` is False: einops and nn.MultiheadAttention refuse it. Write lists, not tuples, in
-cat and stack: torch.compile does not look into tuples. A custom autograd.Function and reentrant checkpointing do not
-dispatch to `__torch_function__`, and gradients of what they wrap would be lost silently: `_dispatch` raises for a primal
-with a graph. One without (a first layer) goes unnoticed: test that gradients are equal with and without Dual.
+Traps. `isinstance(dual, torch.Tensor)` is False: einops and nn.MultiheadAttention refuse it. For torch.compile write
+lists, not tuples, in cat and stack, and (torch 2.11 only) torch.rms_norm and torch.layer_norm for their namesakes in
+nn.functional. A custom autograd.Function and reentrant checkpointing bypass `__torch_function__`, and the gradient of
+what they wrap would be lost silently: `_dispatch` raises if the primal has a graph; if it has none yet (a first layer),
+nothing is noticed, so test that gradients are equal with and without Dual.
 
 A new operation is one function here, under `@rule("its name")`, and one line in tests/test_dual.py.
 """
@@ -50,8 +51,7 @@ def refusal(what: str) -> TypeError:
     )
 
 
-def _dispatch(func: Func, *args: Any, **kwargs: Any) -> Any:
-    name = func.__name__.removeprefix("__").removesuffix("__")
+def _dispatch(name: str, func: Func, *args: Any, **kwargs: Any) -> Any:
     if name not in RULES:
         raise refusal(name)
     if not torch.is_grad_enabled() and any(isinstance(x, Dual) and x.primal.requires_grad for x in args):
@@ -70,7 +70,8 @@ class Dual:
     A dataclass and a pytree node rather than a Tensor: DDP and FSDP2 find the tensors in it, torch.compile traces it.
 
     Attributes:
-        primal: any shape, floating dtype. Loses its graph where the Dual is made under no_grad.
+        primal: any shape, floating dtype. Loses its graph where the Dual is made under no_grad (so rules leave
+            their no_grad before they return one).
         tangent: shape and dtype of `primal`. Never has a graph: one that has is detached.
 
     Raises:
@@ -94,7 +95,7 @@ class Dual:
 
     @classmethod
     def __torch_function__(cls, func: Func, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
-        return _dispatch(func, *args, **(kwargs or {}))
+        return _dispatch(func.__name__.removeprefix("__").removesuffix("__"), func, *args, **(kwargs or {}))
 
     def __getattr__(self, name: str) -> Any:
         if hasattr(torch.Tensor, name) and not name.startswith("__"):
@@ -189,11 +190,10 @@ def _product(func: Func, a: Any, b: Any) -> Dual:
     """y = a b, dy = da b + a db; a constant costs no second product."""
     primal = func(_primal(a), _primal(b))
     with torch.no_grad():
-        if not isinstance(b, Dual):
-            return Dual(primal, func(a.tangent, b))
-        if not isinstance(a, Dual):
-            return Dual(primal, func(a, b.tangent))
-        return Dual(primal, func(a.tangent, b.primal) + func(a.primal, b.tangent))
+        terms = [func(a.tangent, _primal(b))] if isinstance(a, Dual) else []
+        terms += [func(_primal(a), b.tangent)] if isinstance(b, Dual) else []
+        tangent = sum(terms[1:], start=terms[0])
+    return Dual(primal, tangent)
 
 
 @rule("div", "true_divide", "truediv")
@@ -201,8 +201,9 @@ def _quotient(func: Func, a: Any, b: Any) -> Dual:
     """y = a / b, dy = (da - y db) / b."""
     primal = func(_primal(a), _primal(b))
     with torch.no_grad():
-        da = _tangent(a)
-        return _match(primal, (da - primal * b.tangent if isinstance(b, Dual) else da) / _primal(b))
+        numerator = _tangent(a) - primal * b.tangent if isinstance(b, Dual) else a.tangent
+        tangent = numerator / _primal(b)
+    return _match(primal, tangent)
 
 
 @rule("pow")
@@ -212,7 +213,8 @@ def _power(func: Func, x: Any, n: Any) -> Dual:
         raise refusal("pow unless its base is a Dual and its exponent a number")
     primal = func(x.primal, n)
     with torch.no_grad():
-        return Dual(primal, n * x.primal ** (n - 1) * x.tangent if n else torch.zeros_like(x.tangent))
+        tangent = n * x.primal ** (n - 1) * x.tangent if n else torch.zeros_like(x.tangent)
+    return Dual(primal, tangent)
 
 
 # Elementwise functions. A diagonal Jacobian is symmetric: ATen's backward kernel, where there is one, is also the
@@ -243,7 +245,8 @@ def _elementwise(func: Func, x: Dual, inplace: bool = False, **options: Any) -> 
         raise refusal(f"{func.__name__} with inplace=True")
     primal = func(x.primal, **options)
     with torch.no_grad():
-        return Dual(primal, DERIVATIVES[func.__name__](x.primal, primal, x.tangent, **options))
+        tangent = DERIVATIVES[func.__name__](x.primal, primal, x.tangent, **options)
+    return Dual(primal, tangent)
 
 
 # Layers.
@@ -255,7 +258,8 @@ def _affine(func: Func, x: Any, weight: Any, bias: Any = None, *args: Any, **kwa
     _only_first(func, x, weight, bias)
     primal = func(x.primal, weight, bias, *args, **kwargs)
     with torch.no_grad():
-        return Dual(primal, func(x.tangent, weight, None, *args, **kwargs))
+        tangent = func(x.tangent, weight, None, *args, **kwargs)
+    return Dual(primal, tangent)
 
 
 def _d_standardised(x: Dual, dims: tuple[int, ...], eps: float | None, centre: bool) -> Tensor:
@@ -277,7 +281,8 @@ def _norm(func: Func, x: Any, shape: Any, *weights: Any, eps: float | None, cent
     primal = func(x.primal, shape, *weights, eps)
     with torch.no_grad():
         tangent = _d_standardised(x, tuple(range(-len(shape), 0)), eps, centre)
-        return _match(primal, tangent if weights[0] is None else tangent * weights[0])
+        tangent = tangent if weights[0] is None else tangent * weights[0]
+    return _match(primal, tangent)
 
 
 @rule("rms_norm")
@@ -298,7 +303,8 @@ def _group_norm(func: Func, x: Any, groups: int, weight: Any = None, bias: Any =
     with torch.no_grad():
         grouped = Dual(x.primal, x.tangent).reshape(x.shape[0], groups, -1)
         tangent = _d_standardised(grouped, (-1,), eps, centre=True).reshape(x.shape)
-        return _match(primal, tangent if weight is None else tangent * weight.view(-1, *[1] * (x.ndim - 2)))
+        tangent = tangent if weight is None else tangent * weight.view(-1, *[1] * (x.ndim - 2))
+    return _match(primal, tangent)
 
 
 @rule("softmax")
@@ -309,7 +315,8 @@ def _softmax(func: Func, x: Dual, dim: int, dtype: torch.dtype | None = None, **
     primal = func(x.primal, dim, dtype=dtype)
     with torch.no_grad():
         weighted = primal * x.tangent
-        return _match(primal, weighted - primal * weighted.sum(dim, keepdim=True))
+        tangent = weighted - primal * weighted.sum(dim, keepdim=True)
+    return _match(primal, tangent)
 
 
 @rule("scaled_dot_product_attention")
@@ -329,7 +336,8 @@ def _attention(func: Func, q: Any, k: Any, v: Any, *args: Any, scale: float | No
         weighted = weights * (factor * dq @ k.transpose(-2, -1) + factor * q @ dk.transpose(-2, -1))
         d_weights = weighted - weights * weighted.sum(-1, keepdim=True)
         tangent = d_weights @ v + weights @ dv
-        return _match(weights @ v if primal is None else primal, tangent)
+        explicit = weights @ v if primal is None else primal
+    return _match(explicit, tangent)
 
 
 @rule("dropout")
@@ -345,18 +353,30 @@ def _dropout(func: Func, x: Dual, p: float = 0.5, training: bool = True, inplace
 
 
 def _method(func: Func, reflected: bool = False) -> Func:
+    name = func.__name__
+
     def method(self: Dual, *args: Any, **kwargs: Any) -> Any:
-        return _dispatch(func, *args, self) if reflected else _dispatch(func, self, *args, **kwargs)
+        return _dispatch(name, func, *args, self) if reflected else _dispatch(name, func, self, *args, **kwargs)
 
     return method
 
 
+def _call(name: str) -> Func:
+    """x.name(...) as a function; Tensor.name itself, where it is written in Python, torch 2.11 does not trace."""
+
+    def call(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return getattr(x, name)(*args, **kwargs)
+
+    call.__name__ = name.strip("_")
+    return call
+
+
 for _name in RULES:
     if hasattr(torch.Tensor, _name):
-        setattr(Dual, _name, _method(getattr(torch.Tensor, _name)))
+        setattr(Dual, _name, _method(_call(_name)))
 for _name in ("add", "sub", "mul", "truediv", "matmul", "pow"):
     setattr(Dual, f"__{_name}__", _method(getattr(operator, _name)))
     setattr(Dual, f"__r{_name}__", _method(getattr(operator, _name), reflected=True))
     setattr(Dual, f"__i{_name}__", _method(getattr(operator, f"i{_name}")))
-for _name in ("neg", "getitem", "setitem"):
-    setattr(Dual, f"__{_name}__", _method(getattr(operator, _name)))
+for _name in ("__neg__", "__getitem__", "__setitem__"):
+    setattr(Dual, _name, _method(_call(_name)))

@@ -10,6 +10,7 @@ only those that are not later than the wanted step.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ Snapshot = tuple[int, float, "Path | Mapping[str, Tensor]"]
 """(step, sigma_rel, state or its safetensors file) of one average at one step."""
 
 
+@cache
 def gamma(sigma_rel: float) -> float:
     """Return the exponent of an average of length sigma_rel: the largest root of
 

@@ -10,7 +10,7 @@ from facm.log import say
 
 
 def parse_labels(text: str) -> list[int]:
-    """"0-3,7" -> [0, 1, 2, 3, 7].
+    """ "0-3,7" -> [0, 1, 2, 3, 7].
 
     Raises:
         ValueError: anything else than numbers, commas and ranges.

@@ -33,7 +33,7 @@ class Generator:
 
         Args:
             name: consistency | euler | heun; None: the checkpoint's first.
-            fields: `nfe` or `t_grid` (consistency); `nfe` or `steps`, and `w`, `t_low`, `t_high`, `shift` (euler, heun).
+            fields: `nfe` or `t_grid` (consistency); `nfe` or `steps`, `w`, `t_low`, `t_high`, `shift` (euler, heun).
 
         Raises:
             ValueError: a sampler that does not fit the objective, or an NFE that it cannot have.

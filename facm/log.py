@@ -41,7 +41,9 @@ class TrainingLog:
         """
         self.folder, self.what, self.steps, self.rows = Path(folder), what, steps, rows
         self._start, self._first = time.perf_counter(), int(rows[-1]["step"]) if rows else 0
-        self._bar = tqdm(total=steps, initial=self._first, desc=what, dynamic_ncols=True) if sys.stderr.isatty() else None
+        self._bar = (
+            tqdm(total=steps, initial=self._first, desc=what, dynamic_ncols=True) if sys.stderr.isatty() else None
+        )
         shutil.rmtree(self.folder, ignore_errors=True)
         self._live = _live(self.folder)
         for row in rows:
@@ -53,7 +55,7 @@ class TrainingLog:
             self._bar.update(step - self._bar.n)
 
     def row(self, values: dict[str, float]) -> None:
-        """One interval: `step`, losses, `grad_norm`, `lr`, `memory_mib` and the like; ms/step and ETA are added to what is shown."""
+        """One interval: `step`, losses, `grad_norm`, `lr` and the like; ms/step and ETA are added to what is shown."""
         self.rows.append(values)
         self._curve(values)
         step = int(values["step"])

@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
+from facm.names import refuse_unknown
+
 PATH = "params.yaml"
 
 
@@ -36,7 +38,9 @@ class Range:
     def __str__(self) -> str:
         low = "-inf" if self.low is None else f"{self.low:g}"
         high = "inf" if self.high is None else f"{self.high:g}"
-        return f"{'(' if self.exclusive_low or self.low is None else '['}{low}, {high}{')' if self.high is None else ']'}"
+        return (
+            f"{'(' if self.exclusive_low or self.low is None else '['}{low}, {high}{')' if self.high is None else ']'}"
+        )
 
 
 Count = Annotated[int, Range(low=1)]
@@ -229,16 +233,6 @@ def parse(mapping: dict[str, Any]) -> Params:
     return _convert(mapping, Params, "")
 
 
-def refuse_unknown(given: typing.Iterable[str], known: typing.Iterable[str], where: str) -> None:
-    """Raise ParamsError for the first name that is not known, with the nearest known one and the list."""
-    known = list(known)
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f" (did you mean '{near[0]}'?)" if near else ""
-            raise ParamsError(f"{PATH}, {where or 'top level'}: unknown '{name}'{hint}; known: {', '.join(known)}")
-
-
 def _convert(value: Any, kind: Any, where: str) -> Any:
     """One value to its declared type, or a ParamsError that names `where`."""
     if is_dataclass(kind):
@@ -271,7 +265,10 @@ def _convert_mapping(value: Any, kind: type, where: str) -> Any:
         raise ParamsError(f"{PATH}, {where}: must be a block of keys, got {value!r}")
     hints = typing.get_type_hints(kind, include_extras=True)
     names = [field.name for field in fields(kind)]
-    refuse_unknown(value, names, where)
+    try:
+        refuse_unknown(value, names, f"{PATH}, {where or 'top level'}")
+    except ValueError as error:
+        raise ParamsError(str(error)) from None
     for name in names:
         if name not in value:
             raise ParamsError(f"{PATH}, {where or 'top level'}: '{name}' is missing; presets/base.yaml has its default")

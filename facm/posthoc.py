@@ -11,7 +11,9 @@ def main() -> None:
     """Synthesise weights from a checkpoint's snapshots and write them as a checkpoint of their own."""
     parser = argparse.ArgumentParser(prog="python -m facm.posthoc", description=main.__doc__)
     parser.add_argument("folder", help="checkpoint folder with EMA snapshots")
-    parser.add_argument("--sigma-rel", type=float, required=True, help="EMA length as a share of training, 0 < s < 0.28")
+    parser.add_argument(
+        "--sigma-rel", type=float, required=True, help="EMA length as a share of training, 0 < s < 0.28"
+    )
     parser.add_argument("--out", required=True, help="folder to write")
     arguments = parser.parse_args()
     try:

@@ -87,7 +87,9 @@ def write(names: list[str], path: str | Path = PATH, *, folder: str | Path = FOL
     if before and not force:
         edits = [edit for edit in hand_edits(before, folder) if before != text]
         if edits:
-            raise PresetError(f"{path} has hand edits that would be lost (--force overwrites them):\n  " + "\n  ".join(edits))
+            raise PresetError(
+                f"{path} has hand edits that would be lost (--force overwrites them):\n  " + "\n  ".join(edits)
+            )
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text)
     os.replace(temporary, path)

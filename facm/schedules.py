@@ -108,4 +108,4 @@ def shift(t: Tensor, s: float) -> Tensor:
     """
     if s < 0:
         raise ValueError(f"params.yaml, baseline.shift or sample.shift: {s!r} must not be negative")
-    return t if s == 0 else s * t / (1 + (s - 1) * t)
+    return t if s in (0, 1) else s * t / (s * t + (1 - t))  # this form keeps t = 1 exactly

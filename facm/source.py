@@ -18,7 +18,7 @@ Velocity = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 class Source(Protocol):
     """A source of velocities."""
 
-    def __call__(self, u: Tensor, network: Network, averaged: Network) -> Velocity:
+    def __call__(self, u: Tensor, network: Network, averaged: Network, /) -> Velocity:
         """Return the velocity field of one batch.
 
         Args:

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from facm.derivative import total_derivative
 from facm.point import Answers, Network, Query
@@ -42,8 +41,8 @@ class Student:
                 query.y,
                 query.r,
                 dx=query.dx,
-                dt=_tangent(query.dt, query.t),
-                dr=None if query.r is None else _tangent(query.dr, query.r),
+                dt=0.0 if query.dt is None else query.dt,
+                dr=query.dr,
                 method=self.method,
             )
 
@@ -57,8 +56,3 @@ class Student:
         with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
             torch.manual_seed(self.seed)
             yield
-
-
-def _tangent(value: Tensor | float | None, like: Tensor) -> Tensor:
-    """A tangent (B,): a number stands for all samples, None for zero."""
-    return value if isinstance(value, Tensor) else torch.full_like(like, value or 0.0)

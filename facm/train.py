@@ -1,7 +1,7 @@
 """The training loop, the same for the teacher and for every student.
 
-Everything random in step k is drawn from a generator seeded by (seed, k) alone, for the global batch, of which each rank
-takes its rows: a killed run resumes bit-exactly without saved random states, and results do not depend on the number of
+Everything random in step k is drawn from a generator seeded by (seed, k) alone, for the global batch, of which each
+rank takes its rows: a killed run resumes bit-exactly without saved random states, and results do not depend on the number of
 processes beyond rounding.
 """
 
@@ -176,7 +176,7 @@ class _Loop:
         torch.stack(list(means.values())).sum().backward()
         dist.mean_([p.grad for p in self.parameters if p.grad is not None])
         norm = nn.utils.clip_grad_norm_(self.parameters, settings.optimizer.clip)
-        values = {f"loss_{name}": float(mean) for name, mean in means.items()} | {"grad_norm": float(norm)}
+        values = {f"loss_{name}": float(mean.detach()) for name, mean in means.items()} | {"grad_norm": float(norm)}
         if all(math.isfinite(value) for value in values.values()):
             self._update(values)
         else:
@@ -269,7 +269,8 @@ class _Loop:
         if self.in_a_row == PATIENCE:
             place = f"step {self.last_save} in {self.work.folder}" if self.last_save else "none"
             raise Diverged(
-                f"{self.job.name}: {PATIENCE} steps in a row without a finite loss and gradient, the last at step {self.step}, "
+                f"{self.job.name}: {PATIENCE} steps in a row without a finite loss and gradient, the last at step "
+                f"{self.step}, "
                 f"t in [{float(point.t.min()):.4f}, {float(point.t.max()):.4f}], {values}; last save: {place}. "
                 f"Lower optimizer.lr in params.yaml, or look at {self.job.name}'s curves with `dvc plots show`"
             )

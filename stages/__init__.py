@@ -1,0 +1,1 @@
+"""The pipeline's stages, run by dvc.yaml: each reads params, builds, calls one function and writes."""

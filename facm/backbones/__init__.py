@@ -4,14 +4,15 @@ A backbone is a plain nn.Module whose keyword arguments are the constants of its
 `num_classes`, `auxiliary`, `dropout`. It uses plain operations (see lightningdit.py), so that it runs on dual numbers.
 """
 
-import difflib
 import inspect
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
 from torch import nn
+
+from facm.names import refuse_unknown
 
 BACKBONES = {"lightningdit": "LightningDiT", "mlp": "MLP"}
 GIVEN = ("self", "shape", "num_classes", "auxiliary", "dropout")
@@ -52,15 +53,6 @@ def build(
             raise ValueError(f"{place}: '{key}' is missing; presets/base.yaml has its default")
     return network(**constants, shape=tuple(shape), num_classes=num_classes, auxiliary=auxiliary, dropout=dropout)
 
-
-def refuse_unknown(names: Iterable[str], known: Iterable[str], place: str) -> None:
-    """Raise ValueError for the first name that is not known, with the nearest known one and the list."""
-    known = list(known)
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f" (did you mean '{near[0]}'?)" if near else ""
-            raise ValueError(f"{place}: unknown '{name}'{hint}; known: {', '.join(known)}")
 
 
 def refuse_type(value: Any, kind: Any, place: str) -> None:

@@ -319,7 +319,7 @@ class LabelEmbedder(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Patches of p x p pixels -> tokens: the authors' convolution, whose patches do not overlap, as one linear layer."""
+    """Patches of p x p pixels -> tokens: the authors' convolution, computed as a linear layer, which is faster."""
 
     def __init__(self, channels: int, patch_size: int, hidden: int) -> None:
         super().__init__()
@@ -397,5 +397,5 @@ def check_sizes(shape: Sequence[int], patch_size: int, hidden: int, heads: int, 
             f"{PLACE}.hidden: must be a multiple of 4 x heads (each head turns pairs along two axes), "
             f"got {hidden} with {heads} heads"
         )
-    if len(t_stds) != 2:
+    if len(t_stds) != 2 or not all(isinstance(std, int | float) for std in t_stds):
         raise ValueError(f"{PLACE}.t_std: one number or two (one per layer), got {list(t_stds)}")

@@ -1,7 +1,7 @@
 """A small network for points (B, D): the toy problems in which velocity and flow map are known in closed form.
 
-Time t in [0, 2] is embedded by cosines and sines of periods 4, 2, 4/3, 1 (the first cosine tells t from 2 - t) and scales
-and shifts every hidden layer (FiLM, Perez et al. 2018). Plain operations only, as in lightningdit.py.
+Time t in [0, 2] is embedded by cosines and sines of periods 4, 2, 4/3, 1 (the first cosine tells t from 2 - t) and
+scales and shifts every hidden layer (FiLM, Perez et al. 2018). Plain operations only, as in lightningdit.py.
 """
 
 import math

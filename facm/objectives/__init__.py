@@ -11,6 +11,8 @@ from dataclasses import fields
 from importlib import import_module
 from typing import Any
 
+from facm.names import refuse_unknown
+
 OBJECTIVES = {"facm": "FACM", "fm": "FM"}
 SHARED = ("conditioning", "alpha", "beta", "p")
 
@@ -60,15 +62,6 @@ def field_names(name: str) -> list[str]:
     """The fields of an objective."""
     return [field.name for field in fields(load(name))]
 
-
-def refuse_unknown(names: Iterable[str], known: Iterable[str], place: str) -> None:
-    """Raise ValueError for the first name that is not known, with the nearest known one and the list."""
-    known = list(known)
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f" (did you mean '{near[0]}'?)" if near else ""
-            raise ValueError(f"{place}: unknown '{name}'{hint}; known: {', '.join(known)}")
 
 
 def check_number(value: Any, place: str, low: float, high: float = float("inf"), *, open_low: bool = False) -> None:

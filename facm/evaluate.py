@@ -1,0 +1,181 @@
+"""Scores of samples against a data set's train split, by torch-fidelity's functions.
+
+Fréchet distance |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2) (Heusel et al. 2017), KID (Binkowski et al. 2018),
+precision and recall with k = 3 (Kynkäänniemi et al. 2019; the published 10k reference features, as in ADM's evaluator).
+Statistics and distances are float64, KID's kernels float32 (as torch-fidelity has them: half the time, equal to 1e-6).
+Nothing here draws a random number that is not seeded.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from facm.copies import Copies
+from facm.features import FeatureNetwork
+
+FID_NUM = 50_000
+KEPT = 10_000  # reference features at most, for KID, precision and recall
+KID_SUBSET = 1000
+KID_SEED = 2020
+NEIGHBOURS = 3
+PRC_ROWS = 2000  # features whose distances to all others are held at once
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """The train split as one feature network sees it.
+
+    Attributes:
+        network: the feature network.
+        mu: float64 (D,), mean of all its features.
+        sigma: float64 (D, D), their covariance.
+        features: float32 (M, D), at most KEPT of them.
+    """
+
+    network: FeatureNetwork
+    mu: np.ndarray
+    sigma: np.ndarray
+    features: Tensor
+
+    @classmethod
+    def of(cls, network: FeatureNetwork, images: Tensor) -> "Yardstick":
+        """Measure a train split, uint8 (N, H, W, C)."""
+        features = network.extract(images)
+        kept = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:KEPT].sort().values
+        return cls(network, *statistics(features), features[kept])
+
+    def distance(self, features: Tensor) -> float:
+        """Fréchet distance of features (N, D) from the train split's."""
+        return frechet_distance(statistics(features), (self.mu, self.sigma))
+
+
+class Measured(Protocol):
+    """What `score` measures against (facm.reference.Reference): networks that agree on nothing but the data."""
+
+    @property
+    def yardsticks(self) -> Sequence[Yardstick]:
+        """The first gives all scores, the second, where there is one, repeats distance and accuracy."""
+
+    @property
+    def copies(self) -> Copies | None:
+        """The train pictures; None where they are too many to keep."""
+
+
+def score(
+    images: Tensor | np.ndarray,
+    labels: Tensor | np.ndarray | None,
+    reference: Measured,
+    *,
+    kid_subsets: int = 100,
+    copies: bool = True,
+) -> dict[str, float]:
+    """Score pictures by every measure that reference and labels allow.
+
+    Args:
+        images: uint8 (N, H, W, C), N at least 4.
+        labels: (N,) the classes that were asked for; None: no accuracy.
+        reference: the data set's train split.
+        kid_subsets: subsets of KID.
+        copies: look for copies of training pictures.
+
+    Returns:
+        `fd` (or `fid`, see `distance_key`), `kid`, `precision`, `recall`, `accuracy`, `fd_second`, `accuracy_second`,
+        `copies`.
+
+    Raises:
+        ValueError: pictures or labels of a wrong kind, or copies asked of a reference without pictures.
+    """
+    images, labels = torch.as_tensor(images), None if labels is None else torch.as_tensor(labels)
+    _check(images, labels, reference, copies)
+    first, *others = reference.yardsticks
+    features = first.network.extract(images)
+    scores = {distance_key(first.network.name, len(images)): first.distance(features)}
+    scores["kid"] = kernel_distance(features, first.features, subsets=kid_subsets)
+    scores["precision"], scores["recall"] = precision_recall(features, first.features)
+    scores |= _accuracy("accuracy", first.network, images, labels)
+    for second in others:
+        scores["fd_second"] = second.distance(second.network.extract(images))
+        scores |= _accuracy("accuracy_second", second.network, images, labels)
+    if copies and reference.copies is not None:
+        scores["copies"] = reference.copies.rate(images)
+    return scores
+
+
+def distance_key(features: str, num: int) -> str:
+    """Name of the Fréchet distance: `fid` for Inception and 50,000 samples only, `fid_10k` for 10,000, or `fd`."""
+    if features != "inception":
+        return "fd"
+    return "fid" if num == FID_NUM else f"fid_{num / 1000:g}k"
+
+
+def statistics(features: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Features (N, D) -> mean (D,) and covariance (D, D), float64."""
+    from torch_fidelity.metric_fid import fid_features_to_statistics
+
+    result = fid_features_to_statistics(features.double())
+    return result["mu"], result["sigma"]
+
+
+def frechet_distance(one: tuple[np.ndarray, np.ndarray], two: tuple[np.ndarray, np.ndarray]) -> float:
+    """|mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2) of two pairs (mu (D,), S (D, D)), float64."""
+    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+
+    stats = [{"mu": np.asarray(mu, np.float64), "sigma": np.asarray(sigma, np.float64)} for mu, sigma in (one, two)]
+    return float(fid_statistics_to_metric(*stats, verbose=False)[KEY_METRIC_FID])
+
+
+def kernel_distance(features_1: Tensor, features_2: Tensor, *, subsets: int = 100) -> float:
+    """KID: unbiased MMD^2 with the kernel (a.b/D + 1)^3, mean over seeded subsets of at most 1000."""
+    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+
+    metric = kid_features_to_metric(
+        features_1,
+        features_2,
+        kid_subsets=subsets,
+        kid_subset_size=min(KID_SUBSET, len(features_1), len(features_2)),
+        rng_seed=KID_SEED,
+        verbose=False,
+    )
+    return float(metric[KEY_METRIC_KID_MEAN])
+
+
+def precision_recall(samples: Tensor, real: Tensor) -> tuple[float, float]:
+    """Fraction of samples (N, D) among real features (M, D), and of real ones among samples; k = 3 neighbours."""
+    from torch_fidelity.metric_prc import (
+        KEY_METRIC_PRECISION,
+        KEY_METRIC_RECALL,
+        prc_features_to_metric,
+    )
+
+    metric = prc_features_to_metric(
+        samples.double(),
+        real.double(),
+        prc_neighborhood=NEIGHBOURS,
+        prc_batch_size=PRC_ROWS,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    return metric[KEY_METRIC_PRECISION], metric[KEY_METRIC_RECALL]
+
+
+def _accuracy(key: str, network: FeatureNetwork, images: Tensor, labels: Tensor | None) -> dict[str, float]:
+    """Fraction that the network finds in the class that was asked for; nothing without labels or classifier."""
+    logits = None if labels is None else network.classify(images)
+    return {} if logits is None or labels is None else {key: float(torch.eq(logits.argmax(1), labels).double().mean())}
+
+
+def _check(images: Tensor, labels: Tensor | None, reference: Measured, copies: bool) -> None:
+    """Raise ValueError for what cannot be scored."""
+    if images.dtype != torch.uint8 or images.dim() != 4 or len(images) <= NEIGHBOURS:
+        raise ValueError(
+            f"pictures must be uint8 (N, H, W, C) with N of at least {NEIGHBOURS + 1}, got {images.dtype} "
+            f"{tuple(images.shape)}: sample.num, baseline.num and reference.num in params.yaml set N"
+        )
+    if labels is not None and labels.shape != images.shape[:1]:
+        raise ValueError(f"labels must be ({len(images)},), one per picture, got {tuple(labels.shape)}")
+    if copies and reference.copies is None:
+        raise ValueError("data/reference holds no pictures (too many): set evaluate.copies: false in params.yaml")

@@ -1,0 +1,59 @@
+"""Feature networks in whose space samples are compared, one file each; a new one is a file and a line in FEATURES.
+
+Not every data set has a published scale: on small pictures a small classifier, trained in the pipeline, takes the
+place of Inception, and its distances are comparable within one data/reference only.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
+
+from torch import Tensor
+
+from facm.data import Images
+from facm.names import refuse_unknown
+
+FEATURES = {"digits_cnn": "DigitsCNN", "inception": "Inception"}
+
+
+class FeatureNetwork(Protocol):
+    """What a feature network has.
+
+    Attributes:
+        name: its key in FEATURES.
+        seeded: its weights depend on a seed, so that a second, independent one can check the first.
+    """
+
+    name: ClassVar[str]
+    seeded: ClassVar[bool]
+
+    @classmethod
+    def create(cls, train: Images, seed: int) -> Self:
+        """Train it on a train split, or find its weights."""
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """From what `save` wrote."""
+
+    def save(self, path: Path) -> dict[str, Any]:
+        """Write what `load` needs as safetensors; returns `file`, `bytes`, `sha256`."""
+
+    def extract(self, images: Tensor) -> Tensor:
+        """Pictures uint8 (N, H, W, C) -> features float32 (N, D), on the CPU."""
+
+    def classify(self, images: Tensor) -> Tensor | None:
+        """Pictures uint8 (N, H, W, C) -> logits (N, classes) on the CPU; None where it knows other classes."""
+
+    def to(self, device: Any) -> Any:
+        """Move it to a device."""
+
+
+def network_class(name: str) -> type[FeatureNetwork]:
+    """The class of a key of FEATURES.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    refuse_unknown([name], FEATURES, "params.yaml, reference.features")
+    network: type[FeatureNetwork] = getattr(import_module(f"{__name__}.{name}"), FEATURES[name])
+    return network

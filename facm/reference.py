@@ -1,0 +1,156 @@
+"""data/reference: the data set as samples are measured against it, and the ends of the scale.
+
+* network.safetensors, network_second.safetensors: feature networks (of Inception only which weights)
+* statistics.safetensors, statistics_second.safetensors: mu, sigma float64 of the train split; features float32
+* pictures.safetensors: the train pictures, for copies; left out above 1 GiB
+* meta.json: threshold of copies and, per file, bytes and sha256; written last: without it the folder is unfinished
+"""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from facm.copies import Copies
+from facm.data import Images
+from facm.evaluate import Yardstick, score
+from facm.features import network_class
+from facm.files import load_json, load_tensors, save_json, save_tensors
+
+SUFFIXES = ("", "_second")
+PICTURES_GIB = 1.0
+KID_SUBSETS = 20
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A train split, measured; see facm.evaluate.Measured.
+
+    Attributes:
+        yardsticks: per feature network; the second one, seeded otherwise, only where networks are trained here.
+        copies: the train pictures; None above 1 GiB of them.
+    """
+
+    yardsticks: tuple[Yardstick, ...]
+    copies: Copies | None
+
+    @classmethod
+    def of(cls, train: Images, *, features: str, seed: int, device: str | torch.device = "cpu") -> "Reference":
+        """Make the feature networks and measure a train split.
+
+        Args:
+            train: the split.
+            features: a key of facm.features.FEATURES.
+            seed: of the first network's training; the second has the next one.
+            device: where features are computed.
+        """
+        network = network_class(features)
+        seeds = (seed, seed + 1) if network.seeded else (seed,)
+        yardsticks = tuple(Yardstick.of(network.create(train, s).to(device), train.images) for s in seeds)
+        keep = train.images.numel() <= PICTURES_GIB * 2**30
+        return cls(yardsticks, Copies.of(train.images) if keep else None)
+
+    @classmethod
+    def open(cls, folder: str | Path, device: str | torch.device = "cpu") -> "Reference":
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: a file is damaged.
+        """
+        folder = Path(folder)
+        cure = f"remove {folder} and run `dvc repro`"
+        meta = load_json(folder / "meta.json", cure)
+        yardsticks = []
+        for suffix in SUFFIXES[: meta["networks"]]:
+            network = network_class(meta["features"]).load(folder / f"network{suffix}.safetensors").to(device)
+            stored = load_tensors(folder / f"statistics{suffix}.safetensors", cure)
+            yardsticks.append(Yardstick(network, stored["mu"].numpy(), stored["sigma"].numpy(), stored["features"]))
+        copies = None
+        if meta["copies_threshold"] is not None:
+            pictures = load_tensors(folder / "pictures.safetensors", cure)["pictures"]
+            copies = Copies(pictures, meta["copies_threshold"])
+        return cls(tuple(yardsticks), copies)
+
+    def save(self, folder: str | Path) -> None:
+        """Write to a folder, each file whole, meta.json last."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "meta.json").unlink(missing_ok=True)
+        files = []
+        for suffix, yardstick in zip(SUFFIXES, self.yardsticks, strict=False):
+            files.append(yardstick.network.save(folder / f"network{suffix}.safetensors"))
+            stored = {"mu": torch.from_numpy(yardstick.mu), "sigma": torch.from_numpy(yardstick.sigma)}
+            stored["features"] = yardstick.features
+            files.append(save_tensors(folder / f"statistics{suffix}.safetensors", stored))
+        if self.copies is not None:
+            files.append(save_tensors(folder / "pictures.safetensors", {"pictures": self.copies.pictures}))
+        meta = {
+            "features": self.yardsticks[0].network.name,
+            "networks": len(self.yardsticks),
+            "copies_threshold": None if self.copies is None else self.copies.threshold,
+            "files": files,
+        }
+        save_json(folder / "meta.json", meta)
+
+
+def build(
+    folder: str | Path,
+    train: Images,
+    heldout: Images,
+    *,
+    features: str,
+    seed: int,
+    num: int,
+    kid_subsets: int = KID_SUBSETS,
+    device: str | torch.device = "cpu",
+) -> dict[str, Any]:
+    """Write data/reference and return its metrics: what held-out pictures score, and the ends of the scale.
+
+    Args:
+        folder: where to.
+        train: the split that samples are measured against.
+        heldout: the split that sets `floor`, what a perfect generator may reach.
+        features: a key of facm.features.FEATURES.
+        seed: of the first network and of the noise.
+        num: pictures in the scores `class_mean` (`pixel_mean` without classes) and `noise`.
+        kid_subsets: subsets of KID.
+        device: where features are computed.
+
+    Raises:
+        ValueError: the feature network does not fit the data.
+    """
+    reference = Reference.of(train, features=features, seed=seed, device=device)
+    reference.save(folder)
+    labels = torch.arange(num) % train.num_classes if train.num_classes else None
+    ends = functools.partial(score, reference=reference, kid_subsets=kid_subsets, copies=False)
+    floor = ends(heldout.images, heldout.labels, copies=reference.copies is not None)
+    metrics: dict[str, Any] = {"features": features, "num": num}
+    for name in ("accuracy", "accuracy_second", "copies"):
+        if name in floor:
+            metrics[f"heldout_{name}"] = floor.pop(name)
+    metrics["floor"] = floor
+    metrics["class_mean" if train.num_classes else "pixel_mean"] = ends(mean_pictures(train, num), labels)
+    metrics["noise"] = ends(noise_pictures(train, num, seed), labels)
+    return {"reference": metrics}
+
+
+def mean_pictures(train: Images, num: int) -> Tensor:
+    """The mean picture of class i mod classes (of all, without classes), `num` times: uint8 (num, H, W, C).
+
+    Recognised perfectly and without any diversity: what accuracy alone would call the best of generators.
+    """
+    groups = torch.zeros(len(train), dtype=torch.int64) if train.labels is None else train.labels
+    means = torch.stack([train.images[groups == c].double().mean(0) for c in range(max(train.num_classes, 1))])
+    return means.add(0.5).floor().to(torch.uint8)[torch.arange(num) % len(means)]
+
+
+def noise_pictures(train: Images, num: int, seed: int) -> Tensor:
+    """Normal noise with the train split's mean and std per channel, uint8 (num, H, W, C): an untrained generator."""
+    values = train.images.flatten(0, 2).double()
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn((num, *train.images.shape[1:]), generator=generator, dtype=torch.float64)
+    return (values.mean(0) + values.std(0) * noise).add(0.5).floor().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,30 @@
+"""The guided teacher, drawn by an ODE sampler and scored -> data/baseline, metrics/baseline.json."""
+
+from pathlib import Path
+
+from facm import check, dist, evaluate
+from facm.files import save_json
+from facm.generator import Generator, balanced_labels
+from facm.reference import Reference
+from facm.samples import save_samples
+
+OUT = Path("data/baseline")
+
+
+def main() -> None:
+    params = check.read()
+    check.writable("data", "metrics")
+    dist.setup(params.runtime.threads)
+    b, e = params.baseline, params.evaluate
+    teacher, reference = Generator.load("data/teacher"), Reference.open("data/reference")
+    w = b.w if teacher.config.num_classes else 1.0
+    sampler = teacher.sampler(b.sampler, steps=b.steps, w=w, t_low=b.t_low, t_high=b.t_high, shift=b.shift)
+    labels = balanced_labels(b.num, teacher.config.num_classes)
+    images, nfe = teacher.draw(sampler, labels, b.num, b.seed, batch_size=b.batch_size, what=f"{b.sampler} {b.steps}")
+    save_samples(OUT, "teacher", images, labels)
+    scores = evaluate.score(images, labels, reference, kid_subsets=e.kid_subsets, copies=e.copies)
+    save_json(Path("metrics/baseline.json"), {"baseline": {"nfe": nfe, "w": w, "num": b.num} | scores})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The few-step student, distilled from the teacher or trained from scratch (Algorithm 1) -> data/student."""
+
+from pathlib import Path
+
+import torch
+
+from facm import check, checkpoint, dist, params, source, train
+from facm.data.latents import LatentSet
+from facm.files import save_csv, save_json
+from facm.log import say
+from facm.objectives import ignored
+from facm.schedules import weighting
+from facm.velocity import Guidance
+from facm.work import Work, key
+
+LATENTS, OUT = Path("data/latents"), Path("data/student")
+
+
+def main() -> None:
+    p, raw = check.read(), params.raw()
+    check.writable("data", "metrics", ".work")
+    dist.setup(p.runtime.threads)
+    latents, d, objective = LatentSet.open(LATENTS), p.distill, check.build_objective(p)
+    unused = ignored(d.objective)
+    if unused:
+        say(f"distill: objective '{d.objective}' has no use for {', '.join(unused)}; recorded as null")
+        raw["distill"] |= dict.fromkeys(unused)
+    config = checkpoint.describe("student", latents, check.backbone(p), objective, d, raw)
+    torch.manual_seed(d.seed)
+    network, inputs = config.build(d.dropout), [LATENTS / "meta.json"]
+    guidance = {
+        "w": d.w,
+        "t_low": d.t_low,
+        "t_high": d.t_high,
+        "null": latents.num_classes or None,
+        "scratch_form": d.scratch_form,
+        "scratch_condition": d.scratch_condition,
+        "teacher_condition": d.teacher_condition,
+    }
+    if d.mode == "distill":
+        teacher, described = checkpoint.load(d.teacher)
+        checkpoint.check_teacher(config, described, d.teacher, d.teacher_condition)
+        velocity = source.teacher(teacher.to(dist.device()), Guidance(**guidance, conditioning=described.conditioning))
+        inputs.append(Path(d.teacher) / "config.json")
+        checkpoint.start_from(network, config, d.init or d.teacher, d.init_sha256 or described.sha256)
+    else:
+        velocity = source.scratch(Guidance(**guidance, conditioning=objective.conditioning), d.scratch_source)
+        if d.init is not None:
+            checkpoint.start_from(network, config, d.init, d.init_sha256)
+    tracked = {name: raw[name] for name in ("backbone", "distill")} | {"block": config.constants}
+    tracked |= {"objective": raw["objectives"][d.objective], "threads": p.runtime.threads}
+    work = Work("distill", key(tracked, inputs, __file__))
+    job = train.Job("distill", network, objective, latents, d, velocity, p.runtime, d.derivative)
+    trained = train.train(job, work, "metrics/distill")
+    if dist.is_main():
+        checkpoint.save(OUT, trained.weights, config, trained.snapshots)
+        _write_weightings(Path("metrics/weighting.csv"), d)
+        save_json(Path("metrics/distill.json"), {"distill_training": trained.figures})
+        work.finish()
+
+
+def _write_weightings(path: Path, d: params.Distill) -> None:
+    """The weighting functions of this run (Fig. 3a), for `dvc plots`."""
+    t = torch.linspace(0, 1, 101)
+    columns = {"t": t} | {name: weighting(getattr(d, name), d.p, f"distill.{name}")(t) for name in ("alpha", "beta")}
+    save_csv(path, {name: column.tolist() for name, column in columns.items()})
+
+
+if __name__ == "__main__":
+    main()

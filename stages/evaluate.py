@@ -1,0 +1,41 @@
+"""The student's scores beside the dataset's and the teacher's -> metrics/evaluate.json, and a table to read."""
+
+import json
+from pathlib import Path
+
+from facm import check, dist, evaluate, table
+from facm.files import load_json, save_csv, save_json
+from facm.log import say
+from facm.reference import Reference
+from facm.samples import load_samples
+
+SAMPLES = Path("data/samples")
+
+
+def main() -> None:
+    params = check.read()
+    check.writable("metrics")
+    dist.setup(params.runtime.threads)
+    cure = "run `dvc repro`"
+    measured = load_json(Path("metrics/reference.json"), cure)["reference"]
+    baseline = load_json(Path(params.evaluate.baseline), cure).get("baseline")
+    reference, student = Reference.open("data/reference"), {}
+    for path in sorted(SAMPLES.glob("nfe*.npz"), key=lambda path: int(path.stem.removeprefix("nfe"))):
+        images, labels = load_samples(path)
+        student[path.stem] = evaluate.score(
+            images, labels, reference, kid_subsets=params.evaluate.kid_subsets, copies=params.evaluate.copies
+        )
+    ends = {name: measured[name] for name in ("floor", "class_mean", "pixel_mean", "noise") if name in measured}
+    result = {"features": measured["features"], "num": len(images)} | ends
+    result |= ({"teacher": baseline} if baseline else {}) | {"student": student}
+    result |= {name: value for name, value in measured.items() if name.startswith("heldout_")}
+    save_json(Path("metrics/evaluate.json"), result)
+    key = evaluate.distance_key(reference.yardsticks[0].network.name, len(images))
+    columns = {"nfe": [int(name.removeprefix("nfe")) for name in student]}
+    save_csv(Path("metrics/quality.csv"), columns | {"distance": [scores[key] for scores in student.values()]})
+    say(table.render(json.loads(Path("metrics/evaluate.json").read_text())))
+    say("grids: " + " ".join(str(path) for path in sorted(SAMPLES.glob("grid_*.png"))))
+
+
+if __name__ == "__main__":
+    main()

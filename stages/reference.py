@@ -1,0 +1,27 @@
+"""Feature networks, the dataset's statistics under them, and the ends of the scale -> data/reference."""
+
+from pathlib import Path
+
+from facm import check, data, dist, reference
+from facm.files import save_json
+
+
+def main() -> None:
+    params = check.read()
+    check.writable("data", "metrics")
+    dist.setup(params.runtime.threads)
+    data.verify(params.data.name, params.data.root, params.data.fingerprint)
+    splits = {split: data.load(params.data.name, params.data.root, split) for split in ("train", "heldout")}
+    figures = reference.build(
+        "data/reference",
+        splits["train"],
+        splits["heldout"],
+        features=params.reference.features,
+        seed=params.reference.seed,
+        num=params.reference.num,
+    )
+    save_json(Path("metrics/reference.json"), figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""The student's pictures at each NFE -> data/samples."""
+
+from pathlib import Path
+
+from facm import check, dist
+from facm.generator import Generator, balanced_labels
+from facm.samples import save_samples
+
+OUT = Path("data/samples")
+
+
+def main() -> None:
+    params = check.read()
+    check.writable("data")
+    dist.setup(params.runtime.threads)
+    s, student = params.sample, Generator.load("data/student", params.sample.sigma_rel)
+    labels = balanced_labels(s.num, student.config.num_classes)
+    for nfe in s.nfe:
+        sampler = student.sampler(s.sampler, **check.sampler_fields(params, nfe))
+        images, counted = student.draw(sampler, labels, s.num, s.seed, batch_size=s.batch_size, what=f"NFE {nfe}")
+        if counted != nfe:
+            raise RuntimeError(f"sampler {s.sampler} took {counted} evaluations for NFE {nfe}")
+        save_samples(OUT, f"nfe{nfe}", images, labels)
+
+
+if __name__ == "__main__":
+    main()

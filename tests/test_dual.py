@@ -1,0 +1,361 @@
+"""Every rule of facm/dual.py against torch.func.jvp in float64, then a network, the refusals, dropout and compile."""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map
+from torch.utils.checkpoint import checkpoint
+
+from facm import dual
+from facm.dual import Dual
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+W, BIAS, KERNEL = normal(5, 6, seed=1), normal(5, seed=2), normal(3, 4, 3, 3, seed=3)
+ROW, CHANNEL, SAME, OTHER = normal(6, seed=4), normal(4, seed=5), normal(2, 4, 6, 6, seed=6), normal(1, 1, 6, seed=7)
+
+# x, z (2, 4, 6, 6) are Duals, the names in capitals are constants.
+CASES: dict[str, Callable[[Any, Any], Any]] = {
+    "x + z": lambda x, z: x + z,
+    "x + tensor": lambda x, z: x + SAME,
+    "tensor + x": lambda x, z: SAME + x,
+    "number + x": lambda x, z: 2 + x,
+    "x + wider tensor": lambda x, z: x[0, 0] + SAME,
+    "x + wider z": lambda x, z: x[:, :1] + z,
+    "x - z": lambda x, z: x - z,
+    "x - number": lambda x, z: x - 3.5,
+    "tensor - x": lambda x, z: SAME - x,
+    "number - x": lambda x, z: 1 - x,
+    "wider tensor - x": lambda x, z: SAME - x[0, 0],
+    "x * z": lambda x, z: x * z,
+    "x * x": lambda x, z: x * x,
+    "x * wider tensor": lambda x, z: x[0, 0] * SAME,
+    "tensor * x": lambda x, z: torch.mul(ROW, x),
+    "numpy number * x": lambda x, z: np.float64(1.5) * x,
+    "x / z": lambda x, z: x / z,
+    "x / tensor": lambda x, z: x / SAME,
+    "x / number": lambda x, z: x / 7,
+    "tensor / x": lambda x, z: SAME / x,
+    "number / wider x": lambda x, z: 1 / x[:1] + SAME,
+    "torch.div": lambda x, z: torch.div(x, z) + torch.true_divide(z, x),
+    "x ** 2": lambda x, z: x**2,
+    "x ** 0": lambda x, z: x**0,
+    "x ** 1": lambda x, z: x**1,
+    "x ** -1.5": lambda x, z: (x * x + 1).pow(-1.5),
+    "-x": lambda x, z: -x + torch.neg(x),
+    "x @ tensor": lambda x, z: x @ W.T,
+    "tensor @ x": lambda x, z: W @ x,
+    "x @ z": lambda x, z: x @ z,
+    "bmm": lambda x, z: torch.bmm(x.flatten(0, 1), z.flatten(0, 1)),
+    **{
+        name: (lambda x, z, name=name: getattr(torch, name)(x))
+        for name in ["abs", "cos", "exp", "reciprocal", "relu", "sigmoid", "sin", "square", "tanh"]
+    },
+    **{name: (lambda x, z, name=name: getattr(torch, name)(x * x + 0.5)) for name in ["log", "rsqrt", "sqrt"]},
+    "F.silu": lambda x, z: F.silu(x),
+    "F.gelu": lambda x, z: F.gelu(x),
+    "F.gelu tanh": lambda x, z: F.gelu(x, approximate="tanh"),
+    "nn.GELU": lambda x, z: nn.Sequential(nn.GELU("tanh"), nn.SiLU(), nn.ReLU(), nn.Sigmoid(), nn.Tanh())(x),
+    "softmax": lambda x, z: torch.softmax(x, 1) + F.softmax(z, dim=-1) + x.softmax(dim=2),
+    "softmax dtype": lambda x, z: x.float().softmax(-1, dtype=torch.float64),
+    "F.linear": lambda x, z: F.linear(x, W, BIAS),
+    "F.linear without bias": lambda x, z: F.linear(x, W),
+    "F.conv1d": lambda x, z: F.conv1d(x[0], W[:, :, None].expand(5, 6, 2), BIAS),
+    "F.conv2d": lambda x, z: F.conv2d(x, KERNEL, CHANNEL[:3], stride=2, padding=1),
+    "F.conv3d": lambda x, z: F.conv3d(x[None], KERNEL[None, :2]),
+    "F.conv_transpose2d": lambda x, z: F.conv_transpose2d(x, KERNEL.transpose(0, 1), None, 2, 1),
+    "F.rms_norm": lambda x, z: F.rms_norm(x, (6,), ROW, 1e-3),
+    "torch.rms_norm": lambda x, z: torch.rms_norm(x, (6, 6), SAME[0, 0], 1e-2),
+    "F.rms_norm bare": lambda x, z: F.rms_norm(x * 1e-7, (6,)),
+    "F.layer_norm": lambda x, z: F.layer_norm(x, (6,), ROW, ROW, 1e-3),
+    "F.layer_norm bare": lambda x, z: F.layer_norm(x, (6, 6)),
+    "F.group_norm": lambda x, z: F.group_norm(x, 2, CHANNEL, CHANNEL, 1e-3),
+    "F.group_norm bare": lambda x, z: F.group_norm(x[:, :, 0], 4),
+    "attention": lambda x, z: F.scaled_dot_product_attention(x, z, x * z),
+    "attention scaled": lambda x, z: F.scaled_dot_product_attention(x, z, z + 1, scale=0.3),
+    "attention to a constant": lambda x, z: F.scaled_dot_product_attention(x, SAME[:, :, :5], SAME[:, :, :5]),
+    "F.dropout in eval": lambda x, z: F.dropout(x, 0.5, training=False),
+    "cat": lambda x, z: torch.cat([x, SAME, z], dim=1) + torch.concat((z, x, z), 1),
+    "stack": lambda x, z: torch.stack([-x, z, SAME], dim=-1),
+    "reshape": lambda x, z: x.reshape(2, -1) + torch.reshape(z, (2, -1)) + (x * SAME).view(2, 144),
+    "view of a broadcast sum": lambda x, z: (x[:1, :, :, :1] + SAME).view(2, 144),
+    "view_as": lambda x, z: x.view_as(z.flatten(1)) + SAME.reshape_as(x.flatten(1)) + z.reshape_as(x.flatten(1)),
+    "flatten": lambda x, z: x.flatten(2).unflatten(-1, (4, 9)) + torch.flatten(z, 2).unflatten(2, (4, 9)),
+    "permute": lambda x, z: x.permute(0, 2, 3, 1) + torch.permute(z, (0, 2, 3, 1)) + z.movedim(1, -1),
+    "transpose": lambda x, z: x.transpose(1, 2) + torch.swapaxes(z, 1, 2),
+    "squeeze": lambda x, z: x.unsqueeze(1) * z[:, None] + x.unsqueeze(0).squeeze(0).unsqueeze(1),
+    "expand": lambda x, z: x[:1].expand(2, -1, -1, -1) + z[:, :1].expand_as(SAME) + SAME[:1].expand_as(x),
+    "repeat": lambda x, z: x.repeat(1, 2, 1, 1) + z.repeat_interleave(2, dim=1),
+    "getitem": lambda x, z: x[..., 1:, None] * z[:, 2:3, :, 1:, None] + x[:, [0, 0], :, 1:, None][:, :1],
+    "select": lambda x, z: x.select(1, 2) + z.narrow(1, 0, 2)[:, 0] + x.index_select(1, torch.tensor([3]))[:, 0],
+    "roll and flip": lambda x, z: torch.roll(x, 1, 2) + z.flip(-1),
+    "chunk": lambda x, z: x.chunk(2, dim=1)[0] * torch.chunk(z, 2, dim=1)[1],
+    "split": lambda x, z: x.split(2, dim=1)[0] * torch.split(z, [1, 2, 1], 1)[1] + z.tensor_split(2, 1)[0],
+    "unbind": lambda x, z: x.unbind(1)[0] * z.unbind(1)[3],
+    "iteration": lambda x, z: next(iter(x)) + list(z)[1],
+    "sum and mean": lambda x, z: x.sum() * z.mean(dim=(1, 2), keepdim=True) + torch.mean(x, -1, keepdim=True),
+    "cumsum": lambda x, z: torch.cumsum(x, 1),
+    "pooling": lambda x, z: F.avg_pool2d(x, 2) + F.interpolate(z, scale_factor=0.5, mode="bilinear"),
+    "interpolate": lambda x, z: F.interpolate(x, scale_factor=2, mode="nearest"),
+    "pixel_shuffle": lambda x, z: F.pixel_shuffle(F.pixel_unshuffle(x, 2), 2) + z,
+    "dtypes": lambda x, z: x.half().double() + x.bfloat16().double() + z.to(torch.float32).type_as(x) + z.float(),
+    "dtype of another": lambda x, z: x.to(z.float()).to(torch.float64) + SAME.type_as(x),
+    "copies": lambda x, z: x.clone() + x.transpose(1, 2).contiguous().transpose(1, 2),
+    "sizes": lambda x, z: x * x.size(1) * x.dim() * x.numel() * x.ndim * x.shape[2] * len(z.stride()),
+    "questions": lambda x, z: x if x.is_contiguous() and x.is_floating_point() and x.dtype == z.dtype else -x,
+    "constants like": lambda x, z: x * torch.ones_like(x) + torch.zeros_like(z) + x * torch.full_like(x, 2.0),
+    "noise like": lambda x, z: (
+        x + sum(torch.zeros_like(f(x)) for f in [torch.empty_like, torch.rand_like, torch.randn_like])
+    ),
+    "new constants": lambda x, z: x + x.new_ones(6) * x.new_full((6,), 2.0) + x.new_zeros(6),
+}
+
+
+def pair(seed: int = 10) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, z, dx, dz = (normal(2, 4, 6, 6, seed=seed + i) for i in range(4))
+    return x, z, dx, dz
+
+
+def relative_error(a: Tensor, b: Tensor) -> float:
+    a, b = a.detach().double(), b.detach().double()
+    return float((a - b).norm() / b.norm()) if b.norm() else float(a.norm())
+
+
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
+@pytest.mark.parametrize("name", CASES)
+def test_rule_equals_func_jvp(name: str, grad: bool) -> None:
+    x, z, dx, dz = pair()
+    with sdpa_kernel(SDPBackend.MATH):
+        value, tangent = torch.func.jvp(CASES[name], (x, z), (dx, dz))
+    with torch.set_grad_enabled(grad):
+        answer = CASES[name](Dual(x.clone().requires_grad_(), dx), Dual(z.clone().requires_grad_(), dz))
+    assert answer.shape == value.shape and answer.dtype == value.dtype == answer.tangent.dtype
+    assert relative_error(answer.primal, value) <= 1e-12
+    assert relative_error(answer.tangent, tangent) <= 1e-12
+    assert answer.primal.requires_grad == grad and not answer.tangent.requires_grad
+
+
+def test_every_rule_has_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {"dropout"}
+
+    class Recorder(dict[str, Any]):
+        def __getitem__(self, name: str) -> Any:
+            seen.add(name)
+            return super().__getitem__(name)
+
+    monkeypatch.setattr(dual, "RULES", Recorder(dual.RULES))
+    x, z, dx, dz = pair()
+    for case in CASES.values():
+        case(Dual(x, dx), Dual(z, dz))
+    assert sorted(set(dual.RULES) - seen) == []
+
+
+class Toy(nn.Module):
+    """RMSNorm, modulation by t, attention with a rotation, SwiGLU, LayerNorm: (B, N, 8), (B,) -> (B, N, 8)."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.time, self.qkv, self.out = nn.Linear(6, 24), nn.Linear(8, 24), nn.Linear(8, 8)
+        self.w12, self.w3 = nn.Linear(8, 24), nn.Linear(12, 8)
+        self.gain, self.scale, self.bias = (nn.Parameter(torch.empty(8)) for _ in range(3))
+        self.dropout = nn.Dropout(dropout)
+        for i, weight in enumerate(self.double().parameters()):
+            weight.data = normal(*weight.shape, seed=100 + i) / weight.shape[-1] ** 0.5
+
+    def attention(self, x: Any) -> Any:
+        q, k, v = self.qkv(x).reshape(*x.shape[:2], 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        a, b = q.unflatten(-1, (-1, 2)).unbind(-1)
+        rotated = torch.stack([-b, a], dim=-1).flatten(-2)
+        return self.out(F.scaled_dot_product_attention(rotated, k, v).transpose(1, 2).reshape(x.shape))
+
+    def forward(self, x: Any, t: Any) -> Any:
+        angles = t[:, None] * torch.arange(1, 4, dtype=t.dtype)
+        embedding = torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
+        shift, scale, gate = self.time(embedding).unsqueeze(1).chunk(3, dim=-1)
+        x = x + gate * self.dropout(self.attention(torch.rms_norm(x, (8,), self.gain, 1e-6) * (1 + scale) + shift))
+        a, b = self.w12(torch.layer_norm(x, (8,), self.scale, self.bias)).chunk(2, dim=-1)
+        return x + self.dropout(self.w3(F.silu(a) * b))
+
+
+def inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return normal(3, 5, 8, seed=20), normal(3, seed=21).sigmoid(), normal(3, 5, 8, seed=22), normal(3, seed=23)
+
+
+def gradients(network: nn.Module, value: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(value.square().sum(), list(network.parameters())))
+
+
+def test_network_has_equal_value_tangent_and_gradients_with_and_without_duals() -> None:
+    network, (x, t, dx, dt) = Toy(), inputs()
+    with sdpa_kernel(SDPBackend.MATH):
+        value, tangent = torch.func.jvp(network, (x, t), (dx, dt))
+    answer = network(Dual(x, dx), Dual(t, dt))
+    assert relative_error(answer.primal, network(x, t)) == 0
+    assert relative_error(answer.primal, value) <= 1e-12
+    assert relative_error(answer.tangent, tangent) <= 1e-12
+    assert answer.primal.requires_grad and not answer.tangent.requires_grad
+    for with_dual, without in zip(gradients(network, answer.primal), gradients(network, network(x, t)), strict=True):
+        assert with_dual.norm() > 0 and relative_error(with_dual, without) <= 1e-12
+
+
+def test_network_runs_on_duals_under_no_grad() -> None:
+    network, (x, t, dx, dt) = Toy(), inputs()
+    with_grad = network(Dual(x, dx), Dual(t, dt))
+    outside = Dual(x, dx)
+    with torch.no_grad():
+        answer = network(Dual(x.clone().requires_grad_(), dx), Dual(t, dt))
+        of_outside = network(outside, Dual(t, dt))
+    assert answer.primal.grad_fn is None and not answer.primal.requires_grad
+    for other in [answer, of_outside]:
+        assert relative_error(other.primal, with_grad.primal) <= 1e-12
+        assert relative_error(other.tangent, with_grad.tangent) <= 1e-12
+
+
+def test_tangent_is_the_limit_of_central_differences() -> None:
+    network, (x, t, dx, dt), h = Toy(), inputs(), 1e-5
+    difference = (network(x + h * dx, t + h * dt) - network(x - h * dx, t - h * dt)) / (2 * h)
+    assert relative_error(network(Dual(x, dx), Dual(t, dt)).tangent, difference.detach()) <= 1e-8
+
+
+def test_non_reentrant_checkpointing_keeps_the_gradients() -> None:
+    network, (x, t, dx, dt) = Toy(), inputs()
+    answer = checkpoint(network, Dual(x, dx), Dual(t, dt), use_reentrant=False)
+    for checkpointed, plain in zip(gradients(network, answer.primal), gradients(network, network(x, t)), strict=True):
+        assert relative_error(checkpointed, plain) <= 1e-12
+
+
+class Doubled(torch.autograd.Function):
+    """A custom Function, which runs its forward in no_grad and does not dispatch."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any) -> Any:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g * 2
+
+
+@pytest.mark.filterwarnings("ignore:.*requires_grad=True")
+@pytest.mark.parametrize(
+    "call", [Doubled.apply, lambda x: checkpoint(torch.sin, x, use_reentrant=True)], ids=["Function", "reentrant"]
+)
+def test_what_would_lose_gradients_silently_is_refused(call: Callable[[Any], Any]) -> None:
+    x = Dual(SAME, SAME) * torch.ones((), dtype=torch.float64, requires_grad=True)
+    with pytest.raises(RuntimeError, match="grad mode was switched off"):
+        call(x)
+
+
+REFUSED: dict[str, tuple[str, Callable[[Dual], Any]]] = {
+    "unknown function": ("logsumexp", lambda x: torch.logsumexp(x, 1)),
+    "unknown method": ("Tensor.erf", lambda x: x.erf()),
+    "unknown attribute": ("Tensor.grad", lambda x: x.grad),
+    "method in place": ("Tensor.mul_", lambda x: x.mul_(2)),
+    "tensor in place": ("add_", lambda x: SAME.clone().add_(x)),
+    "operator in place": ("iadd", lambda x: operator.iadd(x, 1)),
+    "item assignment": ("setitem", lambda x: x.__setitem__(0, 1.0)),
+    "item of a tensor": ("setitem", lambda x: SAME.clone().__setitem__(0, x)),
+    "SiLU in place": ("silu", lambda x: F.silu(x, inplace=True)),
+    "dropout in place": ("dropout", lambda x: F.dropout(x, inplace=True)),
+    "exponent": ("pow", lambda x: SAME**x),
+    "exponent of a number": ("pow", lambda x: 2**x),
+    "tensor exponent": ("pow", lambda x: x**SAME),
+    "weight": ("linear", lambda x: F.linear(SAME, x[0, 0])),
+    "weight of a Dual": ("linear", lambda x: F.linear(x, x[0, 0])),
+    "kernel": ("conv2d", lambda x: F.conv2d(SAME, x)),
+    "norm weight": ("layer_norm", lambda x: F.layer_norm(x, (6,), x[0, 0, 0])),
+    "BatchNorm": ("batch_norm", lambda x: nn.BatchNorm2d(4).double()(x)),
+    "masked": ("attn_mask", lambda x: F.scaled_dot_product_attention(x, x, x, torch.ones(6, 6).bool())),
+    "causal": ("is_causal", lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True)),
+    "attention dropout": ("dropout_p", lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.1)),
+    "softmax without dim": ("softmax", lambda x: F.softmax(x, None)),
+    "numpy": ("numpy.asarray", lambda x: np.asarray(x)),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_operation_without_a_rule_is_refused_by_name(name: str) -> None:
+    operation, call = REFUSED[name]
+    with pytest.raises(TypeError, match=rf"no rule for .*{operation}.*facm/dual.py.*method=\"func\""):
+        call(Dual(SAME, SAME))
+
+
+@pytest.mark.parametrize("tangent", [ROW, SAME.float(), SAME[:1]], ids=["shape", "dtype", "batch"])
+def test_tangent_must_have_shape_and_dtype_of_the_primal(tangent: Tensor) -> None:
+    with pytest.raises(ValueError, match="one shape and one floating dtype"):
+        Dual(SAME, tangent)
+    with pytest.raises(ValueError, match="floating"):
+        Dual(SAME.long(), SAME.long())
+
+
+def test_graph_of_a_given_tangent_is_dropped() -> None:
+    answer = Dual(SAME, SAME.clone().requires_grad_() * 2) * torch.ones((), dtype=torch.float64, requires_grad=True)
+    assert answer.primal.requires_grad and not answer.tangent.requires_grad
+
+
+def test_is_a_pytree_of_any_leaves() -> None:
+    shapes = tree_map(lambda leaf: tuple(leaf.shape), Dual(ROW, ROW))
+    assert isinstance(shapes, Dual) and shapes.primal == shapes.tangent == (6,)
+
+
+def test_unknown_attribute_is_an_attribute_error() -> None:
+    assert not hasattr(Dual(ROW, ROW), "no_such_thing")
+
+
+@pytest.mark.parametrize("x", [SAME, SAME.float(), SAME.transpose(0, 2), SAME[:, :, ::2]])
+def test_dropout_draws_the_mask_of_the_plain_tensor_for_both_parts(x: Tensor) -> None:
+    torch.manual_seed(3)
+    plain, state = F.dropout(x, 0.3), torch.get_rng_state()
+    torch.manual_seed(3)
+    answer = F.dropout(Dual(x, torch.ones_like(x)), 0.3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert relative_error(answer.primal, plain) <= 1e-7
+    assert torch.equal(answer.tangent, (plain != 0).to(x.dtype) / 0.7)
+
+
+def test_bfloat16_autocast_gives_tangents_of_the_primals_dtype() -> None:
+    network, (x, t, dx, dt) = Toy(), inputs()
+    exact = network(Dual(x, dx), Dual(t, dt)).tangent
+    network.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        answer = network(Dual(x, dx).float(), Dual(t, dt).float())
+    assert answer.primal.dtype == answer.tangent.dtype
+    assert relative_error(answer.tangent, exact) <= 3e-2
+    assert F.cosine_similarity(answer.tangent.double().flatten(), exact.flatten(), dim=0) > 0.999
+    assert all(g.norm() > 0 for g in gradients(network, answer.primal))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_default_eps_of_rms_norm_is_that_of_torch(dtype: torch.dtype) -> None:
+    x = torch.tensor([[1e-4, 2e-4]], dtype=dtype)
+    scale = F.rms_norm(Dual(x, x), (2,)).tangent.double() / x
+    eps = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    mean = x.double().square().mean()
+    expected = eps * (mean + eps) ** -1.5  # d of a (a^2 mean + eps)^(-1/2) at a = 1
+    assert torch.allclose(scale, expected.expand(1, 2), rtol=3 * torch.finfo(dtype).eps + 1e-12)
+
+
+def test_traces_as_one_graph_under_compile() -> None:
+    network, (x, t, dx, dt) = Toy(dropout=0.0), inputs()
+
+    def step(x: Tensor, dx: Tensor, t: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
+        answer = network(Dual(x, dx), Dual(t, dt))
+        return answer.primal, answer.tangent
+
+    value, tangent = torch.compile(step, fullgraph=True, backend="aot_eager")(x, dx, t, dt)
+    eager_value, eager_tangent = step(x, dx, t, dt)
+    assert not tangent.requires_grad
+    assert relative_error(value, eager_value) <= 1e-12
+    assert relative_error(tangent, eager_tangent) <= 1e-12
+    for compiled, eager in zip(gradients(network, value), gradients(network, eager_value), strict=True):
+        assert relative_error(compiled, eager) <= 1e-12

@@ -1,0 +1,303 @@
+"""Distances against closed forms, copies, the names of scores, and the real reference of digits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from facm import data, evaluate
+from facm.copies import Copies, nearest
+from facm.data import Images
+from facm.evaluate import (
+    Yardstick,
+    distance_key,
+    frechet_distance,
+    kernel_distance,
+    precision_recall,
+    score,
+    statistics,
+)
+from facm.reference import Reference, build, mean_pictures, noise_pictures
+
+
+def normal(num: int, width: int, seed: int = 0) -> Tensor:
+    return torch.randn(num, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class Pixels:
+    """A feature network for tests: features are pixels, the class is the brightest one."""
+
+    seeded = False
+
+    def __init__(self, name: str = "pixels"):
+        self.name = name
+
+    def extract(self, images: Tensor) -> Tensor:
+        return images.flatten(1).float() / 255
+
+    def classify(self, images: Tensor) -> Tensor:
+        return self.extract(images)
+
+
+@dataclass
+class Fake:
+    """What `score` needs of a reference."""
+
+    yardsticks: Sequence[Yardstick]
+    copies: Copies | None = None
+
+
+def fake(images: Tensor, *names: str) -> Fake:
+    networks: list[Any] = [Pixels(name) for name in names]
+    return Fake([Yardstick.of(network, images) for network in networks], Copies.of(images))
+
+
+def random_pictures(num: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, 256, (num, 2, 2, 1), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def test_statistics_are_float64_mean_and_covariance() -> None:
+    features = normal(50, 3).float()
+    mu, sigma = statistics(features)
+    assert mu.dtype == sigma.dtype == np.float64
+    np.testing.assert_allclose(mu, features.double().mean(0).numpy(), atol=1e-12)
+    np.testing.assert_allclose(sigma, features.T.cov().numpy(), atol=1e-5)
+
+
+def test_identical_sets_have_distance_0() -> None:
+    one = statistics(normal(500, 16))
+    assert frechet_distance(one, one) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_shift_of_the_mean_in_one_feature_by_d_gives_d_squared() -> None:
+    features, d = normal(500, 16), 1.7
+    shifted = features.clone()
+    shifted[:, 4] += d
+    assert frechet_distance(statistics(features), statistics(shifted)) == pytest.approx(d**2, abs=1e-9)
+
+
+def test_gaussians_that_commute_have_the_closed_form() -> None:
+    mu1, mu2, s1, s2 = np.array([0.0, 1.0]), np.array([0.5, -1.0]), np.array([4.0, 0.25]), np.array([1.0, 9.0])
+    expected = ((mu1 - mu2) ** 2).sum() + ((np.sqrt(s1) - np.sqrt(s2)) ** 2).sum()
+    assert frechet_distance((mu1, np.diag(s1)), (mu2, np.diag(s2))) == pytest.approx(expected, rel=1e-12)
+
+
+def test_gaussians_that_do_not_commute_have_the_symmetric_form() -> None:
+    (mu1, s1), (mu2, s2) = statistics(normal(40, 5)), statistics(normal(40, 5, seed=1) @ normal(5, 5, seed=2))
+    values, vectors = np.linalg.eigh(s1)
+    root = vectors * np.sqrt(values) @ vectors.T
+    trace = np.sqrt(np.linalg.eigvalsh(root @ s2 @ root)).sum()
+    expected = ((mu1 - mu2) ** 2).sum() + np.trace(s1 + s2) - 2 * trace
+    assert frechet_distance((mu1, s1), (mu2, s2)) == pytest.approx(expected, rel=1e-10)
+
+
+def test_kernel_distance_of_whole_sets_is_the_unbiased_mmd() -> None:
+    a, b = normal(40, 4), normal(40, 4, seed=1) + 0.3
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.T / 4 + 1) ** 3
+
+    within = [(k.sum() - k.diagonal().sum()) / (40 * 39) for k in (kernel(a, a), kernel(b, b))]
+    expected = within[0] + within[1] - 2 * kernel(a, b).mean()
+    assert kernel_distance(a, b, subsets=2) == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_kernel_distance_is_the_same_every_time_and_about_0_for_one_distribution() -> None:
+    a, b = normal(1500, 4).float(), normal(1200, 4, seed=1).float()
+    first = kernel_distance(a, b, subsets=3)
+    assert first == kernel_distance(a, b, subsets=3) and abs(first) < 0.02
+
+
+def test_precision_sees_quality_and_recall_diversity() -> None:
+    real = normal(300, 2)
+    assert precision_recall(real, real) == (1, 1)
+    one_mode, wide = 0.05 * normal(300, 2, seed=1), 10 * normal(300, 2, seed=2)
+    assert precision_recall(one_mode, real)[0] == 1 and precision_recall(one_mode, real)[1] < 0.2
+    assert precision_recall(wide, real)[0] < 0.3
+
+
+@pytest.mark.parametrize(
+    ("features", "num", "key"),
+    [
+        ("inception", 50_000, "fid"),
+        ("inception", 49_999, "fid_49.999k"),
+        ("inception", 10_000, "fid_10k"),
+        ("inception", 2000, "fid_2k"),
+        ("digits_cnn", 50_000, "fd"),
+        ("digits_cnn", 2000, "fd"),
+    ],
+)
+def test_fid_is_the_name_for_inception_and_50000_samples_only(features: str, num: int, key: str) -> None:
+    assert distance_key(features, num) == key
+
+
+def test_only_50000_samples_through_inception_are_scored_as_fid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "precision_recall", lambda *_: (0.0, 0.0))
+    few, many = random_pictures(60), random_pictures(50_000)
+    for name in ("inception", "digits_cnn"):
+        reference = fake(few, name)
+        assert ("fid" in score(many, None, reference, kid_subsets=1, copies=False)) == (name == "inception")
+        assert "fid" not in score(many[:-1], None, reference, kid_subsets=1, copies=False)
+
+
+def test_scores_have_the_keys_that_labels_and_networks_allow() -> None:
+    images = random_pictures(60)
+    labels = images.flatten(1).argmax(1)
+    plain = {"fd", "kid", "precision", "recall"}
+    full = score(images, labels, fake(images, "pixels", "pixels"), kid_subsets=1)
+    assert set(full) == plain | {"accuracy", "fd_second", "accuracy_second", "copies"}
+    assert full["accuracy"] == full["accuracy_second"] == full["copies"] == 1
+    assert set(score(images, labels, fake(images, "pixels"), kid_subsets=1)) == plain | {"accuracy", "copies"}
+    assert set(score(images, None, fake(images, "pixels"), kid_subsets=1, copies=False)) == plain
+    assert all(type(value) is float for value in full.values())
+
+
+def test_scores_take_the_arrays_of_an_npz_file() -> None:
+    images = random_pictures(60)
+    labels = images.flatten(1).argmax(1)
+    reference = fake(images, "pixels")
+    arrays = score(images.numpy(), labels.numpy(), reference, kid_subsets=1)
+    assert arrays == score(images, labels, reference, kid_subsets=1)
+
+
+def test_what_cannot_be_scored_is_refused() -> None:
+    images = random_pictures(60)
+    reference = fake(images, "pixels")
+    with pytest.raises(ValueError, match="sample.num"):
+        score(images[:3], None, reference)
+    with pytest.raises(ValueError, match="must be uint8"):
+        score(images.float(), None, reference)
+    with pytest.raises(ValueError, match=r"labels must be \(60,\)"):
+        score(images, torch.zeros(59, dtype=torch.int64), reference)
+    with pytest.raises(ValueError, match="set evaluate.copies: false"):
+        score(images, None, Fake(reference.yardsticks))
+
+
+def test_nearest_neighbours_are_those_of_brute_force() -> None:
+    a, b = random_pictures(1203), random_pictures(70, seed=1)
+    distances = torch.cdist(a.flatten(1).double() / 127.5, b.flatten(1).double() / 127.5)
+    torch.testing.assert_close(nearest(a, b), distances.amin(1))
+    own = torch.cdist(a.flatten(1).double() / 127.5, a.flatten(1).double() / 127.5).fill_diagonal_(torch.inf)
+    torch.testing.assert_close(nearest(a), own.amin(1))
+
+
+def test_two_equal_train_pictures_are_0_apart() -> None:
+    images = random_pictures(40)
+    images[7] = images[31]
+    assert nearest(images)[7] == nearest(images)[31] == 0
+
+
+def test_mean_pictures_are_balanced_means_of_their_class() -> None:
+    images = random_pictures(30)
+    train = Images(images, torch.arange(30) % 3, 3)
+    means = mean_pictures(train, 7)
+    assert torch.equal(means[:3], means[3:6]) and torch.equal(means[0], means[6])
+    expected = (images[1::3].double().mean(0) + 0.5).floor().to(torch.uint8)
+    assert torch.equal(means[1], expected)
+
+
+def test_noise_has_the_mean_and_std_of_the_data_and_the_seed_decides_it() -> None:
+    narrow = random_pictures(300) // 4 + 96
+    noise = noise_pictures(Images(narrow, None, 0), 3000, 0)
+    assert float(noise.double().mean()) == pytest.approx(float(narrow.double().mean()), abs=1)
+    assert float(noise.double().std()) == pytest.approx(float(narrow.double().std()), rel=0.03)
+    assert torch.equal(noise, noise_pictures(Images(narrow, None, 0), 3000, 0))
+    assert not torch.equal(noise, noise_pictures(Images(narrow, None, 0), 3000, 1))
+
+
+@dataclass
+class Built:
+    """The reference of digits, as its stage makes it."""
+
+    folder: Path
+    metrics: dict[str, Any]
+    train: Images
+    heldout: Images
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    folder = tmp_path_factory.mktemp("reference")
+    train, heldout = (data.load("digits", None, split) for split in data.SPLITS)
+    metrics = build(folder, train, heldout, features="digits_cnn", seed=0, num=2000, kid_subsets=2)
+    return Built(folder, metrics["reference"], train, heldout)
+
+
+def test_both_networks_of_digits_recognise_the_heldout_pictures(digits: Built) -> None:
+    assert digits.metrics["features"] == "digits_cnn"
+    assert digits.metrics["heldout_accuracy"] >= 0.98 and digits.metrics["heldout_accuracy_second"] >= 0.98
+
+
+@pytest.mark.parametrize("key", ["fd", "fd_second"])
+def test_the_scale_of_digits_is_wide(digits: Built, key: str) -> None:
+    floor, class_mean, noise = (digits.metrics[name][key] for name in ("floor", "class_mean", "noise"))
+    assert 0 < floor <= 0.06 * class_mean and class_mean < noise
+
+
+def test_accuracy_alone_does_not_tell_class_means_from_good_samples(digits: Built) -> None:
+    assert digits.metrics["class_mean"]["accuracy"] == 1 and digits.metrics["class_mean"]["recall"] < 0.05
+    assert digits.metrics["noise"]["accuracy"] < 0.25
+
+
+def test_train_pictures_score_as_perfect_copies(digits: Built) -> None:
+    reference = Reference.open(digits.folder)
+    scores = score(digits.train.images, digits.train.labels, reference, kid_subsets=2)
+    assert scores["copies"] == 1 and scores["precision"] == scores["recall"] == 1
+    assert scores["fd"] == pytest.approx(0, abs=1e-6) and scores["fd_second"] == pytest.approx(0, abs=1e-6)
+    assert scores["accuracy"] > 0.99
+
+
+def test_heldout_pictures_and_noise_are_hardly_ever_copies(digits: Built) -> None:
+    assert digits.metrics["heldout_copies"] == pytest.approx(3 / 450)
+    copies = Reference.open(digits.folder).copies
+    assert copies is not None and copies.rate(noise_pictures(digits.train, 100, 0)) == 0
+    barely = (digits.train.images.int() + 1).clamp(max=255).to(torch.uint8)
+    assert copies.rate(barely) == 1
+
+
+def test_an_opened_reference_scores_bit_for_bit_as_the_built_one(digits: Built) -> None:
+    scores = score(digits.heldout.images, digits.heldout.labels, Reference.open(digits.folder), kid_subsets=2)
+    assert {name: scores[name] for name in digits.metrics["floor"]} == digits.metrics["floor"]
+
+
+def test_a_reference_tells_what_is_missing_or_damaged(digits: Built, tmp_path: Path) -> None:
+    for path in digits.folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    statistics_path = tmp_path / "statistics_second.safetensors"
+    statistics_path.write_bytes(statistics_path.read_bytes()[:-7])
+    with pytest.raises(ValueError, match=r"statistics_second.safetensors is damaged .* run `dvc repro`"):
+        Reference.open(tmp_path)
+    (tmp_path / "meta.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"meta.json is missing: .* run `dvc repro`"):
+        Reference.open(tmp_path)
+
+
+def test_without_classes_the_pixel_mean_takes_the_place_of_the_class_means(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unlabelled(Pixels):
+        name = "pixels"
+
+        def __init__(self) -> None:
+            super().__init__()
+
+        @classmethod
+        def create(cls, train: Images, seed: int) -> "Unlabelled":
+            return cls()
+
+        def to(self, device: Any) -> "Unlabelled":
+            return self
+
+        def save(self, path: Path) -> dict[str, Any]:
+            return {}
+
+    monkeypatch.setattr("facm.reference.network_class", lambda name: Unlabelled)
+    train, heldout = Images(random_pictures(80), None, 0), Images(random_pictures(40, seed=1), None, 0)
+    metrics = build(tmp_path, train, heldout, features="pixels", seed=0, num=20, kid_subsets=1)["reference"]
+    assert set(metrics) == {"features", "num", "heldout_copies", "floor", "pixel_mean", "noise"}
+    assert set(metrics["pixel_mean"]) == {"fd", "kid", "precision", "recall"}
