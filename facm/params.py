@@ -6,6 +6,7 @@ plain mappings: the class that they are for checks them, so that a new method ne
 """
 
 import difflib
+import math
 import types
 import typing
 from dataclasses import dataclass, fields, is_dataclass
@@ -17,6 +18,7 @@ import yaml
 from facm.names import refuse_unknown
 
 PATH = "params.yaml"
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 class ParamsError(ValueError):
@@ -69,6 +71,7 @@ class Reference:
 @dataclass(frozen=True)
 class Latents:
     codec: str
+    labels: bool
     flip: bool
     shard_size: Count
     batch_size: Count
@@ -290,7 +293,7 @@ def _convert_scalar(value: Any, kind: type, where: str) -> Any:
         value = float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         hint = " (YAML reads 1e-3 as text: write 1.0e-3)" if kind is float and isinstance(value, str) else ""
-        raise ParamsError(f"{PATH}, {where}: must be {kind.__name__}, got {value!r}{hint}")
-    if kind is float and value != value:
-        raise ParamsError(f"{PATH}, {where}: must be a number, got nan")
+        raise ParamsError(f"{PATH}, {where}: must be {KINDS[kind]}, got {value!r}{hint}")
+    if kind is float and not math.isfinite(value):
+        raise ParamsError(f"{PATH}, {where}: must be a finite number, got {value}")
     return value

@@ -1,12 +1,14 @@
 """What an objective is given and what it may ask: the interface between a loss and the training step.
 
 An objective is called with `F_theta`, which answers queries with the student, and with a `Point`, which holds
-everything else that a loss may use. A new method needs a new field here at most, never a new signature.
+everything else that a loss may use. What a later method needs fits into `times`, `tools` and `Query.of`, so that the
+signature never grows and no finished result becomes stale.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -15,6 +17,22 @@ Network = Callable[..., Tensor]
 
 Answers = tuple[Any, ...]
 """One entry per query: F, or (F, dF_dt) where the query has dx."""
+
+FTheta = Callable[..., Answers]
+"""The student as an objective sees it: queries in, as many answers out, in order.
+
+All queries of a step that need a gradient come in one call, so that the step can batch them.
+"""
+
+
+class Progress(NamedTuple):
+    """How far a training is: `step` counts from 1 to `steps`. Schedules and phases depend on nothing else."""
+
+    step: int
+    steps: int
+
+
+START = Progress(1, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +48,7 @@ class Query:
         dt: tangent of the time condition; a number stands for all samples.
         dr: tangent of r, the same way; None: r does not move.
         grad: False: the answer carries no graph. dF_dt never carries one.
+        of: whose weights answer: student | ema (the average, never with a graph).
     """
 
     x: Tensor
@@ -40,6 +59,7 @@ class Query:
     dt: Tensor | float | None = None
     dr: Tensor | float | None = None
     grad: bool = True
+    of: str = "student"
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,25 +69,33 @@ class Point:
     Attributes:
         x0: noise (B, ...).
         x1: data (B, ...).
-        t: (B,) in [0, 1].
         x_t: (1 - t) x0 + t x1.
-        v: target velocity at (x_t, t), guided (Eq. 9).
         y: labels (B,) int64 after label dropout, or None.
-        velocity: (x, t, y) -> v, the same velocity anywhere; counted.
-        r: second time (B,) of objectives that draw two, else None.
-        F_ema: the averaged network, of objectives that use one, else None.
+        times: what the objective's `times` made: `t` (B,) in [0, 1], and whatever else it draws.
+        velocity: (x, t, y) -> v, the guided velocity anywhere (Eq. 9).
+        progress: of the training.
+        null: the label that stands for none; None without classes.
+        tools: further functions by name, for objectives that say they need them.
+        watch: (name, values (B,)) -> None; the step logs their mean.
     """
 
     x0: Tensor
     x1: Tensor
-    t: Tensor
     x_t: Tensor
-    v: Tensor
     y: Tensor | None
+    times: Mapping[str, Tensor]
     velocity: Callable[[Tensor, Tensor, Tensor | None], Tensor]
-    r: Tensor | None = None
-    F_ema: Network | None = None
+    progress: Progress = START
+    null: int | None = None
+    tools: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    watch: Callable[[str, Tensor], None] = lambda name, values: None
 
+    @property
+    def t(self) -> Tensor:
+        """Time (B,)."""
+        return self.times["t"]
 
-FTheta = Callable[..., Answers]
-"""The student as an objective sees it: queries in, as many answers out, in order."""
+    @cached_property
+    def v(self) -> Tensor:
+        """Target velocity at (x_t, t), like x_t; asked once, when it is first needed."""
+        return self.velocity(self.x_t, self.t, self.y)

@@ -21,21 +21,37 @@ class Student:
         network: F(x, t, y, r).
         method: dual | func, see `facm.derivative.total_derivative`.
         seed: of the dropout masks; the training loop sets one per step.
+        averaged: the same network with averaged weights, for queries of "ema".
     """
 
-    def __init__(self, network: Network, method: str = "dual", seed: int = 0) -> None:
-        self.network, self.method, self.seed = network, method, seed
+    def __init__(
+        self, network: Network, method: str = "dual", seed: int = 0, *, averaged: Network | None = None
+    ) -> None:
+        self.network, self.method, self.seed, self.averaged = network, method, seed, averaged
 
     def __call__(self, *queries: Query) -> Answers:
         """Answer several queries of one step."""
         return tuple(self._answer(query) for query in queries)
 
+    def frozen(self, of: str = "student") -> Network:
+        """F(x, t, y, r) without a graph, with the masks of this step."""
+        return lambda x, t, y, r=None: self(Query(x, t, y, r, grad=False, of=of))[0]
+
+    def _network(self, of: str) -> Network:
+        if of == "ema" and self.averaged is not None:
+            return self.averaged
+        if of != "student":
+            raise ValueError(f"a query of '{of}': only student and, where there is an average, ema can answer")
+        return self.network
+
     def _answer(self, query: Query) -> Any:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and query.grad), self._same_masks(query.x.device):
+        graph = torch.is_grad_enabled() and query.grad and query.of == "student"
+        network = self._network(query.of)
+        with torch.set_grad_enabled(graph), self._same_masks(query.x.device):
             if query.dx is None:
-                return self.network(query.x, query.t, query.y, query.r)
+                return network(query.x, query.t, query.y, query.r)
             return total_derivative(
-                self.network,
+                network,
                 query.x,
                 query.t,
                 query.y,

@@ -1,8 +1,8 @@
 """The training loop, the same for the teacher and for every student.
 
 Everything random in step k is drawn from a generator seeded by (seed, k) alone, for the global batch, of which each
-rank takes its rows: a killed run resumes bit-exactly without saved random states, and results do not depend on the number of
-processes beyond rounding.
+rank takes its rows: a killed run resumes bit-exactly without saved random states, and the number of processes changes
+results by rounding only.
 """
 
 import math
@@ -23,7 +23,7 @@ from facm.data.latents import LatentSet
 from facm.ema import PowerEMA
 from facm.log import TrainingLog, say
 from facm.params import Ema, Optimizer, Runtime, Time
-from facm.point import Point
+from facm.point import Point, Progress
 from facm.schedules import TimeSampler
 from facm.source import Source
 from facm.student import Student
@@ -147,7 +147,7 @@ class _Loop:
             )
         self.device = dist.device()
         self.network = job.network.to(self.device).train()
-        self.student = Student(self.network, method=job.derivative)
+        self.student = Student(self.network, method=job.derivative, averaged=self._averaged)
         module = getattr(job.objective, "module", None)  # what an objective trains besides the network
         self.parameters = [*self.network.parameters(), *(module.parameters() if module is not None else ())]
         self.time = TimeSampler(settings.time.sampler, settings.time.mean, settings.time.std)
@@ -161,6 +161,7 @@ class _Loop:
         self.ema = PowerEMA(self.network.state_dict(), settings.ema.sigma_rels)
         self.step, self.skipped, self.in_a_row, self.last_save = 0, 0, 0, 0
         self.interval: list[dict[str, float]] = []
+        self.watched: dict[str, Tensor] = {}
         rows = self._restore()
         self.log = TrainingLog(log_folder, job.name, settings.steps, rows) if dist.is_main() else None
 
@@ -168,9 +169,9 @@ class _Loop:
         """One optimizer step."""
         settings, self.step = self.job.settings, self.step + 1
         batch = draw(self.job, self.step)
-        point = self._point(batch)
         self.student.seed = _seed(settings.seed, self.step, 2 + dist.rank())
-        losses = self.job.objective(self.student, point, step=self.step)
+        point = self._point(batch)
+        losses = self.job.objective(self.student, point)
         means = {name: loss.mean() for name, loss in losses.items()}
         self.optimizer.zero_grad()
         torch.stack(list(means.values())).sum().backward()
@@ -178,7 +179,7 @@ class _Loop:
         norm = nn.utils.clip_grad_norm_(self.parameters, settings.optimizer.clip)
         values = {f"loss_{name}": float(mean.detach()) for name, mean in means.items()} | {"grad_norm": float(norm)}
         if all(math.isfinite(value) for value in values.values()):
-            self._update(values)
+            self._update(values | {name: float(watched.mean()) for name, watched in self.watched.items()})
         else:
             self._skip(point, values)
         self._tell()
@@ -231,26 +232,25 @@ class _Loop:
         return module.state_dict() if module is not None else {}
 
     def _point(self, batch: Batch) -> Point:
-        """x_t and v of the batch at the objective's own times."""
-        times = self.job.objective.times(batch.n, self.time)
-        t, u = times["t"], batch.x1 - batch.x0
-        x_t = flow.interpolate(batch.x0, batch.x1, t)
-        velocity = self.job.source(u, self.network, self._averaged)
+        """The batch at the objective's own times."""
+        progress = Progress(self.step, self.job.settings.steps)
+        times = self.job.objective.times(batch.n, self.time, progress)
+        self.watched.clear()
         return Point(
             x0=batch.x0,
             x1=batch.x1,
-            t=t,
-            x_t=x_t,
-            v=velocity(x_t, t, batch.y),
+            x_t=flow.interpolate(batch.x0, batch.x1, times["t"]),
             y=batch.y,
-            velocity=velocity,
-            r=times.get("r"),
-            F_ema=self._averaged,
+            times=times,
+            velocity=self.job.source(batch.x1 - batch.x0, self.student.frozen(), self.student.frozen("ema")),
+            progress=progress,
+            null=self.job.latents.num_classes or None,
+            watch=self.watched.__setitem__,
         )
 
     @torch.no_grad()
     def _averaged(self, *args: Any, **kwargs: Any) -> Tensor:
-        """F_ema: the network with averaged weights, no gradient."""
+        """The network with averaged weights, no gradient."""
         weights = self.ema.weights(self.job.settings.ema.sigma_rel)
         return torch.func.functional_call(self.network, weights, args, kwargs)
 

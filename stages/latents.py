@@ -9,9 +9,10 @@ def main() -> None:
     check.writable("data")
     dist.setup(params.runtime.threads)
     fingerprint = data.verify(params.data.name, params.data.root, params.data.fingerprint)
+    images = data.load(params.data.name, params.data.root, "train")
     latents.write(
         "data/latents",
-        data.load(params.data.name, params.data.root, "train"),
+        images if params.latents.labels else images.unlabelled(),
         codecs.build(params.latents.codec),
         flip=params.latents.flip,
         shard_size=params.latents.shard_size,

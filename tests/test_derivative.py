@@ -180,7 +180,7 @@ def test_unknown_method_is_refused_with_the_known_ones() -> None:
 )
 def test_tangent_that_does_not_fit_is_refused(wrong: dict[str, Any]) -> None:
     at, d = point("mlp")
-    with pytest.raises(ValueError, match="dr without r|shapes must be equal"):
+    with pytest.raises(ValueError, match=r"dr without r|shapes must be equal"):
         total_derivative(network("mlp"), *at, **(d | wrong))
 
 

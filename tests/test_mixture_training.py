@@ -20,7 +20,7 @@ from facm import flow
 from facm.backbones.mlp import MLP
 from facm.objectives.facm import FACM
 from facm.objectives.fm import FM
-from facm.point import Point
+from facm.point import Point, Progress
 from facm.schedules import TimeSampler
 from facm.student import Student
 
@@ -33,7 +33,7 @@ def train(network: nn.Module, objective: FM | FACM, steps: int, seed: int) -> No
     generator = torch.Generator().manual_seed(seed)
     for step in range(1, steps + 1):
         optimizer.param_groups[0]["lr"] = 3e-3 * (1 + math.cos(math.pi * step / steps)) / 2
-        loss = sum(term.mean() for term in objective(student, draw(objective, generator), step=step).values())
+        loss = sum(term.mean() for term in objective(student, draw(objective, generator)).values())
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -43,11 +43,9 @@ def train(network: nn.Module, objective: FM | FACM, steps: int, seed: int) -> No
 def draw(objective: FM | FACM, generator: torch.Generator, num: int = 256) -> Point:
     """A batch whose velocity is the exact one."""
     x0, x1 = torch.randn(num, 2, generator=generator), LAW.sample(num, generator)
-    times = objective.times(torch.randn(num, objective.normals, generator=generator), TimeSampler())
-    t = times["t"]
-    x_t = flow.interpolate(x0, x1, t)
-    velocity = lambda x, t, y: LAW.velocity(x, t)  # noqa: E731
-    return Point(x0=x0, x1=x1, t=t, x_t=x_t, v=velocity(x_t, t, None), y=None, velocity=velocity, r=times.get("r"))
+    times = objective.times(torch.randn(num, objective.normals, generator=generator), TimeSampler(), Progress(1, 1))
+    x_t = flow.interpolate(x0, x1, times["t"])
+    return Point(x0=x0, x1=x1, x_t=x_t, y=None, times=times, velocity=lambda x, t, y: LAW.velocity(x, t))
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from facm import flow, losses, objectives
 from facm.backbones.mlp import MLP
 from facm.objectives.facm import FACM
 from facm.objectives.fm import FM
-from facm.point import Point, Query
+from facm.point import Point, Progress, Query
 from facm.schedules import TimeSampler
 from facm.student import Student
 from facm.velocity import Guidance
@@ -22,10 +22,11 @@ BASE = yaml.safe_load((Path(__file__).parents[1] / "presets" / "base.yaml").read
 SHARED = {name: BASE["distill"][name] for name in objectives.SHARED}
 
 
-def point_at(x0, x1, t, v=None, y=None, r=None) -> Point:
+def point_at(x0, x1, t, v=None, y=None, in_fm=None) -> Point:
     x_t = flow.interpolate(x0, x1, t)
     v = x1 - x0 if v is None else v
-    return Point(x0=x0, x1=x1, t=t, x_t=x_t, v=v, y=y, velocity=lambda x, t, y: v, r=r)
+    times = {"t": t} if in_fm is None else {"t": t, "in_fm": in_fm}
+    return Point(x0=x0, x1=x1, x_t=x_t, y=y, times=times, velocity=lambda x, t, y: v)
 
 
 def tensors(num: int, *shape: int) -> tuple[torch.Tensor, ...]:
@@ -88,7 +89,7 @@ def test_the_gradient_of_the_cm_loss_is_its_closed_form():
 def test_no_gradient_reaches_the_velocity_the_derivative_the_target_or_the_denominator():
     F_fm, F_cm, dF, v, x = (tensor.requires_grad_() for tensor in tensors(5, 5, 2, 4, 4))
     point = point_at(x, x, T, v=v.detach())
-    terms = FACM()(answers(F_fm, F_cm, dF), point, step=1)
+    terms = FACM()(answers(F_fm, F_cm, dF), point)
     gradients = torch.autograd.grad(terms["cm"].sum(), [F_cm, F_fm, dF, v], allow_unused=True)
     assert gradients[0] is not None
     assert gradients[1:] == (None, None, None)
@@ -124,9 +125,9 @@ def test_without_the_anchor_its_pass_is_not_made_and_the_cm_loss_is_the_same():
         asked.append(len(queries))
         return Student(network)(*queries)
 
-    with_anchor = FACM(anchor=2.0)(F_theta, point_at(x0, x1, T), step=1)
-    half_anchor = FACM(anchor=1.0)(F_theta, point_at(x0, x1, T), step=1)
-    without = FACM(anchor=0.0)(F_theta, point_at(x0, x1, T), step=1)
+    with_anchor = FACM(anchor=2.0)(F_theta, point_at(x0, x1, T))
+    half_anchor = FACM(anchor=1.0)(F_theta, point_at(x0, x1, T))
+    without = FACM(anchor=0.0)(F_theta, point_at(x0, x1, T))
     assert asked == [2, 2, 1]
     assert torch.equal(with_anchor["cm"], without["cm"])
     torch.testing.assert_close(with_anchor["fm"], 2 * half_anchor["fm"])
@@ -195,10 +196,10 @@ def test_fm_asks_its_fraction_of_the_samples_in_the_fm_format(conditioning):
     n = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0))
     for fraction, low, high in [(0.0, 0, 0), (0.3, 0.28, 0.32), (0.5, 0.48, 0.52), (1.0, 1, 1)]:
         fm = FM(conditioning=conditioning, fraction=fraction)
-        times = fm.times(n, TimeSampler())
-        t, c = times["t"], fm.condition(times["t"], times["r"])
+        times = fm.times(n, TimeSampler(), Progress(1, 1))
+        t, c = times["t"], fm.condition(times["t"], times["in_fm"])
         assert torch.equal(t, TimeSampler()(n[:, 0]))
-        asked_fm = times["r"] == t
+        asked_fm = times["in_fm"]
         assert low <= asked_fm.double().mean() <= high
         for want, rows in [(flow.c_fm(t, conditioning), asked_fm), (flow.c_cm(t, conditioning), ~asked_fm)]:
             assert torch.equal(c.t[rows], want.t[rows])
@@ -207,17 +208,11 @@ def test_fm_asks_its_fraction_of_the_samples_in_the_fm_format(conditioning):
 
 def test_fm_is_eq_10_and_without_cosine_eq_1():
     x0, x1, F = tensors(3, 5, 2, 4, 4)
-    point = point_at(x0, x1, T, r=T)
+    point = point_at(x0, x1, T, in_fm=torch.ones_like(T, dtype=torch.bool))
     student = answers(F, None, None)
-    torch.testing.assert_close(FM()(student, point, step=1)["fm"], losses.velocity_loss(F, x1 - x0))
-    plain = FM(cosine="none")(student, point, step=1)["fm"]
+    torch.testing.assert_close(FM()(student, point)["fm"], losses.velocity_loss(F, x1 - x0))
+    plain = FM(cosine="none")(student, point)["fm"]
     torch.testing.assert_close(plain, (F - x1 + x0).square().mean((1, 2, 3)))
-
-
-def test_fm_without_r_is_refused():
-    x0, x1 = tensors(2, 5, 3)
-    with pytest.raises(ValueError, match="FM needs r"):
-        FM()(answers(x0, None, None), point_at(x0, x1, T), step=1)
 
 
 # The registry
@@ -230,11 +225,11 @@ def test_every_objective_trains_for_two_steps(name, conditioning):
     network = MLP(shape=(3,), num_classes=2, hidden=8, depth=2, auxiliary=conditioning == "auxiliary")
     optimizer, generator = torch.optim.AdamW(network.parameters(), 1e-2), torch.Generator().manual_seed(0)
     x0, x1 = torch.randn(2, 16, 3, generator=generator)
-    times = objective.times(torch.randn(16, objective.normals, generator=generator), TimeSampler())
-    point = point_at(x0, x1, times["t"], y=torch.arange(16) % 3, r=times.get("r"))
+    times = objective.times(torch.randn(16, objective.normals, generator=generator), TimeSampler(), Progress(1, 1))
+    point = point_at(x0, x1, times["t"], y=torch.arange(16) % 3, in_fm=times.get("in_fm"))
     totals = []
     for step in (1, 2):
-        terms = objective(Student(network, seed=step), point, step=step)
+        terms = objective(Student(network, seed=step), point)
         assert set(terms) == set(objective.terms)
         assert all(term.shape == (16,) for term in terms.values())
         total = torch.stack([term.mean() for term in terms.values()]).sum()
@@ -327,7 +322,7 @@ def test_the_analytic_cases_of_the_published_code_are_met(conditioning, mode, w,
     else:
         v = guidance.scratch(student, x_t, t, y, u=u)
     facm = FACM(conditioning=conditioning, cosine_eps=1e-8)
-    terms = facm(Student(student, method), point_at(x0, x1, t, v=v, y=y), step=1)
+    terms = facm(Student(student, method), point_at(x0, x1, t, v=v, y=y))
     means = {name: term.mean() for name, term in terms.items()}
     assert abs(means["cm"].item() - cm) < 1e-10
     assert abs(means["fm"].item() + means["cm"].item() - total) < 1e-10
@@ -352,7 +347,7 @@ def test_the_losses_and_all_gradients_of_the_published_code_are_met(case, method
         v = guidance.distilled(golden_network(folder, "teacher"), x_t, t, y)
     else:
         v = guidance.scratch(network, x_t, t, y, u=x1 - x0)
-    terms = FACM(conditioning=conditioning)(Student(network, method), point_at(x0, x1, t, v=v, y=y), step=1)
+    terms = FACM(conditioning=conditioning)(Student(network, method), point_at(x0, x1, t, v=v, y=y))
     means = {key: term.mean() for key, term in terms.items()}
     (means["fm"] + means["cm"]).backward()
     want = golden_losses()[name]

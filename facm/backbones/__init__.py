@@ -54,7 +54,6 @@ def build(
     return network(**constants, shape=tuple(shape), num_classes=num_classes, auxiliary=auxiliary, dropout=dropout)
 
 
-
 def refuse_type(value: Any, kind: Any, place: str) -> None:
     """Raise ValueError unless a constant is of its declared type; whole numbers are counts, from 1 on."""
     number = isinstance(value, int | float) and not isinstance(value, bool)

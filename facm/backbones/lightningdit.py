@@ -367,7 +367,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., width), dtype of x."""
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), 1e-6)
+        return torch.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), 1e-6)
 
 
 def norm(width: int, rms_norm: bool, *, affine: bool = False) -> nn.Module:

@@ -47,6 +47,10 @@ class Images:
     def __len__(self) -> int:
         return len(self.images)
 
+    def unlabelled(self) -> "Images":
+        """The same pictures, for models without classes."""
+        return Images(self.images, None, 0)
+
 
 def load(name: str, root: str | Path | None, split: str) -> Images:
     """One split of a dataset.

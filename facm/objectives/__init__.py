@@ -1,8 +1,8 @@
 """Training objectives, one file each; a new one is a file, a line here and a block of params.
 
-An objective is a frozen dataclass whose fields are its paper's constants. It draws nothing: `times(n, time)` turns
-standard normals n (B, normals) into times, `__call__(F_theta, point, step=)` gives per-sample losses by term. Fields
-called as in SHARED come from `distill` in params.yaml, all others from `objectives.<name>`.
+An objective is a frozen dataclass whose fields are its paper's constants. It draws nothing: `times(n, time,
+progress)` turns standard normals n (B, normals) into times, `__call__(F_theta, point)` gives per-sample losses by
+term. Fields called as in SHARED come from `distill` in params.yaml, all others from `objectives.<name>`.
 """
 
 import difflib
@@ -61,7 +61,6 @@ def load(name: str) -> Any:
 def field_names(name: str) -> list[str]:
     """The fields of an objective."""
     return [field.name for field in fields(load(name))]
-
 
 
 def check_number(value: Any, place: str, low: float, high: float = float("inf"), *, open_low: bool = False) -> None:

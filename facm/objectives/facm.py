@@ -19,7 +19,7 @@ from torch import Tensor
 from facm.flow import c_cm, c_fm, check_conditioning, expand
 from facm.losses import Cosine, Reduction, norm_l2, squared_error, velocity_loss
 from facm.objectives import check_choice, check_number
-from facm.point import FTheta, Point, Query
+from facm.point import FTheta, Point, Progress, Query
 from facm.schedules import WEIGHTINGS, TimeSampler, weighting
 
 
@@ -81,26 +81,33 @@ class FACM:
         check_choice(self.cosine, "objectives.facm.cosine", ("auto", "channel", "sample", "none"))
         check_number(self.cosine_eps, "objectives.facm.cosine_eps", 0, open_low=True)
 
-    def times(self, n: Tensor, time: TimeSampler) -> dict[str, Tensor]:
+    def times(self, n: Tensor, time: TimeSampler, progress: Progress) -> dict[str, Tensor]:
         """Standard normals n (B, 1) -> t (B,) (Algorithm 1, line 1)."""
         return {"t": time(n[:, 0])}
 
-    def __call__(self, F_theta: FTheta, point: Point, *, step: int) -> dict[str, Tensor]:
+    def __call__(self, F_theta: FTheta, point: Point) -> dict[str, Tensor]:
         """Return L_FM and L_CM, each (B,) (Eq. 8, Algorithm 1).
 
         Args:
             F_theta: the student.
             point: x_t (B, ...), t (B,), v like x_t, y (B,) or None.
-            step: optimizer step, of no use here.
         """
         x_t, t, v, y = point.x_t, point.t, point.v, point.y
         cm, fm = c_cm(t, self.conditioning), c_fm(t, self.conditioning)  # line 2
         shortcut = Query(x_t, cm.t, y, cm.r, dx=v, dt=1.0)  # tangents (v, 1), Eq. 17
         if self.anchor == 0:
             ((F_cm, dF_dt),) = F_theta(shortcut)
+            self.watch(point, F_cm, dF_dt)
             return {"fm": torch.zeros_like(t), "cm": self.cm(F_cm, dF_dt, v, t)}
         F_fm, (F_cm, dF_dt) = F_theta(Query(x_t, fm.t, y, fm.r), shortcut)  # lines 5, 6
+        self.watch(point, F_cm, dF_dt)
         return {"fm": self.anchor * self.fm(F_fm, v), "cm": self.cm(F_cm, dF_dt, v, t)}  # line 9
+
+    def watch(self, point: Point, F_cm: Tensor, dF_dt: Tensor) -> None:
+        """Log the root mean squares of g and of dF_dt, which grow where the anchor is lost (Sec. 3.1.2)."""
+        g = self.residual(F_cm, dF_dt, point.v, point.t)
+        point.watch("g", g.square().flatten(1).mean(1).sqrt())
+        point.watch("tangent", dF_dt.square().flatten(1).mean(1).sqrt())
 
     def fm(self, F_fm: Tensor, v: Tensor) -> Tensor:
         """Return L_FM = |F_FM - v|^2 + L_cos(F_FM, v), (B,): the anchor (Eq. 10)."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from facm.flow import Condition, c_cm, c_fm, check_conditioning
 from facm.losses import Cosine, velocity_loss
 from facm.objectives import check_choice, check_number
-from facm.point import FTheta, Point, Query
+from facm.point import FTheta, Point, Progress, Query
 from facm.schedules import TimeSampler
 
 
@@ -50,37 +50,28 @@ class FM:
         check_choice(self.cosine, "teacher.cosine or objectives.fm.cosine", ("auto", "channel", "sample", "none"))
         check_number(self.cosine_eps, "teacher.cosine_eps or objectives.fm.cosine_eps", 0, open_low=True)
 
-    def times(self, n: Tensor, time: TimeSampler) -> dict[str, Tensor]:
-        """Standard normals n (B, 2) -> t (B,), and r (B,) that names the format: r = t in the FM format, else 1.
+    def times(self, n: Tensor, time: TimeSampler, progress: Progress) -> dict[str, Tensor]:
+        """Standard normals n (B, 2) -> t (B,), and in_fm (B,) bool: asked in the FM format.
 
         The second normal decides: a sample is asked in the FM format where it is below Phi^-1(fraction).
         """
         t = time(n[:, 0])
         bound = torch.special.ndtri(torch.tensor(self.fraction, dtype=torch.float64)).item()  # -inf at 0, inf at 1
-        return {"t": t, "r": torch.where(n[:, 1] < bound, t, torch.ones_like(t))}
+        return {"t": t, "in_fm": n[:, 1] < bound}
 
-    def __call__(self, F_theta: FTheta, point: Point, *, step: int) -> dict[str, Tensor]:
+    def __call__(self, F_theta: FTheta, point: Point) -> dict[str, Tensor]:
         """Return L_FM = |F - v|^2 + L_cos(F, v), (B,), each sample in its format (Eq. 10, App. A.3a).
 
         Args:
             F_theta: the network.
-            point: x_t (B, ...), t and r (B,) as `times` gave them, v like x_t, y (B,) or None.
-            step: optimizer step, of no use here.
+            point: x_t (B, ...), t and in_fm (B,) as `times` gave them, v like x_t, y (B,) or None.
         """
-        c = self.condition(point.t, point.r)
+        c = self.condition(point.t, point.times["in_fm"])
         (F,) = F_theta(Query(point.x_t, c.t, point.y, c.r))
         return {"fm": velocity_loss(F, point.v, cosine=self.cosine, eps=self.cosine_eps)}
 
-    def condition(self, t: Tensor, r: Tensor | None) -> Condition:
-        """c_FM where r = t, else c_CM.
-
-        Raises:
-            ValueError: no r.
-        """
-        if r is None:
-            raise ValueError(
-                "FM needs r, which says in which format each sample is asked: give the r that `times` made"
-            )
+    def condition(self, t: Tensor, in_fm: Tensor) -> Condition:
+        """c_FM where in_fm (B,), else c_CM."""
         cm, fm = c_cm(t, self.conditioning), c_fm(t, self.conditioning)
-        auxiliary = fm.r is not None and cm.r is not None
-        return Condition(torch.where(r == t, fm.t, cm.t), r if auxiliary else None)
+        r = None if cm.r is None or fm.r is None else torch.where(in_fm, fm.r, cm.r)
+        return Condition(torch.where(in_fm, fm.t, cm.t), r)

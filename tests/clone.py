@@ -1,0 +1,228 @@
+"""A temporary clone of the working tree with tiny params, in which tests run the real pipeline.
+
+Each clone has its own git history and its own DVC cache. Bytecode caching is on: with it off, a DVC dependency that
+catches `__pycache__` would go unseen.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+SOURCE = Path(__file__).parents[1]
+OWNED = ("data", "metrics", "dvc.lock")  # what DVC writes: not copied
+TINY = """\
+backbones:
+  lightningdit:
+    hidden: 16
+    depth: 1
+    heads: 2
+teacher:
+  steps: 6
+  batch_size: 8
+  optimizer:
+    warmup: 2
+  ema:
+    snapshots: 2
+baseline:
+  steps: 2
+  num: 64
+distill:
+  steps: 6
+  batch_size: 8
+  optimizer:
+    warmup: 2
+  ema:
+    snapshots: 2
+sample:
+  num: 64
+  nfe:
+    - 1
+    - 2
+reference:
+  num: 200
+evaluate:
+  kid_subsets: 2
+runtime:
+  log_every: 2
+"""
+FEATURES, EPOCHS = Path("facm/features/digits_cnn.py"), re.compile(r"^EPOCHS, (.*) = \d+, ", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Clone:
+    """A repository with the pipeline in it."""
+
+    root: Path
+
+    def run(self, *command: str | Path, fails: bool = False, timeout_s: float = 180) -> str:
+        """Run a command in the clone; returns stdout and stderr as they came.
+
+        Args:
+            command: program and arguments.
+            fails: whether it must end with an error.
+            timeout_s: after which it counts as hung.
+        """
+        done = subprocess.run(
+            command,
+            cwd=self.root,
+            env=environment(self.root),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            timeout=timeout_s,
+        )
+        assert (done.returncode != 0) == fails, f"{command} exited with {done.returncode}:\n{done.stdout}"
+        return done.stdout
+
+    def dvc(self, *arguments: str, fails: bool = False) -> str:
+        """`dvc ARGUMENTS`."""
+        return self.run(Path(sys.executable).with_name("dvc"), *arguments, fails=fails)
+
+    def git(self, *arguments: str) -> str:
+        """`git ARGUMENTS`."""
+        return self.run("git", *arguments)
+
+    def commit(self) -> None:
+        """Commit whatever lies there."""
+        self.git("add", "-A")
+        self.git("commit", "-q", "--allow-empty", "-m", "state")
+
+    def stage(self, name: str, *, fails: bool = False) -> str:
+        """Run a stage as dvc.yaml does, without DVC."""
+        return self.run(sys.executable, "-m", "facm.launch", f"stages.{name}", fails=fails)
+
+    def edit(self, path: str | Path, old: str, new: str) -> None:
+        """Replace the first `old` in a file, which must be there."""
+        text = (self.root / path).read_text()
+        assert old in text, f"{path} holds no {old!r}"
+        (self.root / path).write_text(text.replace(old, new, 1))
+
+    def append(self, path: str | Path, text: str) -> None:
+        """Add text to the end of a file, which may be new."""
+        with (self.root / path).open("a") as file:
+            file.write(text)
+
+    def set(self, key: str, value: str) -> None:
+        """Set a scalar of params.yaml, such as `teacher.steps`, by editing its line."""
+        lines = (self.root / "params.yaml").read_text().splitlines()
+        place, depth = key.split("."), 0
+        for i, line in enumerate(lines):
+            if re.match(rf"{'  ' * depth}{place[depth]}:", line):
+                depth += 1
+                if depth == len(place):
+                    head, _, comment = line.partition("#")
+                    lines[i] = f"{head.split(':')[0]}: {value}" + (f"  # {comment.strip()}" if comment else "")
+                    (self.root / "params.yaml").write_text("\n".join(lines) + "\n")
+                    return
+        raise AssertionError(f"params.yaml has no {key}")
+
+    def overlay(self, *names: str) -> None:
+        """Write params.yaml from presets/digits.yaml, the tiny overlay and further ones."""
+        self.run(sys.executable, "-m", "facm.preset", "digits", "tiny", *names, "--force")
+
+    def lock(self) -> str:
+        """Text of dvc.lock."""
+        return (self.root / "dvc.lock").read_text()
+
+    def unfinished(self) -> list[Path]:
+        """Folders of unfinished runs."""
+        return sorted((self.root / ".work").glob("*"))
+
+    def killed(self, command: tuple[str | Path, ...], when: Callable[[], bool], timeout_s: float = 60) -> str:
+        """Start a command in its own process group, kill -9 the whole group when `when()` holds; returns its output.
+
+        Raises:
+            AssertionError: the command ended before, or `when` never held.
+        """
+        output = self.root / ".git" / "killed.log"
+        with output.open("w") as file:
+            process = subprocess.Popen(
+                command,
+                cwd=self.root,
+                env=environment(self.root),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        end = time.monotonic() + timeout_s
+        try:
+            while not when():
+                assert process.poll() is None, f"{command} ended before it was killed:\n{output.read_text()}"
+                assert time.monotonic() < end, f"nothing to kill within {timeout_s} s:\n{output.read_text()}"
+                time.sleep(0.005)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        return output.read_text()
+
+
+def make(folder: Path) -> Clone:
+    """Clone the working tree, with uncommitted and new files, and give it tiny params and a first commit."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=SOURCE, check=True, capture_output=True, text=True).stdout.split("\0")
+    for name in filter(None, names):
+        if Path(name).parts[0] not in OWNED and (SOURCE / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(SOURCE / name, folder / name)
+    (folder / "presets/tiny.yaml").write_text(TINY)
+    text, times = EPOCHS.subn(r"EPOCHS, \1 = 1, ", (folder / FEATURES).read_text())
+    assert times == 1, f"{FEATURES} has no line of the form 'EPOCHS, ... = ...'"
+    (folder / FEATURES).write_text(text)
+    clone = Clone(folder)
+    clone.git("init", "-q")
+    _own_cache(clone)
+    clone.overlay()
+    clone.commit()
+    return clone
+
+
+def copy(clone: Clone, folder: Path) -> Clone:
+    """A copy of a clone, with all that it has made, and a cache of its own."""
+    shutil.copytree(clone.root, folder, symlinks=True, dirs_exist_ok=True)
+    shutil.rmtree(folder / ".dvc/tmp", ignore_errors=True)
+    shutil.copytree(clone.root / ".dvc/tmp/exps", folder / ".dvc/tmp/exps", dirs_exist_ok=True)
+    copied = Clone(folder)
+    _own_cache(copied)
+    return copied
+
+
+def ran(output: str) -> list[str]:
+    """Stages that DVC ran, in order (not those restored from the run cache)."""
+    return re.findall(r"Running stage '([^']+)':", output)
+
+
+def restored(output: str) -> list[str]:
+    """Stages that DVC restored from the run cache, in order."""
+    return re.findall(r"Stage '([^']+)' is cached - skipping run", output)
+
+
+def environment(root: Path) -> dict[str, str]:
+    """Environment of a user's shell in which the virtual environment is active, less this machine's settings."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC", "GIT", "FACM", "PYTHON"))}
+    return kept | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}",
+        "DVC_NO_ANALYTICS": "1",
+        "DVC_GLOBAL_CONFIG_DIR": str(root / ".git/none"),
+        "DVC_SYSTEM_CONFIG_DIR": str(root / ".git/none"),
+        "DVC_SITE_CACHE_DIR": str(root / ".git/dvc-site"),
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CONFIG_SYSTEM": os.devnull,
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+
+
+def _own_cache(clone: Clone) -> None:
+    """Name and cache of this clone alone."""
+    for name, value in (("user.name", "Test"), ("user.email", "test@example.org")):
+        clone.git("config", name, value)
+    (clone.root / ".dvc/config.local").write_text("[cache]\n    dir = ../.git/dvc-cache\n")
