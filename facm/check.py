@@ -5,6 +5,7 @@ mistake under `distill` is told before the teacher is trained.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ def check(p: Params) -> None:
     refuse_unknown([p.backbone.name], backbones.BACKBONES, f"{PATH}, backbone.name")
     refuse_unknown([p.distill.objective], objectives.OBJECTIVES, f"{PATH}, distill.objective")
     refuse_unknown([p.sample.sampler], samplers.SAMPLERS, f"{PATH}, sample.sampler")
+    refuse_unknown(p.backbones, backbones.BACKBONES, f"{PATH}, backbones")
+    refuse_unknown(p.objectives, objectives.OBJECTIVES, f"{PATH}, objectives")
     for name, block in (("teacher", p.teacher), ("distill", p.distill)):
         refuse_unknown([block.time.sampler], TIME_SAMPLERS, f"{PATH}, {name}.time.sampler")
         if block.ema.sigma_rel not in block.ema.sigma_rels:
@@ -82,6 +85,18 @@ def backbone(p: Params) -> tuple[str, dict[str, Any]]:
     return p.backbone.name, p.backbones[p.backbone.name]
 
 
+def fits(p: Params, shape: Sequence[int]) -> None:
+    """Raise ParamsError for what latents (C, H, W) do not allow, under `teacher` and `distill` alike."""
+    name = p.distill.objective
+    cosines = {"teacher.cosine": p.teacher.cosine, f"objectives.{name}.cosine": p.objectives[name].get("cosine")}
+    for place, cosine in cosines.items():
+        if cosine == "channel" and shape[0] == 1:
+            raise ParamsError(
+                f"{PATH}, {place}: 'channel' with latents of one channel: the cosine of one number is +-1 and has no "
+                "gradient; set auto or sample"
+            )
+
+
 def writable(*folders: str | Path) -> None:
     """Raise PermissionError, naming the folder, unless each can be written (made, where it is missing)."""
     for folder in map(Path, folders):
@@ -119,6 +134,9 @@ def _check_sampling(p: Params, objective: Any) -> None:
             f"{PATH}, sample.sampler: '{p.sample.sampler}' does not fit objective '{p.distill.objective}', "
             f"which has {', '.join(objective.samplers)}"
         )
+    lengths = [len(grid) for grid in p.sample.t_grid or ()]
+    if len(set(lengths)) < len(lengths):
+        raise ParamsError(f"{PATH}, sample.t_grid: two grids are as long as each other ({lengths}): one serves one NFE")
     for nfe in p.sample.nfe:
         student_sampler(p, nfe, objective.conditioning)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from facm import backbones, ema, files
@@ -128,9 +128,8 @@ def save(folder: str | Path, weights: dict[str, Tensor], config: Config, snapsho
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     (temporary / "ema").mkdir(parents=True)
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary / "model.safetensors")
-    described = asdict(config) | {"sha256": sha256(temporary / "model.safetensors")}
-    (temporary / "config.json").write_text(json.dumps(described, indent=1) + "\n")
+    written = files.save_tensors(temporary / "model.safetensors", weights)
+    files.save_json(temporary / "config.json", asdict(config) | {"sha256": written["sha256"]})
     for snapshot in snapshots or []:
         shutil.copy(snapshot, temporary / "ema" / snapshot.name)
     shutil.rmtree(folder, ignore_errors=True)
@@ -153,8 +152,9 @@ def read_config(folder: str | Path) -> Config:
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{path} is damaged ({error}): remove {folder} and run `dvc repro`") from None
     names = {field.name for field in fields(Config)}
-    if set(described) != names:
-        raise CheckpointError(f"{path} is of another format: differing keys {sorted(set(described) ^ names)}")
+    found = set(described) if isinstance(described, dict) else set()
+    if found != names:
+        raise CheckpointError(f"{path} is of another format: differing keys {sorted(found ^ names)}")
     return Config(**(described | {"shape": tuple(described["shape"])}))
 
 
@@ -169,7 +169,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing: `dvc pull` or `dvc repro` brings it") from None
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged ({error}): remove {Path(path).parent} and run `dvc repro`") from None
+        raise _damaged(Path(path), error) from None
 
 
 def load(folder: str | Path, sigma_rel: float | None = None) -> tuple[nn.Module, Config]:
@@ -212,12 +212,26 @@ def synthesize(folder: str | Path, sigma_rel: float) -> dict[str, Tensor]:
     """Post-hoc EMA weights of any sigma_rel at the checkpoint's step (facm.ema).
 
     Raises:
-        CheckpointError: fewer than two snapshots.
+        CheckpointError: fewer than two snapshots, or a truncated one.
     """
     found = snapshots(folder)
     if len(found) < 2:
         raise CheckpointError(f"{folder}/ema holds {len(found)} snapshots, post-hoc EMA needs two: set ema.snapshots")
+    for _, _, path in found:
+        _refuse_truncated(path)
     return ema.synthesize(found, step=read_config(folder).step, sigma_rel=sigma_rel)
+
+
+def _refuse_truncated(path: Path) -> None:
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: SafetensorError) -> CheckpointError:
+    return CheckpointError(f"{path} is damaged ({error}): remove {path.parent} and run `dvc repro`")
 
 
 def transfer(network: nn.Module, weights: dict[str, Tensor], where: str) -> None:
@@ -252,14 +266,20 @@ def start_from(network: nn.Module, config: Config, folder: str | Path, expected:
     """
     other = read_config(folder)
     check_fits(config, other, folder)
-    weights = Path(folder) / "model.safetensors"
-    found = sha256(weights) if weights.exists() else "no file"
-    if found != (expected or other.sha256):
+    if other.auxiliary and not config.auxiliary:
         raise CheckpointError(
-            f"{weights} has sha256 {found}, expected is {expected or other.sha256}: it is not the checkpoint that "
+            f"{folder} was trained with conditioning 'auxiliary', a second time r, and this training has "
+            f"'{config.conditioning}': set {'distill' if config.kind == 'student' else 'teacher'}.conditioning: "
+            "auxiliary in params.yaml, or choose another checkpoint"
+        )
+    path = Path(folder) / "model.safetensors"
+    weights, found, wanted = read_weights(path), sha256(path), expected or other.sha256
+    if found != wanted:
+        raise CheckpointError(
+            f"{path} has sha256 {found}, expected is {wanted}: it is not the checkpoint that "
             "init_sha256 in params.yaml pins, or it is damaged (then remove the folder and run `dvc repro`)"
         )
-    transfer(network, read_weights(weights), str(weights))
+    transfer(network, weights, str(path))
 
 
 def check_teacher(config: Config, teacher: Config, folder: str | Path, condition: str) -> None:

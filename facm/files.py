@@ -18,7 +18,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     Returns:
         What a meta.json says about it: `file`, `bytes` and `sha256`.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = _temporary(path)
     # Not save_file: it makes files that only their owner can read, whatever the umask.
     temporary.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
     described = {"file": path.name, "bytes": temporary.stat().st_size, "sha256": sha256(temporary)}
@@ -47,7 +47,7 @@ def load_tensors(path: Path, cure: str) -> dict[str, Tensor]:
 
 def save_json(path: Path, value: Any) -> None:
     """Write JSON under a temporary name, then move it into place."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = _temporary(path)
     temporary.write_text(json.dumps(value, indent=1) + "\n")
     os.replace(temporary, path)
 
@@ -71,6 +71,12 @@ def sha256(path: Path) -> str:
 def save_csv(path: Path, columns: Mapping[str, Sequence[float]]) -> None:
     """Write equally long columns under a temporary name, then move the file into place."""
     rows = [",".join(columns), *(",".join(map(str, row)) for row in zip(*columns.values(), strict=True))]
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = _temporary(path)
     temporary.write_text("\n".join(rows) + "\n")
     os.replace(temporary, path)
+
+
+def _temporary(path: Path) -> Path:
+    """Where a file is written before it is moved to `path`; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(path.name + ".tmp")

@@ -39,6 +39,8 @@ def interpolate(x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
 def endpoint(x_t: Tensor, t: Tensor, F: Tensor) -> Tensor:
     """Return f_theta = x_t + (1 - t) F, the data end of the trajectory if F is its average velocity (Sec. 2.2).
 
+    Along the trajectory f_theta does not change, d f_theta / dt = 0, where F = v + (1 - t) dF/dt (Eq. 2, 6).
+
     Args:
         x_t: point on the path (B, ...).
         t: (B,) in [0, 1].
@@ -49,6 +51,9 @@ def endpoint(x_t: Tensor, t: Tensor, F: Tensor) -> Tensor:
 
 def average_velocity(x_t: Tensor, x1: Tensor, t: Tensor) -> Tensor:
     """Return v_bar = (x1 - x_t) / (1 - t), which takes x_t to x1 in the remaining time (Eq. 3).
+
+    The time derivative of (1 - t) v_bar = x1 - x_t, namely -v_bar + (1 - t) d v_bar / dt = -v (Eq. 4), gives the
+    identity v_bar = v + (1 - t) d v_bar / dt (Eq. 5), to which the shortcut is trained.
 
     Args:
         x_t: point on the trajectory (B, ...).
@@ -73,7 +78,8 @@ def c_cm(t: Tensor, conditioning: str) -> Condition:
 def c_fm(t: Tensor, conditioning: str) -> Condition:
     """The condition at which a network gives the instantaneous velocity at t (B,) (Sec. 3.2.2).
 
-    plain: t; expanded: 2 - t; auxiliary: (t, r = t).
+    plain: t; expanded: 2 - t; auxiliary: (t, r = t). At t = 1 it is c_CM, and v + (1 - t) dF/dt tends to v (Eq. 15), so
+    the expanded formats join there without a jump.
 
     Raises:
         ValueError: unknown conditioning.

@@ -63,7 +63,7 @@ class Generator:
             labels: class of each picture, 0 .. classes - 1; None for a model without classes.
             nfe: function evaluations per picture.
             seed: picture i depends on seed, i and its label only.
-            num: number of pictures where there are no labels.
+            num: number of pictures; needed where there are no labels, else left out.
             sampler: see `sampler`.
             fields: see `sampler`.
 
@@ -74,7 +74,8 @@ class Generator:
             ValueError: labels outside the model's classes, or a sampler that does not fit.
         """
         y = self._labels(labels, num)
-        images, _ = self.draw(self.sampler(sampler, nfe=nfe, **fields), y, num or len(y), seed)  # type: ignore[arg-type]
+        total = num if y is None else len(y)
+        images, _ = self.draw(self.sampler(sampler, nfe=nfe, **fields), y, total, seed)  # type: ignore[arg-type]
         return images
 
     @torch.no_grad()
@@ -112,13 +113,15 @@ class Generator:
             need = f"labels 0..{classes - 1}" if classes else "no labels, but num"
             raise ValueError(f"this model has {classes} classes: it needs {need}")
         if labels is None:
-            if num is None:
-                raise ValueError("a model without classes needs num, the number of pictures")
+            if num is None or num < 1:
+                raise ValueError(f"a model without classes needs num, the number of pictures, at least 1; got {num}")
             return None
-        y = torch.as_tensor(labels, dtype=torch.int64)
-        if len(y) and (int(y.min()) < 0 or int(y.max()) >= classes):
+        y = torch.as_tensor(labels)
+        if y.dim() != 1 or not len(y) or y.is_floating_point() or num not in (None, len(y)):
+            raise ValueError(f"labels must be a list with one class per picture, got {labels!r} and num {num}")
+        if int(y.min()) < 0 or int(y.max()) >= classes:
             raise ValueError(f"labels must lie in 0..{classes - 1}, got {int(y.min())}..{int(y.max())}")
-        return y
+        return y.to(torch.int64)
 
 
 def balanced_labels(num: int, num_classes: int) -> Tensor | None:

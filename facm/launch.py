@@ -1,6 +1,7 @@
 """`python -m facm.launch stages.NAME`: one process, or torchrun where the environment asks for several.
 
 The number of processes comes from FACM_NPROC, never from dvc.yaml, where it would be part of the stage and retrain it.
+Only stages that train share their work; all others run in one process whatever FACM_NPROC says.
 """
 
 import os
@@ -8,6 +9,7 @@ import runpy
 import sys
 
 PROCESSES, TRACEBACK = "FACM_NPROC", "FACM_TRACEBACK"
+SHARED = ("stages.teacher", "stages.distill")
 
 
 def main(arguments: list[str]) -> None:
@@ -18,7 +20,7 @@ def main(arguments: list[str]) -> None:
     if not processes.isdigit() or int(processes) < 1:
         raise SystemExit(f"error: {PROCESSES}={processes!r}: must be a number of processes, 1 or more")
     module = arguments[0]
-    if int(processes) > 1 and "RANK" not in os.environ:
+    if int(processes) > 1 and module in SHARED and "RANK" not in os.environ:
         command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         os.execv(sys.executable, [sys.executable, *command, "-m", "facm.launch", module])
     sys.path.insert(0, os.getcwd())

@@ -9,6 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from facm import dist
+
 
 def say(message: str) -> None:
     """One plain line, at once."""
@@ -55,18 +57,18 @@ class TrainingLog:
             self._bar.update(step - self._bar.n)
 
     def row(self, values: dict[str, float]) -> None:
-        """One interval: `step`, losses, `grad_norm`, `lr` and the like; ms/step and ETA are added to what is shown."""
+        """One interval: `step`, losses, `grad_norm`, `lr` and the like; shown with ms/step, ETA and memory."""
         self.rows.append(values)
         self._curve(values)
         step = int(values["step"])
         ms = 1e3 * (time.perf_counter() - self._start) / max(step - self._first, 1)
         shown = {name: value for name, value in values.items() if name != "step"}
-        text = " ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        text = " ".join(f"{name} {value:.4g}" for name, value in shown.items()) + f" {ms:.1f} ms/step"
         if self._bar is not None:
             self._bar.set_postfix_str(text)
         else:
             eta = ms * (self.steps - step) / 1e3
-            say(f"{self.what} {step}/{self.steps} {text} {ms:.1f} ms/step ETA {eta:.0f} s")
+            say(f"{self.what} {step}/{self.steps} {text} ETA {eta:.0f} s {dist.peak_memory_mib():.0f} MiB")
 
     def close(self) -> None:
         """End the bar and the curves."""

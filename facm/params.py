@@ -294,6 +294,6 @@ def _convert_scalar(value: Any, kind: type, where: str) -> Any:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         hint = " (YAML reads 1e-3 as text: write 1.0e-3)" if kind is float and isinstance(value, str) else ""
         raise ParamsError(f"{PATH}, {where}: must be {KINDS[kind]}, got {value!r}{hint}")
-    if kind is float and not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise ParamsError(f"{PATH}, {where}: must be a finite number, got {value}")
     return value

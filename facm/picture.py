@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-LEAST_SIDE = 32  # pixels; smaller pictures are enlarged by whole factors
+LEAST_SIDE = 64  # pixels; smaller pictures are enlarged by whole factors
 FRAME = 2
 
 

@@ -20,7 +20,7 @@ def main() -> None:
         weights = checkpoint.synthesize(arguments.folder, arguments.sigma_rel)
         config = replace(checkpoint.read_config(arguments.folder), sigma_rel=arguments.sigma_rel)
         checkpoint.save(arguments.out, weights, config, [path for _, _, path in checkpoint.snapshots(arguments.folder)])
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     say(f"{arguments.out}: {arguments.folder} at sigma_rel {arguments.sigma_rel:g}")
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import YAMLError
 
 from facm.params import PATH
 
@@ -42,6 +43,8 @@ def render(names: list[str], folder: str | Path = FOLDER) -> str:
         PresetError: unknown preset, or an overlay's key that base.yaml does not have.
     """
     known = available(folder)
+    if not known:
+        raise PresetError(f"there are no presets in {Path(folder).absolute()}: run this at the repository's root")
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -72,7 +75,7 @@ def hand_edits(text: str, folder: str | Path = FOLDER) -> list[str]:
         return ["(the first line does not name a preset)"]
     try:
         return changes(render(match[1].split(), folder), text)
-    except PresetError as error:
+    except (PresetError, YAMLError) as error:
         return [f"({error})"]
 
 
@@ -93,7 +96,15 @@ def write(names: list[str], path: str | Path = PATH, *, folder: str | Path = FOL
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text)
     os.replace(temporary, path)
-    return changes(before or (Path(folder) / f"{BASE}.yaml").read_text(), text)
+    return changes(before if _readable(before) else (Path(folder) / f"{BASE}.yaml").read_text(), text)
+
+
+def _readable(text: str) -> bool:
+    """Whether a text is YAML that holds something."""
+    try:
+        return bool(_yaml("safe").load(text))
+    except YAMLError:
+        return False
 
 
 def _yaml(kind: str = "rt") -> YAML:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from torch import Tensor
@@ -22,12 +23,16 @@ def save_samples(folder: str | Path, name: str, images: np.ndarray, labels: Tens
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = [images] if labels is None else [images, labels.numpy()]
-    temporary = folder / f"{name}.tmp"
-    with temporary.open("wb") as file:
-        np.savez(file, *arrays)
-    os.replace(temporary, folder / f"{name}.npz")
+    save_arrays(folder / f"{name}.npz", images, None if labels is None else labels.numpy())
     picture.save(picture.grid(images[:GRID], 10), folder / f"grid_{name}.png")
+
+
+def save_arrays(path: str | Path, images: np.ndarray, labels: np.ndarray | None) -> None:
+    """Write an npz, arr_0 pictures and arr_1 labels where there are any, under a temporary name, then move it."""
+    temporary = Path(path).with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        np.savez(file, *([images] if labels is None else [images, labels]))
+    os.replace(temporary, path)
 
 
 def load_samples(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -39,5 +44,5 @@ def load_samples(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
     try:
         with np.load(path) as arrays:
             return arrays["arr_0"], arrays.get("arr_1")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
         raise ValueError(f"{path} is missing or damaged ({error}): remove its folder and run `dvc repro`") from None

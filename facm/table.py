@@ -1,4 +1,4 @@
-"""metrics/evaluate.json as a table for people; `python -m facm.table REV ...` compares experiments and takes the median.
+"""metrics/evaluate.json as a table for people; `python -m facm.table REV ...` compares runs and takes the median.
 
     python -m facm.table seed0 seed1 seed2
 """

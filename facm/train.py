@@ -15,10 +15,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from facm import checkpoint, dist, flow
+from facm import checkpoint, dist, files, flow
 from facm.data.latents import LatentSet
 from facm.ema import PowerEMA
 from facm.log import TrainingLog, say
@@ -143,7 +142,8 @@ class _Loop:
         self.job, self.work, settings = job, work, job.settings
         if settings.batch_size % dist.world_size():
             raise ValueError(
-                f"params.yaml, batch_size {settings.batch_size} must be a multiple of the {dist.world_size()} processes"
+                f"params.yaml, {job.name}.batch_size: {settings.batch_size} must be a multiple of the "
+                f"{dist.world_size()} processes (FACM_NPROC)"
             )
         self.device = dist.device()
         self.network = job.network.to(self.device).train()
@@ -172,16 +172,19 @@ class _Loop:
         self.student.seed = _seed(settings.seed, self.step, 2 + dist.rank())
         point = self._point(batch)
         losses = self.job.objective(self.student, point)
-        means = {name: loss.mean() for name, loss in losses.items()}
+        means = {f"loss_{name}": loss.mean() for name, loss in losses.items()}
         self.optimizer.zero_grad()
         torch.stack(list(means.values())).sum().backward()
-        dist.mean_([p.grad for p in self.parameters if p.grad is not None])
+        told = means | {name: watched.mean() for name, watched in self.watched.items()}
+        figures = torch.stack([figure.detach() for figure in told.values()])
+        dist.mean_([figures, *(p.grad for p in self.parameters if p.grad is not None)])
         norm = nn.utils.clip_grad_norm_(self.parameters, settings.optimizer.clip)
-        values = {f"loss_{name}": float(mean.detach()) for name, mean in means.items()} | {"grad_norm": float(norm)}
-        if all(math.isfinite(value) for value in values.values()):
-            self._update(values | {name: float(watched.mean()) for name, watched in self.watched.items()})
+        values = dict(zip(told, figures.tolist(), strict=True)) | {"grad_norm": float(norm)}
+        decisive = {name: values[name] for name in (*means, "grad_norm")}  # the same on all ranks
+        if all(map(math.isfinite, decisive.values())):
+            self._update(values)
         else:
-            self._skip(point, values)
+            self._skip(point, decisive)
         self._tell()
 
     def finish(self) -> Trained:
@@ -268,11 +271,12 @@ class _Loop:
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         if self.in_a_row == PATIENCE:
             place = f"step {self.last_save} in {self.work.folder}" if self.last_save else "none"
+            figures = ", ".join(f"{name} {value:g}" for name, value in values.items())
             raise Diverged(
                 f"{self.job.name}: {PATIENCE} steps in a row without a finite loss and gradient, the last at step "
-                f"{self.step}, "
-                f"t in [{float(point.t.min()):.4f}, {float(point.t.max()):.4f}], {values}; last save: {place}. "
-                f"Lower optimizer.lr in params.yaml, or look at {self.job.name}'s curves with `dvc plots show`"
+                f"{self.step}, t in [{float(point.t.min()):.4f}, {float(point.t.max()):.4f}], {figures}; "
+                f"last save: {place}. Lower {self.job.name}.optimizer.lr in params.yaml, "
+                "or look at the curves with `dvc plots show`"
             )
 
     def _tell(self) -> None:
@@ -297,8 +301,8 @@ class _Loop:
         folder = self.work.folder / "ema"
         folder.mkdir(exist_ok=True)
         for sigma_rel in self.job.settings.ema.sigma_rels:
-            weights = {name: tensor.cpu().contiguous() for name, tensor in self.ema.weights(sigma_rel).items()}
-            save_file(weights, folder / checkpoint.snapshot_name(self.step, sigma_rel))
+            name = checkpoint.snapshot_name(self.step, sigma_rel)
+            files.save_tensors(folder / name, self.ema.weights(sigma_rel))
 
 
 def snapshot_steps(steps: int, num: int) -> set[int]:

@@ -2,13 +2,14 @@
 
 DVC deletes a stage's outputs before it runs, so state is kept here until the stage succeeds. The key is a hash of
 everything that may change the result: the stage's params, the content of its inputs and of the code that is loaded.
-Another run with the same key (another process, a queue worker) waits out: the folder is locked.
+Another run with the same key (a second shell, a queue worker) is refused: the folder is locked.
 """
 
 import fcntl
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import sys
 from pathlib import Path
@@ -16,8 +17,10 @@ from typing import IO, Any
 
 import torch
 
+from facm import dist
+
 # Modules that may not change a number: editing them does not discard unfinished work.
-NEUTRAL = ("log", "params", "dist", "checkpoint", "check", "launch", "work")
+NEUTRAL = ("check", "checkpoint", "dist", "files", "launch", "log", "names", "params", "table", "work")
 KEEP = 3  # unfinished runs kept per stage beside the present one
 
 
@@ -26,7 +29,7 @@ class Busy(RuntimeError):
 
 
 class Work:
-    """The folder of one unfinished run, locked while open."""
+    """The folder of one unfinished run, locked by rank 0 while open."""
 
     def __init__(self, stage: str, key: str, root: Path | None = None):
         """
@@ -37,6 +40,8 @@ class Work:
         self.folder = parent / f"{stage}-{key}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock: IO[str] = (self.folder / "lock").open("w")
+        if not dist.is_main():
+            return
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -57,10 +62,18 @@ class Work:
         os.replace(temporary, self.state_path)
 
     def load(self) -> dict[str, Any] | None:
-        """The last saved state (tensors and plain values only), or None."""
+        """The last saved state (tensors and plain values only), or None.
+
+        Raises:
+            ValueError: a damaged file.
+        """
         if not self.state_path.exists():
             return None
-        return torch.load(self.state_path, map_location="cpu", weights_only=True)
+        try:
+            return torch.load(self.state_path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            cure = f"remove {self.folder}, the run then starts afresh"
+            raise ValueError(f"{self.state_path} is damaged ({error}): {cure}") from None
 
     def finish(self) -> None:
         """The stage has succeeded: remove the folder."""

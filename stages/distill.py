@@ -21,6 +21,7 @@ def main() -> None:
     check.writable("data", "metrics", ".work")
     dist.setup(p.runtime.threads)
     latents, d, objective = LatentSet.open(LATENTS), p.distill, check.build_objective(p)
+    check.fits(p, latents.shape)
     unused = ignored(d.objective)
     if unused:
         say(f"distill: objective '{d.objective}' has no use for {', '.join(unused)}; recorded as null")

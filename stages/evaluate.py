@@ -20,7 +20,10 @@ def main() -> None:
     measured = load_json(Path("metrics/reference.json"), cure)["reference"]
     baseline = load_json(Path(params.evaluate.baseline), cure).get("baseline")
     reference, student = Reference.open("data/reference"), {}
-    for path in sorted(SAMPLES.glob("nfe*.npz"), key=lambda path: int(path.stem.removeprefix("nfe"))):
+    drawn = sorted(SAMPLES.glob("nfe*.npz"), key=lambda path: int(path.stem.removeprefix("nfe")))
+    if not drawn:
+        raise FileNotFoundError(f"{SAMPLES} holds no nfe<N>.npz: {cure}")
+    for path in drawn:
         images, labels = load_samples(path)
         student[path.stem] = evaluate.score(
             images, labels, reference, kid_subsets=params.evaluate.kid_subsets, copies=params.evaluate.copies

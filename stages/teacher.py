@@ -18,6 +18,7 @@ def main() -> None:
     check.writable("data", "metrics", ".work")
     dist.setup(p.runtime.threads)
     latents, t = LatentSet.open(LATENTS), p.teacher
+    check.fits(p, latents.shape)
     objective = FM(conditioning=t.conditioning, fraction=t.fraction, cosine=t.cosine, cosine_eps=t.cosine_eps)
     config = checkpoint.describe("teacher", latents, check.backbone(p), objective, t, raw)
     torch.manual_seed(t.seed)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-SOURCE = Path(__file__).parents[1]
+SOURCE, PYTHON = Path(__file__).parents[1], Path(sys.executable)
 OWNED = ("data", "metrics", "dvc.lock")  # what DVC writes: not copied
 TINY = """\
 backbones:
@@ -24,7 +24,7 @@ backbones:
     depth: 1
     heads: 2
 teacher:
-  steps: 6
+  steps: 60
   batch_size: 8
   optimizer:
     warmup: 2
@@ -34,7 +34,7 @@ baseline:
   steps: 2
   num: 64
 distill:
-  steps: 6
+  steps: 60
   batch_size: 8
   optimizer:
     warmup: 2
@@ -50,7 +50,7 @@ reference:
 evaluate:
   kid_subsets: 2
 runtime:
-  log_every: 2
+  log_every: 20
 """
 FEATURES, EPOCHS = Path("facm/features/digits_cnn.py"), re.compile(r"^EPOCHS, (.*) = \d+, ", re.MULTILINE)
 
@@ -84,7 +84,7 @@ class Clone:
 
     def dvc(self, *arguments: str, fails: bool = False) -> str:
         """`dvc ARGUMENTS`."""
-        return self.run(Path(sys.executable).with_name("dvc"), *arguments, fails=fails)
+        return self.run(PYTHON.with_name("dvc"), *arguments, fails=fails)
 
     def git(self, *arguments: str) -> str:
         """`git ARGUMENTS`."""
@@ -97,7 +97,7 @@ class Clone:
 
     def stage(self, name: str, *, fails: bool = False) -> str:
         """Run a stage as dvc.yaml does, without DVC."""
-        return self.run(sys.executable, "-m", "facm.launch", f"stages.{name}", fails=fails)
+        return self.run(PYTHON, "-m", "facm.launch", f"stages.{name}", fails=fails)
 
     def edit(self, path: str | Path, old: str, new: str) -> None:
         """Replace the first `old` in a file, which must be there."""
@@ -126,17 +126,17 @@ class Clone:
 
     def overlay(self, *names: str) -> None:
         """Write params.yaml from presets/digits.yaml, the tiny overlay and further ones."""
-        self.run(sys.executable, "-m", "facm.preset", "digits", "tiny", *names, "--force")
+        self.run(PYTHON, "-m", "facm.preset", "digits", "tiny", *names, "--force")
 
-    def lock(self) -> str:
-        """Text of dvc.lock."""
-        return (self.root / "dvc.lock").read_text()
+    def read(self, path: str | Path) -> bytes:
+        """Content of a file."""
+        return (self.root / path).read_bytes()
 
     def unfinished(self) -> list[Path]:
         """Folders of unfinished runs."""
         return sorted((self.root / ".work").glob("*"))
 
-    def killed(self, command: tuple[str | Path, ...], when: Callable[[], bool], timeout_s: float = 60) -> str:
+    def killed(self, *command: str | Path, when: Callable[[], bool], timeout_s: float = 60) -> str:
         """Start a command in its own process group, kill -9 the whole group when `when()` holds; returns its output.
 
         Raises:
@@ -190,7 +190,6 @@ def copy(clone: Clone, folder: Path) -> Clone:
     """A copy of a clone, with all that it has made, and a cache of its own."""
     shutil.copytree(clone.root, folder, symlinks=True, dirs_exist_ok=True)
     shutil.rmtree(folder / ".dvc/tmp", ignore_errors=True)
-    shutil.copytree(clone.root / ".dvc/tmp/exps", folder / ".dvc/tmp/exps", dirs_exist_ok=True)
     copied = Clone(folder)
     _own_cache(copied)
     return copied
@@ -199,6 +198,17 @@ def copy(clone: Clone, folder: Path) -> Clone:
 def ran(output: str) -> list[str]:
     """Stages that DVC ran, in order (not those restored from the run cache)."""
     return re.findall(r"Running stage '([^']+)':", output)
+
+
+class SecondSave:
+    """Holds once a stage's unfinished work has been saved twice."""
+
+    def __init__(self, clone: Clone, stage: str):
+        self.folder, self.stage, self.seen = clone.root / ".work", stage, set[int]()
+
+    def __call__(self) -> bool:
+        self.seen |= {path.stat().st_mtime_ns for path in self.folder.glob(f"{self.stage}-*/state.pt")}
+        return len(self.seen) >= 2
 
 
 def restored(output: str) -> list[str]:
@@ -210,7 +220,7 @@ def environment(root: Path) -> dict[str, str]:
     """Environment of a user's shell in which the virtual environment is active, less this machine's settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC", "GIT", "FACM", "PYTHON"))}
     return kept | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}",
+        "PATH": f"{PYTHON.parent}{os.pathsep}{kept.get('PATH', '')}",
         "DVC_NO_ANALYTICS": "1",
         "DVC_GLOBAL_CONFIG_DIR": str(root / ".git/none"),
         "DVC_SYSTEM_CONFIG_DIR": str(root / ".git/none"),
@@ -225,4 +235,4 @@ def _own_cache(clone: Clone) -> None:
     """Name and cache of this clone alone."""
     for name, value in (("user.name", "Test"), ("user.email", "test@example.org")):
         clone.git("config", name, value)
-    (clone.root / ".dvc/config.local").write_text("[cache]\n    dir = ../.git/dvc-cache\n")
+    (clone.root / ".dvc/config.local").write_text(f"[cache]\n    dir = {clone.root / '.git/dvc-cache'}\n")

@@ -1,0 +1,148 @@
+"""What can be refused before any work: names against registries, blocks against classes, one choice against another."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from miniature import ROOT, parsed, plain, write_params
+
+from facm import check
+from facm.params import ParamsError
+
+
+def refused(**changes) -> str:
+    """The message of `check` for params with these changes."""
+    with pytest.raises(ValueError) as caught:
+        check.check(parsed(**changes))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("names", [["digits"], ["digits", "scratch"]], ids=" ".join)
+def test_every_preset_is_in_order(names: list[str]) -> None:
+    from facm import preset
+    from facm.params import parse
+
+    check.check(parse(yaml.safe_load(preset.render(names, ROOT / "presets"))))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"distill__objective": "fm", "sample__sampler": "euler"},
+        {"distill__objective": "fm", "sample__sampler": "heun", "sample__nfe": [1, 3]},
+        {
+            "distill__conditioning": "auxiliary",
+            "teacher__conditioning": "auxiliary",
+            "distill__teacher_condition": "fm",
+        },
+        {"teacher__conditioning": "plain"},
+        {"teacher__fraction": 0.0},
+        {"sample__t_grid": [[0.0, 0.7]]},
+        {"sample__t_grid": [[0.0, 0.7], [0.0, 0.5, 0.7]], "sample__nfe": [1]},
+        {"distill__mode": "scratch", "distill__teacher": "data/latents", "distill__scratch_source": "ema"},
+        {"objectives__facm__clamp": None, "distill__alpha": "one"},
+        {"backbone__name": "mlp"},
+    ],
+    ids=str,
+)
+def test_what_goes_together_is_accepted(changes: dict) -> None:
+    check.check(parsed(**changes))
+
+
+UNKNOWN = [
+    ({"data__name": "digit"}, "params.yaml, data.name: unknown 'digit' (did you mean 'digits'?); known: digits"),
+    ({"reference__features": "vgg"}, "params.yaml, reference.features: unknown 'vgg'; known: digits_cnn, inception"),
+    ({"latents__codec": "vae"}, "params.yaml, latents.codec: unknown 'vae'; known: identity"),
+    (
+        {"backbone__name": "lightningdot"},
+        "backbone.name: unknown 'lightningdot' (did you mean 'lightningdit'?); known: ",
+    ),
+    (
+        {"distill__objective": "facn"},
+        "params.yaml, distill.objective: unknown 'facn' (did you mean 'facm'?); known: facm",
+    ),
+    ({"sample__sampler": "eular"}, "params.yaml, sample.sampler: unknown 'eular' (did you mean 'euler'?); known: "),
+    ({"teacher__time__sampler": "normal"}, "params.yaml, teacher.time.sampler: unknown 'normal'"),
+    ({"distill__time__sampler": "logitnormal"}, "distill.time.sampler: unknown 'logitnormal' (did you mean 'logit_no"),
+    ({"distill__alpha": "sin"}, "params.yaml, distill.alpha: 'sin' is not one of one, power, cos"),
+    ({"distill__beta": "coz"}, "params.yaml, distill.beta: 'coz' is not one of one, power, cos (did you mean 'cos'?)"),
+    (
+        {"objectives__facm__clampp": 1.0},
+        "params.yaml, objectives.facm: unknown 'clampp' (did you mean 'clamp'?); known: ",
+    ),
+    ({"objectives__facn": {}}, "params.yaml, objectives: unknown 'facn' (did you mean 'facm'?); known: facm, fm"),
+    ({"backbones__lightningdot": {}}, "params.yaml, backbones: unknown 'lightningdot' (did you mean 'lightningdit'?)"),
+    ({"objectives__facm__reduction": "means"}, "objectives.facm.reduction: 'means' is not one of mean, sum (did you"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), UNKNOWN, ids=[next(iter(changes)) for changes, _ in UNKNOWN])
+def test_an_unknown_name_is_told_with_its_place_the_nearest_name_and_the_list(changes: dict, message: str) -> None:
+    assert message in refused(**changes)
+
+
+CONFLICTS = [
+    (
+        {"distill__objective": "fm"},
+        "params.yaml, sample.sampler: 'consistency' does not fit objective 'fm', which has euler, heun",
+    ),
+    ({"sample__sampler": "heun"}, "sample.nfe: 2 is not 2 N - 1, what Heun takes for N steps: set 1 or 3"),
+    ({"sample__t_grid": [[0.1, 0.7]]}, "params.yaml, sample.t_grid: [0.1, 0.7] must start at 0 (noise), increase"),
+    ({"sample__t_grid": [[0.0, 0.5], [0.0, 0.7]]}, "sample.t_grid: two grids are as long as each other ([2, 2]): one"),
+    ({"distill__t_low": 0.9, "distill__t_high": 0.5}, "params.yaml, distill: t_low 0.9, t_high 0.5 must satisfy"),
+    ({"baseline__t_low": 0.9, "baseline__t_high": 0.5}, "params.yaml, baseline: t_low 0.9 must not exceed t_high 0.5"),
+    (
+        {"distill__mode": "scratch"},
+        "params.yaml, distill: mode 'scratch' with teacher 'data/teacher': mode scratch has",
+    ),
+    ({"distill__teacher": "data/latents"}, "distill: mode 'distill' with teacher 'data/latents'"),
+    (
+        {"distill__teacher_condition": "fm", "teacher__fraction": 0.0},
+        "params.yaml, distill.teacher_condition: 'fm' needs a mixed teacher (teacher.fraction above 0)",
+    ),
+    ({"teacher__ema__sigma_rel": 0.1}, "params.yaml, teacher.ema.sigma_rel: 0.1 must be one of sigma_rels"),
+    ({"teacher__init": "data/older"}, "params.yaml, teacher: init and init_sha256 go together; the sha256 stands in"),
+    ({"distill__init_sha256": "0" * 64}, "params.yaml, distill: init and init_sha256 go together"),
+    ({"objectives__facm__norm_q": 2.0}, "params.yaml, objectives.facm.norm_q: 2.0 must be at least 0, at most 1"),
+    ({"objectives__facm__clamp": -1.0}, "params.yaml, objectives.facm.clamp (null: no clamp): -1.0 must be above 0"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), CONFLICTS, ids=[str(changes) for changes, _ in CONFLICTS])
+def test_choices_that_do_not_go_together_are_refused_with_the_way_out(changes: dict, message: str) -> None:
+    assert message in refused(**changes)
+
+
+@pytest.mark.parametrize(("place", "name"), [("objectives", "facm"), ("backbones", "lightningdit")])
+def test_a_chosen_name_without_its_block_is_told(place: str, name: str) -> None:
+    from facm.params import parse
+
+    mapping = plain()
+    del mapping[place][name]
+    with pytest.raises(ParamsError, match=rf"params.yaml, {place}: no block '{name}' for"):
+        check.check(parse(mapping))
+
+
+def test_a_teacher_stage_without_its_script_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stages").mkdir()
+    assert refused(teacher__stage="teacher") == "params.yaml, teacher.stage: there is no stages/teacher.py"
+
+
+def test_whatever_is_refused_is_a_params_error(tmp_path: Path) -> None:
+    write_params(tmp_path, distill__alpha="sin")
+    with pytest.raises(ParamsError, match="params.yaml, distill.alpha: 'sin' is not one of one, power, cos"):
+        check.read(tmp_path / "params.yaml")
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    check.writable("data/teacher", "metrics", ".work")
+    monkeypatch.setattr(check.os, "access", lambda path, mode: Path(path) != Path("data"))
+    check.writable("metrics")
+    with pytest.raises(PermissionError, match="data cannot be written, but data/teacher must be made there"):
+        check.writable("data/teacher")
+    (tmp_path / "metrics").write_text("a file")
+    with pytest.raises(PermissionError, match="metrics cannot be written, but metrics/plots must be made there"):
+        check.writable("metrics/plots")

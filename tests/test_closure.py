@@ -1,0 +1,257 @@
+"""Each stage's deps in dvc.yaml are its import closure: no code that may change its result is missing, none is idle.
+
+The closure is read from the sources, imports inside functions included. A registry (a package whose functions import
+one of its files by name) stands for the one file that params.yaml names, as in dvc.yaml.
+"""
+
+import ast
+import copy
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+from dvc.dependency.param import ParamsDependency
+from dvc.repo import Repo
+
+from facm import preset
+
+ROOT = Path(__file__).parents[1]
+# May not change a number, and nothing that they import is handed on. `files` only reads and writes what it is given.
+NEUTRAL = {f"facm.{name}" for name in ("check", "dist", "files", "launch", "log", "names", "params", "table", "work")}
+PASSING = {"facm.checkpoint"}  # neutral too, but what it imports (networks, averages) acts through it
+STAGES = ("reference", "latents", "teacher", "baseline", "distill", "sample", "evaluate")
+CHOICES = {  # registry -> the param that names its file; samplers: of the stage that draws
+    "facm.backbones": "backbone.name",
+    "facm.codecs": "latents.codec",
+    "facm.data": "data.name",
+    "facm.features": "reference.features",
+    "facm.objectives": "distill.objective",
+    "facm.samplers": "{stage}.sampler",
+}
+VARIANTS: dict[str, dict[str, str]] = {
+    "params.yaml": {},
+    "mlp": {"backbone.name": "mlp"},
+    "fm": {"distill.objective": "fm"},
+    "inception": {"reference.features": "inception"},
+    "consistency": {"sample.sampler": "consistency", "baseline.sampler": "euler"},
+    "euler": {"sample.sampler": "euler", "baseline.sampler": "euler"},
+    "heun": {"sample.sampler": "heun", "baseline.sampler": "heun"},
+    "scratch": {"distill.mode": "scratch", "distill.teacher": "data/latents"},
+}
+
+
+class Import(NamedTuple):
+    """`from module import name`, or `import module` with name None."""
+
+    module: str
+    name: str | None
+
+
+@cache
+def source_file(module: str) -> Path | None:
+    """File of a module of ours, relative to the root; None where there is no such module."""
+    stem = Path(*module.split("."))
+    found = [path for path in (stem.with_suffix(".py"), stem / "__init__.py") if (ROOT / path).is_file()]
+    return found[0] if found else None
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse((ROOT / path).read_text())
+
+
+def is_package(module: str) -> bool:
+    path = source_file(module)
+    return path is not None and path.name == "__init__.py"
+
+
+def statements(node: ast.AST, *, functions: bool) -> Iterator[ast.AST]:
+    """All nodes below, less those under `if TYPE_CHECKING` and, unless asked for, those inside functions."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
+            continue
+        if isinstance(child, ast.FunctionDef) and not functions:
+            continue
+        yield child
+        yield from statements(child, functions=functions)
+
+
+@cache
+def imports(module: str) -> tuple[Import, ...]:
+    """What a module imports of ours; of a package's `__init__` at import time only."""
+    path, found = source_file(module), list[Import]()
+    assert path is not None, f"there is no module {module}"
+    for node in statements(tree(path), functions=not is_package(module)):
+        if isinstance(node, ast.Import):
+            found += [Import(alias.name, None) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module and not node.level, f"{path}:{node.lineno}: relative import"
+            found += [Import(node.module, alias.name) for alias in node.names]
+            renamed = [a.name for a in node.names if a.asname and f"{node.module}.{a.name}" in CHOICES]
+            assert not renamed, f"{path}:{node.lineno}: a registry under another name hides what is loaded: {renamed}"
+    return tuple(i for i in found if i.module.split(".")[0] in ("facm", "stages"))
+
+
+@cache
+def loaders(package: str) -> frozenset[str]:
+    """Functions of a registry that import one of its files by name, themselves or through another one."""
+    path = source_file(package)
+    assert path is not None
+    functions = {node.name: node for node in tree(path).body if isinstance(node, ast.FunctionDef)}
+    calls = {
+        name: {n.func.id for n in ast.walk(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+        for name, node in functions.items()
+    }
+    found = {"import_module"}
+    while grown := {name for name, called in calls.items() if called & found} - found:
+        found |= grown
+    return frozenset(found & set(functions))
+
+
+@cache
+def loads(module: str, package: str) -> bool:
+    """Whether a module uses a registry's loader, imported by name or as an attribute of the package."""
+    path, functions = source_file(module), loaders(package)
+    assert path is not None
+    if any(i.module == package and i.name in functions for i in imports(module)):
+        return True
+    short = package.rsplit(".", 1)[1]
+    return any(
+        isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == short
+        and node.attr in functions
+        for node in ast.walk(tree(path))
+    )
+
+
+def closure(stage: str, script: str, params: dict[str, Any]) -> set[str]:
+    """Files whose code may change a stage's result."""
+    waiting, seen = [f"stages.{script}"], set[str]()
+    while waiting:
+        module = waiting.pop()
+        if module in seen or module in NEUTRAL:
+            continue
+        seen.add(module)
+        for i in imports(module):
+            inner = f"{i.module}.{i.name}"
+            waiting += [i.module, inner] if i.name and source_file(inner) else [i.module]
+        for package, place in CHOICES.items() if not is_package(module) else ():
+            if loads(module, package):
+                waiting.append(f"{package}.{value(params, place.format(stage=stage))}")
+    files = {m: source_file(m) for m in seen - PASSING if not is_package(m)}
+    return {str(path) for path in files.values()}
+
+
+def value(params: dict[str, Any], place: str) -> Any:
+    """A value of nested mappings by its dotted name."""
+    for key in place.split("."):
+        params = params[key]
+    return params
+
+
+def variant(changes: dict[str, str]) -> dict[str, Any]:
+    """params.yaml of the default preset with some values changed; as it stands without changes."""
+    if not changes:
+        return yaml.safe_load((ROOT / "params.yaml").read_text())
+    params = copy.deepcopy(yaml.safe_load(preset.render(["digits"], ROOT / "presets")))
+    for place, new in changes.items():
+        *blocks, name = place.split(".")
+        value(params, ".".join(blocks))[name] = new
+    return params
+
+
+@pytest.fixture(scope="module")
+def resolved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, set[str]]]:
+    """Per variant and stage: the code among the deps, as DVC resolves them."""
+    found = {}
+    for name, changes in VARIANTS.items():
+        root = tmp_path_factory.mktemp("dvc")
+        (root / ".dvc").mkdir()
+        (root / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+        (root / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
+        (root / "params.yaml").write_text(yaml.safe_dump(variant(changes)))
+        with Repo(str(root)) as repo:
+            found[name] = {
+                stage.name: {
+                    dep.def_path
+                    for dep in stage.deps
+                    if not isinstance(dep, ParamsDependency) and dep.def_path.endswith(".py")
+                }
+                for stage in repo.index.stages
+            }
+    return found
+
+
+@pytest.fixture(scope="module")
+def closures() -> dict[str, dict[str, set[str]]]:
+    """Per variant and stage: the import closure."""
+    params = {name: variant(changes) for name, changes in VARIANTS.items()}
+    return {
+        name: {s: closure(s, p["teacher"]["stage"] if s == "teacher" else s, p) for s in STAGES}
+        for name, p in params.items()
+    }
+
+
+def test_the_pipeline_has_the_seven_stages(resolved: dict[str, dict[str, set[str]]]) -> None:
+    assert all(sorted(stages) == sorted(STAGES) for stages in resolved.values())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_code_that_a_stage_imports_stands_in_its_deps(
+    stage: str, resolved: dict[str, dict[str, set[str]]], closures: dict[str, dict[str, set[str]]]
+) -> None:
+    missing = {name: sorted(closures[name][stage] - resolved[name][stage]) for name in VARIANTS}
+    assert not any(missing.values()), f"dvc.yaml, {stage}: deps lack, per variant of params.yaml, {missing}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_code_in_the_deps_of_a_stage_is_imported_by_it(
+    stage: str, resolved: dict[str, dict[str, set[str]]], closures: dict[str, dict[str, set[str]]]
+) -> None:
+    idle = {f for name in VARIANTS for f in resolved[name][stage]} - {f for c in closures.values() for f in c[stage]}
+    assert not idle, f"dvc.yaml, {stage}: deps name files that no variant of params.yaml imports: {sorted(idle)}"
+
+
+@pytest.mark.parametrize("variant_name", VARIANTS)
+def test_code_in_deps_exists(variant_name: str, resolved: dict[str, dict[str, set[str]]]) -> None:
+    absent = {f for files in resolved[variant_name].values() for f in files if not (ROOT / f).is_file()}
+    assert not absent
+
+
+def test_neutral_modules_exist() -> None:
+    assert all(source_file(module) for module in NEUTRAL | PASSING)
+
+
+def test_every_registry_has_a_param_that_names_its_file() -> None:
+    packages = {f"facm.{path.parent.name}" for path in (ROOT / "facm").glob("*/__init__.py")}
+    assert {package for package in packages if loaders(package)} == set(CHOICES)
+
+
+def test_every_file_of_a_registry_is_chosen_by_a_variant(closures: dict[str, dict[str, set[str]]]) -> None:
+    from facm import backbones, codecs, data, features, objectives, samplers
+
+    names = {
+        "backbones": backbones.BACKBONES,
+        "codecs": codecs.CODECS,
+        "data": data.DATASETS,
+        "features": features.FEATURES,
+        "objectives": objectives.OBJECTIVES,
+        "samplers": samplers.SAMPLERS,
+    }
+    files = {f"facm/{package}/{name}.py" for package, registered in names.items() for name in registered}
+    assert files <= {file for stages in closures.values() for c in stages.values() for file in c}
+
+
+def test_an_import_inside_a_function_belongs_to_the_closure() -> None:
+    inside = ast.parse("def f():\n    from facm.ema import PowerEMA\n")
+    assert any(isinstance(node, ast.ImportFrom) for node in statements(inside, functions=True))
+    assert not any(isinstance(node, ast.ImportFrom) for node in statements(inside, functions=False))
+
+
+def test_a_type_from_a_registry_is_no_use_of_it() -> None:
+    assert not loads("facm.data.latents", "facm.codecs")  # names the Codec protocol only
+    assert loads("facm.generator", "facm.codecs")

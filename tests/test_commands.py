@@ -1,0 +1,257 @@
+"""The command lines, in this process: what they write, what they print, how they refuse."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from miniature import truncate, write_checkpoint, write_latents, write_params
+from PIL import Image
+
+import facm
+from facm import check, checkpoint, generate, launch, posthoc
+from facm.data import __main__ as data_command
+from facm.generate import parse_labels
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data/student, data/teacher and a student without classes."""
+    folder = tmp_path_factory.mktemp("repository")
+    latents = write_latents(folder / "data/latents")
+    write_checkpoint(folder / "data/student", latents, kind="student")
+    write_checkpoint(folder / "data/teacher", latents)
+    write_checkpoint(folder / "data/classless", write_latents(folder / "data/plain", classes=0), kind="student")
+    return folder
+
+
+@pytest.fixture
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """Run a command's `main` with arguments in that folder; returns what it printed."""
+    monkeypatch.chdir(folder)
+
+    def call(main, *arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["command", *arguments])
+        main()
+        return capsys.readouterr().out
+
+    return call
+
+
+@pytest.fixture
+def refused(run):
+    """The one line with which a command ends."""
+
+    def call(main, *arguments: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            run(main, *arguments)
+        return str(ended.value)
+
+    return call
+
+
+# generate
+
+
+def test_generate_writes_a_grid_with_a_row_per_class(run, tmp_path: Path) -> None:
+    out = tmp_path / "digits.png"
+    told = run(generate.main, "data/student", "--labels", "0-2", "--per-label", "4", "--nfe", "2", "--out", str(out))
+    assert told.splitlines()[-1] == f"{out}: 12 pictures, NFE 2"
+    with Image.open(out) as sheet:
+        assert sheet.format == "PNG" and sheet.mode == "L"
+        wide, tall = sheet.size
+        pixels = np.asarray(sheet)
+    assert (wide - 2) % 4 == 0 and (tall - 2) % 3 == 0 and (wide - 2) // 4 == (tall - 2) // 3
+    side = (wide - 2) // 4
+    images = facm.load("data/student").generate([label for label in range(3) for _ in range(4)], nfe=2, seed=0)
+    centres = pixels[2::side, 2::side][:3, :4]  # the first pixel of each picture
+    assert np.array_equal(centres.ravel(), images[:, 0, 0, 0])
+    assert [path.name for path in tmp_path.iterdir()] == ["digits.png"]
+
+
+def test_generate_writes_arrays_with_labels(run, tmp_path: Path) -> None:
+    out = tmp_path / "digits.npz"
+    run(generate.main, "data/student", "--labels", "2,0-1", "--per-label", "2", "--seed", "5", "--out", str(out))
+    with np.load(out) as arrays:
+        assert arrays["arr_0"].dtype == np.uint8 and arrays["arr_1"].tolist() == [2, 2, 0, 0, 1, 1]
+        again = facm.load("data/student").generate([2, 2, 0, 0, 1, 1], nfe=2, seed=5)
+        assert np.array_equal(arrays["arr_0"], again)
+
+
+def test_generate_takes_all_classes_by_default_and_none_where_there_are_none(run, tmp_path: Path) -> None:
+    run(generate.main, "data/student", "--per-label", "1", "--out", str(tmp_path / "all.npz"))
+    run(generate.main, "data/classless", "--per-label", "3", "--out", str(tmp_path / "none.npz"))
+    with np.load(tmp_path / "all.npz") as labelled, np.load(tmp_path / "none.npz") as plain:
+        assert labelled["arr_1"].tolist() == [0, 1, 2]
+        assert plain["arr_0"].shape == (9, 4, 4, 1) and plain.files == ["arr_0"]
+
+
+def test_generate_takes_another_sampler_and_another_ema_length(run, tmp_path: Path) -> None:
+    out = str(tmp_path / "pictures.npz")
+    run(generate.main, "data/teacher", "--sampler", "heun", "--nfe", "3", "--sigma-rel", "0.1", "--out", out)
+    with np.load(out) as arrays:
+        assert arrays["arr_0"].shape == (24, 4, 4, 1)
+
+
+GENERATE = [
+    (("data/nothing", "--out", "a.png"), "error: data/nothing is no checkpoint: data/nothing/config.json is missing; "),
+    (("data/student", "--labels", "0-9", "--out", "a.png"), "error: labels must lie in 0..2, got 0..9"),
+    (
+        ("data/student", "--labels", "a", "--out", "a.png"),
+        "error: --labels 'a': write numbers and rising ranges such as",
+    ),
+    (("data/student", "--out", "a.jpg"), "error: --out 'a.jpg' must end in .png or .npz"),
+    (("data/student", "--out", "no/a.png"), "error: --out 'no/a.png': there is no folder no"),
+    (("data/student", "--per-label", "0", "--out", "a.png"), "error: --per-label 0 must be at least 1"),
+    (("data/student", "--nfe", "0", "--out", "a.png"), "error: --nfe 0 must be at least 1"),
+    (("data/student", "--seed", "-1", "--out", "a.png"), "error: --seed -1 must be at least 0"),
+    (
+        ("data/student", "--sampler", "eular", "--out", "a.png"),
+        "error: sampler 'eular' does not fit a student trained by",
+    ),
+    (
+        ("data/teacher", "--sampler", "consistency", "--out", "a.png"),
+        "error: sampler 'consistency' does not fit a teacher",
+    ),
+    (("data/student", "--sampler", "heun", "--nfe", "2", "--out", "a.png"), "error: sample.nfe: 2 is not 2 N - 1"),
+    (("data/student", "--sigma-rel", "0.5", "--out", "a.png"), "sigma_rel: 0.5 must lie between 0 and 0.2887"),
+    (("data/classless", "--labels", "0", "--out", "a.png"), "error: this model has 0 classes: it needs no labels"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), GENERATE, ids=[" ".join(arguments) for arguments, _ in GENERATE])
+def test_generate_refuses_in_one_line_and_writes_nothing(arguments, message: str, refused, folder: Path) -> None:
+    assert message in refused(generate.main, *arguments)
+    assert not list(folder.glob("a.*"))
+
+
+def test_labels_are_numbers_and_rising_ranges() -> None:
+    assert parse_labels("0-3,7") == [0, 1, 2, 3, 7]
+    assert parse_labels("5") == [5] and parse_labels("2-2") == [2] and parse_labels("1, 3") == [1, 3]
+    for text in ("", "a", "3-1", "-1", "1-", "0,,1", "1.5", "0-x"):
+        with pytest.raises(ValueError, match="write numbers and rising ranges"):
+            parse_labels(text)
+
+
+# posthoc
+
+
+def test_posthoc_writes_a_checkpoint_of_another_length(run, tmp_path: Path) -> None:
+    out = tmp_path / "longer"
+    told = run(posthoc.main, "data/student", "--sigma-rel", "0.15", "--out", str(out))
+    assert told == f"{out}: data/student at sigma_rel 0.15\n"
+    network, config = checkpoint.load(out)
+    assert config.sigma_rel == 0.15 and config.step == checkpoint.read_config("data/student").step
+    assert config.sha256 == checkpoint.sha256(out / "model.safetensors")
+    synthesised = checkpoint.synthesize("data/student", 0.15)
+    assert all(torch.equal(synthesised[name], value) for name, value in network.state_dict().items())
+    again = checkpoint.synthesize(out, 0.15)  # the snapshots came along
+    assert all(torch.equal(again[name], value) for name, value in synthesised.items())
+    assert facm.load(out).generate([0]).shape == (1, 4, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("data/nothing", "--sigma-rel", "0.1"), "error: data/nothing/ema holds 0 snapshots, post-hoc EMA needs two"),
+        (("data/student", "--sigma-rel", "0.4"), "sigma_rel: 0.4 must lie between 0 and 0.2887"),
+        (("data/student", "--sigma-rel", "0"), "sigma_rel: 0.0 must lie between 0 and 0.2887"),
+    ],
+    ids=str,
+)
+def test_posthoc_refuses_in_one_line(arguments, message: str, refused, tmp_path: Path) -> None:
+    assert message in refused(posthoc.main, *arguments, "--out", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_posthoc_names_a_truncated_snapshot(refused, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "student", write_latents(tmp_path / "latents"), kind="student")
+    damaged = sorted((tmp_path / "student/ema").iterdir())[1]
+    truncate(damaged)
+    told = refused(posthoc.main, str(tmp_path / "student"), "--sigma-rel", "0.1", "--out", str(tmp_path / "out"))
+    assert told.startswith(f"error: {damaged} is damaged (")
+
+
+# check and data
+
+
+def test_check_says_that_params_are_in_order_or_what_is_wrong(run, refused, folder: Path) -> None:
+    write_params(folder)
+    assert run(check.main) == "params.yaml: in order\n"
+    write_params(folder, distill__alpah="cos")
+    assert refused(check.main).startswith(
+        "error: params.yaml, distill: unknown 'alpah' (did you mean 'alpha'?); known: "
+    )
+    (folder / "params.yaml").unlink()
+    assert refused(check.main) == "error: params.yaml is missing: write it with `python -m facm.preset digits`"
+
+
+def test_the_data_command_reads_params_and_needs_them(run, refused, folder: Path) -> None:
+    write_params(folder)
+    told = run(data_command.main)
+    assert told.startswith("data.fingerprint: ") and len(told.split()[1]) == 64
+    (folder / "params.yaml").unlink()
+    assert "error: params.yaml is missing" in refused(data_command.main)
+
+
+# launch
+
+
+@pytest.fixture
+def module(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Write a stage with this body; returns its name."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", ["launch"])
+
+    def write(body: str) -> str:
+        (folder / "tried.py").write_text(body)
+        sys.modules.pop("tried", None)
+        return "tried"
+
+    return write
+
+
+def test_launch_runs_a_module_of_this_folder_as_a_script(module, capsys) -> None:
+    launch.main([module("import sys\nif __name__ == '__main__': print('ran', sys.argv)")])
+    assert capsys.readouterr().out == "ran ['tried']\n"
+
+
+@pytest.mark.parametrize("kind", ["ValueError", "FileNotFoundError", "PermissionError", "RuntimeError"])
+def test_launch_ends_a_users_mistake_in_one_line(kind: str, module, monkeypatch) -> None:
+    name = module(f"raise {kind}('params.yaml, distill: wrong')")
+    with pytest.raises(SystemExit) as ended:
+        launch.main([name])
+    assert str(ended.value) == "\nerror in tried: params.yaml, distill: wrong\n(FACM_TRACEBACK=1 shows where)"
+    monkeypatch.setenv("FACM_TRACEBACK", "1")
+    with pytest.raises((ValueError, OSError, RuntimeError), match="wrong"):
+        launch.main([name])
+
+
+def test_launch_shows_where_a_mistake_of_the_program_is(module) -> None:
+    with pytest.raises(KeyError):
+        launch.main([module("{}['key']")])
+
+
+def test_launch_needs_one_module_and_a_number_of_processes(monkeypatch) -> None:
+    with pytest.raises(SystemExit, match=r"usage: python -m facm.launch stages.NAME"):
+        launch.main([])
+    for value in ("two", "0", "-1", ""):
+        monkeypatch.setenv("FACM_NPROC", value)
+        with pytest.raises(SystemExit, match=rf"error: FACM_NPROC='{value}': must be a number of processes, 1 or more"):
+            launch.main(["stages.teacher"])
+
+
+def test_launch_becomes_torchrun_for_stages_that_train_only(module, monkeypatch, capsys) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda program, command: started.append(command) or sys.exit(0))
+    monkeypatch.setenv("FACM_NPROC", "2")
+    launch.main([module("print('ran')")])
+    assert capsys.readouterr().out == "ran\n" and started == []
+    for stage in ("stages.teacher", "stages.distill"):
+        with pytest.raises(SystemExit):
+            launch.main([stage])
+    assert [command[-3:] for command in started] == [["-m", "facm.launch", s] for s in launch.SHARED]
+    assert "--nproc-per-node=2" in started[0]

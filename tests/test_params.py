@@ -1,0 +1,166 @@
+"""params.yaml: every key is known, typed and commented; what breaks a rule is told with value, rule and place."""
+
+import dataclasses
+import re
+import typing
+from pathlib import Path
+
+import pytest
+import yaml
+from miniature import ROOT, plain
+
+from facm import params
+from facm.params import ParamsError, Range
+
+LISTED = ("backbones", "objectives")  # blocks that the class which they are for checks
+
+
+def refused(**changes) -> str:
+    """The message that params with these changes get."""
+    with pytest.raises(ParamsError) as caught:
+        params.parse(plain(**changes))
+    return str(caught.value)
+
+
+def leaves(kind: type, where: str = "") -> typing.Iterator[str]:
+    """Every key that the dataclasses declare."""
+    for name, hint in typing.get_type_hints(kind).items():
+        place = f"{where}.{name}" if where else name
+        if dataclasses.is_dataclass(hint):
+            yield from leaves(hint, place)
+        else:
+            yield place
+
+
+def flat(mapping: dict, where: str = "") -> typing.Iterator[str]:
+    for name, value in mapping.items():
+        place = f"{where}.{name}" if where else name
+        if isinstance(value, dict) and place not in LISTED:
+            yield from flat(value, place)
+        else:
+            yield place
+
+
+def test_base_yaml_has_every_key_that_is_declared_and_no_other() -> None:
+    assert list(flat(yaml.safe_load((ROOT / "presets/base.yaml").read_text()))) == list(leaves(params.Params))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "presets").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_preset_says_what_it_is_for_in_its_first_line(path: Path) -> None:
+    assert re.match(r"# \w.{20,}", path.read_text())
+
+
+def test_every_key_of_base_yaml_has_a_comment() -> None:
+    lines = (ROOT / "presets/base.yaml").read_text().splitlines()
+    values = [line for line, after in zip(lines, [*lines[1:], ""], strict=True) if is_value(line, after)]
+    assert len(values) == count(yaml.safe_load("\n".join(lines))), "the pattern misses keys"
+    assert not [line for line in values if not re.search(r"# \S", line)]
+
+
+def count(mapping: dict) -> int:
+    """Keys with a value."""
+    return sum(count(value) if isinstance(value, dict) else 1 for value in mapping.values())
+
+
+def is_value(line: str, after: str) -> bool:
+    """Whether a line of base.yaml gives a key its value, or the first line of a list of them."""
+    return bool(re.match(r"\s*\w+: *[^\s#]", line) or (re.match(r"\s*\w+:", line) and re.match(r"\s*- ", after)))
+
+
+def test_params_yaml_of_the_repository_is_in_order() -> None:
+    assert params.read(ROOT / "params.yaml").runtime.threads >= 1
+
+
+def test_whole_numbers_stand_for_numbers_and_null_for_what_may_be_left_out() -> None:
+    p = params.parse(plain(teacher__time__mean=1, distill__w=2, sample__t_grid=[[0, 0.5]], sample__sigma_rel=None))
+    assert p.teacher.time.mean == 1.0 and isinstance(p.distill.w, float)
+    assert p.sample.t_grid == ((0.0, 0.5),) and p.sample.sigma_rel is None
+    assert p.distill.ema.sigma_rels == (0.05, 0.2) and p.objectives["facm"]["clamp"] == 1.0
+
+
+MISSPELT = [
+    ({"distill__alpah": "cos"}, "params.yaml, distill: unknown 'alpah' (did you mean 'alpha'?); known: objective, "),
+    ({"teacher__optimizer__warm_up": 1}, "params.yaml, teacher.optimizer: unknown 'warm_up' (did you mean 'warmup'?)"),
+    ({"distil": {}}, "params.yaml, top level: unknown 'distil' (did you mean 'distill'?); known: data, reference, "),
+    ({"zzz": 1}, "params.yaml, top level: unknown 'zzz'; known: data, "),
+    ({"distill__conditioning": "expandet"}, "distill.conditioning: 'expandet' is not one of expanded, auxiliary (did"),
+    ({"teacher__optimizer__schedule": "linear"}, "optimizer.schedule: 'linear' is not one of constant, cosine"),
+    ({"distill__mode": False}, "params.yaml, distill.mode: False is not one of distill, scratch"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), MISSPELT, ids=[next(iter(changes)) for changes, _ in MISSPELT])
+def test_a_misspelt_name_is_told_with_its_place_the_nearest_name_and_the_list(changes: dict, message: str) -> None:
+    assert message in refused(**changes)
+
+
+TYPES = [
+    ({"teacher__steps": 10.5}, "params.yaml, teacher.steps: must be a whole number, got 10.5"),
+    ({"teacher__steps": True}, "params.yaml, teacher.steps: must be a whole number, got True"),
+    ({"teacher__steps": "1e3"}, "params.yaml, teacher.steps: must be a whole number, got '1e3'"),
+    ({"distill__w": "1e-3"}, "distill.w: must be a number, got '1e-3' (YAML reads 1e-3 as text: write 1.0e-3)"),
+    ({"distill__w": True}, "params.yaml, distill.w: must be a number, got True"),
+    ({"distill__w": None}, "params.yaml, distill.w: must be a number, got None"),
+    ({"latents__flip": "yes please"}, "params.yaml, latents.flip: must be true or false, got 'yes please'"),
+    ({"data__name": 3}, "params.yaml, data.name: must be text, got 3"),
+    ({"sample__nfe": 2}, "params.yaml, sample.nfe: must be a list with at least one entry, got 2"),
+    ({"sample__nfe": []}, "params.yaml, sample.nfe: must be a list with at least one entry, got []"),
+    ({"sample__nfe": [1, "two"]}, "params.yaml, sample.nfe[1]: must be a whole number, got 'two'"),
+    ({"distill__optimizer__betas": [0.9]}, "distill.optimizer.betas: must have 2 entries, got [0.9]"),
+    ({"distill__optimizer": 1e-3}, "params.yaml, distill.optimizer: must be a block of keys, got 0.001"),
+    ({"objectives": {"facm": 1}}, "params.yaml, objectives: must hold one block of constants per name, got"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), TYPES, ids=[f"{next(iter(c.items()))}" for c, _ in TYPES])
+def test_a_wrong_type_is_told_with_value_rule_and_place(changes: dict, message: str) -> None:
+    assert message in refused(**changes)
+
+
+RANGES = [
+    ({"teacher__steps": 0}, "params.yaml, teacher.steps: 0 is outside [1, inf)"),
+    ({"teacher__seed": -1}, "params.yaml, teacher.seed: -1 is outside [0, inf)"),
+    ({"teacher__fraction": 1.5}, "params.yaml, teacher.fraction: 1.5 is outside [0, 1]"),
+    ({"distill__w": 0.5}, "params.yaml, distill.w: 0.5 is outside [1, inf)"),
+    ({"distill__optimizer__lr": 0.0}, "params.yaml, distill.optimizer.lr: 0.0 is outside (0, inf)"),
+    ({"distill__optimizer__lr": float("nan")}, "params.yaml, distill.optimizer.lr: must be a finite number, got nan"),
+    ({"distill__optimizer__lr": float("inf")}, "params.yaml, distill.optimizer.lr: must be a finite number, got inf"),
+    ({"distill__dropout": 1.0}, "params.yaml, distill.dropout: 1.0 is outside [0, 0.99]"),
+    ({"distill__ema__sigma_rel": 0.3}, "params.yaml, distill.ema.sigma_rel: 0.3 is outside (0, 0.28]"),
+    ({"sample__t_grid": [[0.0, 1.5]]}, "params.yaml, sample.t_grid[0][1]: 1.5 is outside [0, 1]"),
+    ({"runtime__threads": 0}, "params.yaml, runtime.threads: 0 is outside [1, inf)"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), RANGES, ids=[f"{next(iter(c.items()))}" for c, _ in RANGES])
+def test_a_value_out_of_range_is_told_with_value_rule_and_place(changes: dict, message: str) -> None:
+    assert message in refused(**changes)
+
+
+def test_a_missing_key_is_told_with_where_its_default_stands() -> None:
+    mapping = plain()
+    del mapping["distill"]["ema"]["snapshots"]
+    with pytest.raises(ParamsError, match=r"distill\.ema: 'snapshots' is missing; presets/base\.yaml has its default"):
+        params.parse(mapping)
+
+
+def test_a_file_that_is_missing_damaged_or_no_mapping_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    with pytest.raises(ParamsError, match=r"params.yaml is missing: write it with `python -m facm.preset digits`"):
+        params.read(path)
+    path.write_text("distill: [1, 2")
+    with pytest.raises(ParamsError, match=r"params.yaml is no valid YAML: while parsing a flow sequence"):
+        params.read(path)
+    path.write_text("- 1\n")
+    with pytest.raises(ParamsError, match=r"params.yaml must hold a mapping, it holds list"):
+        params.read(path)
+
+
+def test_ranges_print_as_intervals() -> None:
+    assert [str(r) for r in (Range(0, 1), Range(low=1), Range(0.0, exclusive_low=True), Range())] == [
+        "[0, 1]",
+        "[1, inf)",
+        "(0, inf)",
+        "(-inf, inf)",
+    ]
+    assert 0 not in Range(0, 1, exclusive_low=True) and 0 in Range(0, 1) and 2 not in Range(0, 1) and -9 in Range()

@@ -1,0 +1,192 @@
+"""`python -m facm.preset`: base + overlay, comments kept, hand edits named and not overwritten."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from miniature import ROOT
+from ruamel.yaml import YAML
+
+from facm import preset
+from facm.preset import PresetError
+
+BASE = """\
+# The base.
+
+data:                         # block comment
+  name: digits                # the name
+  root: null                  # nothing
+
+# Before a block.
+distill:
+  alpha: power                # relaxation
+  betas:                      # two of them
+    - 0.9
+    - 0.95
+  deep:
+    flag: true                # a flag
+"""
+OVERLAYS = {
+    "one": "# One.\n\ndistill:\n  alpha: cos                  # why\n  betas:\n    - 0.5\n    - 0.999\n",
+    "two": "# Two.\n\ndata:\n  root: pictures\ndistill:\n  deep:\n    flag: false\n",
+}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with presets base, one and two."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "presets").mkdir()
+    for name, text in {"base": BASE, **OVERLAYS}.items():
+        (tmp_path / "presets" / f"{name}.yaml").write_text(text)
+    return tmp_path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["preset", *arguments])
+    preset.main()
+
+
+def rewritten_by_dvc(path: Path, edit=lambda document: None) -> None:
+    """What `dvc exp run -S` does to the file: ruamel's round trip, lists in block style without indent."""
+    yaml = YAML()
+    document = yaml.load(path.read_text())
+    edit(document)
+    with path.open("w") as file:
+        yaml.dump(document, file)
+
+
+def test_to_another_preset_and_back_gives_the_same_bytes(here: Path) -> None:
+    path = here / "params.yaml"
+    preset.write(["one"])
+    first = path.read_bytes()
+    for names in (["two"], ["one", "two"], ["two", "one"]):
+        preset.write(names)
+        assert path.read_bytes() != first
+        preset.write(["one"])
+        assert path.read_bytes() == first
+
+
+def test_the_same_holds_for_the_shipped_presets(tmp_path: Path) -> None:
+    path, folder = tmp_path / "params.yaml", ROOT / "presets"
+    preset.write(["digits"], path, folder=folder)
+    first = path.read_bytes()
+    for name in preset.available(folder):
+        preset.write(["digits", name], path, folder=folder)
+        preset.write(["digits"], path, folder=folder)
+        assert path.read_bytes() == first
+
+
+def test_the_tracked_params_yaml_is_the_default_preset_to_the_byte() -> None:
+    assert (ROOT / "params.yaml").read_text() == preset.render(["digits"], ROOT / "presets")
+
+
+def test_comments_and_order_of_the_base_are_kept(here: Path) -> None:
+    preset.write(["one", "two"])
+    text = (here / "params.yaml").read_text()
+    for comment in re.findall(r"#.*", BASE):
+        assert comment in text
+    assert re.findall(r"^ *(\w+):", text, re.MULTILINE) == re.findall(r"^ *(\w+):", BASE, re.MULTILINE)
+    assert yaml.safe_load(text) == {
+        "data": {"name": "digits", "root": "pictures"},
+        "distill": {"alpha": "cos", "betas": [0.5, 0.999], "deep": {"flag": False}},
+    }
+
+
+def test_every_comment_of_the_shipped_base_is_kept() -> None:
+    comments = [re.sub(r" +", " ", c) for c in re.findall(r"# .*", (ROOT / "presets/base.yaml").read_text())]
+    text = re.sub(r" +", " ", preset.render(["digits", "scratch"], ROOT / "presets"))
+    assert [comment for comment in comments if comment not in text] == []
+
+
+def test_the_command_shows_what_it_changes(here, monkeypatch, capsys) -> None:
+    run(monkeypatch, "one")
+    assert capsys.readouterr().out.splitlines() == [
+        "params.yaml: one, 2 values changed",
+        "  distill.alpha: power -> cos",
+        "  distill.betas: [0.9, 0.95] -> [0.5, 0.999]",
+    ]
+    run(monkeypatch, "one")
+    assert capsys.readouterr().out == "params.yaml: one, 0 values changed\n"
+    run(monkeypatch, "two")
+    assert "  data.root: None -> pictures\n  distill.alpha: cos -> power\n" in capsys.readouterr().out
+
+
+def test_hand_edits_are_named_and_not_overwritten_without_force(here, monkeypatch) -> None:
+    path = here / "params.yaml"
+    preset.write(["one"])
+    edited = path.read_text().replace("alpha: cos", "alpha: one") + "extra:\n  key: 1\n"
+    path.write_text(edited)
+    with pytest.raises(SystemExit) as refused:
+        run(monkeypatch, "two")
+    assert str(refused.value) == (
+        "error: params.yaml has hand edits that would be lost (--force overwrites them):\n"
+        "  distill.alpha: cos -> one\n"
+        "  extra.key: (none) -> 1"
+    )
+    assert path.read_text() == edited
+    run(monkeypatch, "two", "--force")
+    assert path.read_text() == preset.render(["two"])
+
+
+def test_lists_that_dvc_has_rewritten_are_no_hand_edits(here: Path) -> None:
+    path = here / "params.yaml"
+    preset.write(["one"])
+    before = path.read_text()
+    rewritten_by_dvc(path)
+    assert path.read_text() != before, "the round trip must change bytes for this to be a test"
+    assert preset.hand_edits(path.read_text()) == []
+    preset.write(["two"])
+    preset.write(["one"])
+    assert path.read_text() == before
+
+
+def test_a_value_that_dvc_has_set_is_a_hand_edit(here: Path) -> None:
+    path = here / "params.yaml"
+    preset.write(["one"])
+    rewritten_by_dvc(path, lambda document: document["distill"].update(betas=[0.1, 0.2]))
+    with pytest.raises(PresetError, match=re.escape("distill.betas: [0.5, 0.999] -> [0.1, 0.2]")):
+        preset.write(["one"])
+
+
+def test_a_hand_written_or_damaged_file_counts_as_edited(here: Path) -> None:
+    path = here / "params.yaml"
+    path.write_text("data: {}\n")
+    with pytest.raises(PresetError, match="the first line does not name a preset"):
+        preset.write(["one"])
+    path.write_text(preset.HEADER.format(names="three") + BASE)
+    with pytest.raises(PresetError, match="unknown preset 'three'; presets/ has: one, two"):
+        preset.write(["one"])
+    path.write_text(preset.HEADER.format(names="one") + "data: [1,\n")
+    with pytest.raises(PresetError, match="while parsing a flow"):
+        preset.write(["one"])
+    preset.write(["one"], force=True)
+    assert path.read_text() == preset.render(["one"])
+
+
+def test_an_unknown_preset_is_told_with_the_nearest_and_the_list(here, monkeypatch) -> None:
+    with pytest.raises(
+        SystemExit, match=r"error: unknown preset 'on' \(did you mean 'one'\?\); presets/ has: one, two"
+    ):
+        run(monkeypatch, "on")
+    assert not (here / "params.yaml").exists()
+
+
+def test_an_overlay_with_a_key_that_the_base_lacks_is_refused(here: Path) -> None:
+    (here / "presets" / "two.yaml").write_text("distill:\n  alpah: cos\n")
+    with pytest.raises(PresetError, match=r"presets/two.yaml: unknown 'distill.alpah' \(did you mean 'alpha'\?\)"):
+        preset.write(["two"])
+
+
+def test_outside_the_repository_the_command_says_where_to_run_it(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=rf"error: there are no presets in {tmp_path}/presets: run this at the"):
+        run(monkeypatch, "digits")
+
+
+def test_without_a_name_the_command_lists_the_presets(here, monkeypatch, capsys) -> None:
+    run(monkeypatch, "--list")
+    run(monkeypatch)
+    assert capsys.readouterr().out == 2 * "presets: one, two\n"

@@ -1,0 +1,217 @@
+"""README is true: its commands parse and run, its paths and params exist, its example of an objective trains.
+
+A fenced block under `<!-- test: ... -->` is run here: `tiny` on a tiny student, `file PATH` and `after LINE` as the
+files that they describe. The pipeline's own commands are run by tests/test_pipeline.py and, literally, by .ci/run.
+"""
+
+import copy
+import json
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from miniature import ROOT, write_checkpoint, write_latents
+
+from facm import check, params, preset
+
+README = (ROOT / "README.md").read_text()
+BASE = yaml.safe_load((ROOT / "presets/base.yaml").read_text())
+COMMANDS = ("pip install uv && uv run dvc repro", "uv run pytest")
+EXAMPLE = """\
+backbones:
+  lightningdit:
+    hidden: 16
+    depth: 1
+    heads: 2
+distill:
+  objective: euler_cd
+  steps: 2
+  batch_size: 4
+  ema:
+    snapshots: 1
+runtime:
+  log_every: 1
+"""
+TRAIN = """\
+import os, facm
+from facm.launch import main
+assert facm.__file__.startswith(os.getcwd()), facm.__file__
+main(["stages.latents"])
+main(["stages.distill"])
+"""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block."""
+
+    marker: str
+    language: str
+    text: str
+
+    @property
+    def commands(self) -> list[list[str]]:
+        """Words of each command, without comments."""
+        lines = (shlex.split(part, comments=True) for line in self.text.splitlines() for part in line.split(" && "))
+        return [words for words in lines if words]
+
+
+def blocks() -> list[Block]:
+    """The fenced blocks of README, in order; those in a list are indented."""
+    fence = re.compile(r"^(?:<!-- test: ([^\n]*) -->\n)?( *)```(\w*)\n(.*?)^\2```$", re.MULTILINE | re.DOTALL)
+    return [Block(m[1] or "", m[3], re.sub(f"^{m[2]}", "", m[4], flags=re.M)) for m in fence.finditer(README)]
+
+
+def marked(marker: str) -> list[Block]:
+    """The blocks whose marker begins so."""
+    return [block for block in blocks() if block.marker.startswith(marker)]
+
+
+def dvc_commands() -> list[list[str]]:
+    """Arguments of every `dvc` in a bash block and in running text."""
+    inline = (shlex.split(code) for code in re.findall(r"`(dvc [a-z][^`]*)`", README))
+    fenced = (words for block in blocks() if block.language == "bash" for words in block.commands)
+    parts = [words[: words.index("&&")] if "&&" in words else words for words in (*fenced, *inline)]
+    return [words[1:] for words in parts if words[0] == "dvc"]
+
+
+def named_params() -> set[str]:
+    """Every key of params.yaml that README names, in code or in a command."""
+    text = "\n".join([*re.findall(r"`([^`\n]+)`", README), *(b.text for b in blocks() if b.language == "bash")])
+    return set(re.findall(rf"(?<![\w/.])(?:{'|'.join(BASE)})(?:\.[a-z_]\w*)+", text))
+
+
+def lookup(key: str) -> Any:
+    value: Any = BASE
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the package as the current folder, with params.yaml and a student that has random weights."""
+    for name in ("facm", "stages", "presets"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    preset.write(["digits"], tmp_path / "params.yaml", folder=tmp_path / "presets", force=True)
+    data = write_latents(tmp_path / "data/latents", num=20, classes=10, side=8)
+    write_checkpoint(tmp_path / "data/student", data, kind="student")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_two_commands_stand_there_each_alone_in_its_block() -> None:
+    alone = [block.text.strip() for block in blocks() if block.language == "bash"]
+    assert [text for text in alone if text in COMMANDS] == list(COMMANDS)
+
+
+def test_what_to_know_before_the_first_command_stands_before_it() -> None:
+    before = README.split(f"```bash\n{COMMANDS[0]}")[0]
+    for word in ("5 GB", "--torch-backend cpu", "UV_NO_SYNC", "No DVC remote is shipped", "`dvc pull`"):
+        assert word in before, f"README says too late: {word}"
+
+
+def test_every_path_of_the_tree_exists_or_is_made_by_dvc() -> None:
+    tree = next(block.text for block in blocks() if block.text.startswith("dvc.yaml"))
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()
+    made = ["dvc.lock", *(out if isinstance(out, str) else next(iter(out)) for s in stages for out in s["outs"])]
+    parent = ""
+    for line in tree.splitlines():
+        names = re.split(r"\s{2,}", line.strip())[0].split(" ")
+        for name in names:
+            path = f"{parent}{name}" if line.startswith(" ") else name
+            assert (ROOT / path).exists() or any(out.startswith(path) for out in made), f"there is no {path}"
+        parent = parent if line.startswith(" ") else names[-1]
+
+
+def test_every_file_of_a_link_or_a_picture_exists() -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).is_file(), f"there is no {target}"
+
+
+def test_every_path_in_running_text_exists() -> None:
+    paths = re.findall(r"`((?:facm|stages|presets|tests|docs|\.ci)/[\w./]*)`", README)
+    written = {block.marker.removeprefix("file ") for block in marked("file ")}
+    assert len(paths) > 10
+    for path in paths:
+        assert path in written or (ROOT / path).exists(), f"there is no {path}"
+
+
+def test_every_key_of_params_exists() -> None:
+    keys = named_params()
+    assert len(keys) > 10
+    for key in keys:
+        lookup(key)
+
+
+def test_every_dvc_command_is_understood_by_dvc() -> None:
+    from dvc.cli import parse_args
+
+    commands = dvc_commands()
+    assert len(commands) > 10
+    for words in commands:
+        parse_args(words)
+
+
+def test_every_value_that_a_command_sets_is_accepted() -> None:
+    digits = yaml.safe_load(preset.render(["digits"], ROOT / "presets"))
+    settings = [words[i + 1] for words in dvc_commands() for i, word in enumerate(words) if word == "-S"]
+    assert len(settings) > 3
+    for key, _, text in (setting.partition("=") for setting in settings):
+        for value in [text] if text.startswith("[") else text.split(","):
+            if value == "euler_cd":  # the example's, tried below
+                continue
+            mapping = copy.deepcopy(digits)
+            *places, name = key.split(".")
+            block = mapping
+            for place in places:
+                block = block[place]
+            assert name in block
+            block[name] = yaml.safe_load(value)
+            check.check(params.parse(mapping))
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_marked_commands_run(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (tiny / "params.yaml").read_bytes()
+    made = []
+    for words in (words for block in marked("tiny") if block.language == "bash" for words in block.commands):
+        assert words[:2] == ["python", "-m"], f"only `python -m` is run here, not {shlex.join(words)}"
+        monkeypatch.setattr(sys, "argv", words[2:])
+        runpy.run_module(words[2], run_name="__main__")
+        made += [tiny / out for flag, out in pairwise(words) if flag == "--out"]
+    assert len(made) >= 3 and all(path.exists() for path in made)
+    assert (tiny / "params.yaml").read_bytes() == before
+
+
+def test_marked_python_runs(tiny: Path) -> None:
+    (block,) = (block for block in marked("tiny") if block.language == "python")
+    names: dict[str, Any] = {}
+    exec(compile(block.text, "README.md", "exec"), names)
+    assert names["images"].shape == (3, 8, 8, 1) and names["images"].dtype == "uint8"
+
+
+def test_the_example_of_an_objective_trains_two_steps_as_it_stands_there(tiny: Path) -> None:
+    (file,) = marked("file ")
+    (tiny / file.marker.removeprefix("file ")).write_text(file.text)
+    for block, path in zip(marked("after "), ("facm/objectives/__init__.py", "presets/base.yaml"), strict=True):
+        line, text = block.marker.removeprefix("after "), (tiny / path).read_text()
+        assert f"`{path}`" in README and text.count(line) == 1, f"{path} has no single {line!r}"
+        (tiny / path).write_text(text.replace(line, f"{line}\n{block.text}"))
+    (tiny / "presets/example.yaml").write_text(EXAMPLE)
+    preset.write(["digits", "scratch", "example"], force=True)
+    done = subprocess.run([sys.executable, "-c", TRAIN], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    config = json.loads((tiny / "data/student/config.json").read_text())
+    assert (config["objective"], config["step"], config["samplers"]) == ("eulercd", 2, ["consistency"])
+    assert "alpha, beta, p" in done.stdout  # which it has no use for
+    assert json.loads((tiny / "metrics/distill.json").read_text())["distill_training"]["loss_cm"] > 0
