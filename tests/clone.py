@@ -24,7 +24,7 @@ backbones:
     depth: 1
     heads: 2
 teacher:
-  steps: 60
+  steps: 30
   batch_size: 8
   optimizer:
     warmup: 2
@@ -34,7 +34,7 @@ baseline:
   steps: 2
   num: 64
 distill:
-  steps: 60
+  steps: 30
   batch_size: 8
   optimizer:
     warmup: 2
@@ -228,6 +228,8 @@ def environment(root: Path) -> dict[str, str]:
         "GIT_CONFIG_GLOBAL": os.devnull,
         "GIT_CONFIG_SYSTEM": os.devnull,
         "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",  # several clones may be at work
+        "OPENBLAS_NUM_THREADS": "1",
     }
 
 

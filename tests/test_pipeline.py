@@ -52,7 +52,7 @@ def run_nfe(clone: Clone) -> Done:
 
 def run_killed_teacher(clone: Clone) -> Done:
     """A teacher trained by DVC, killed after its second save, and the same command again."""
-    clone.set("runtime.save_every", "5")
+    clone.set("runtime.save_every", "3")
     command = (PYTHON.with_name("dvc"), "repro", "--force", "--single-item", "teacher")
     clone.killed(*command, when=SecondSave(clone, "teacher"))
     seen = {"unfinished": len(clone.unfinished()), "weights": (clone.root / TEACHER_WEIGHTS).exists()}
@@ -61,7 +61,7 @@ def run_killed_teacher(clone: Clone) -> Done:
 
 def run_killed_student(clone: Clone) -> Done:
     """A student killed after its second save, one with another seed, and the first one again."""
-    clone.set("runtime.save_every", "5")
+    clone.set("runtime.save_every", "3")
     clone.killed(PYTHON, "-m", "facm.launch", "stages.distill", when=SecondSave(clone, "distill"))
     clone.set("distill.seed", "1")
     other = clone.stage("distill")
@@ -312,7 +312,7 @@ def test_a_killed_teacher_goes_on_where_it_was_and_ends_bit_identical(
     assert killed_teacher.seen == {"unfinished": 1, "weights": False}
     resumed = re.search(r"teacher: resumed at step (\d+)", killed_teacher.outputs[0])
     assert resumed
-    assert 10 <= int(resumed[1]) < 60
+    assert 6 <= int(resumed[1]) < 30
     assert killed_teacher.clone.read(TEACHER_WEIGHTS) == first_run[0].read(TEACHER_WEIGHTS)
     assert killed_teacher.clone.unfinished() == []
 

@@ -1,7 +1,7 @@
 """README is true: its commands parse and run, its paths and params exist, its example of an objective trains.
 
-A fenced block under `<!-- test: ... -->` is run here: `tiny` on a tiny student, `file PATH` and `after LINE` as the
-files that they describe. The pipeline's own commands are run by tests/test_pipeline.py and, literally, by .ci/run.
+A fenced block under `<!-- test: ... -->` is run here: `tiny` on a tiny student, `clone` by real DVC in a temporary
+clone (slow), `file PATH` and `after LINE` as the files that they describe. The two commands are run by .ci/run.
 """
 
 import copy
@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 import yaml
+from clone import make, ran
 from miniature import ROOT, write_checkpoint, write_latents
 
 from facm import check, params, preset
@@ -215,3 +217,23 @@ def test_the_example_of_an_objective_trains_two_steps_as_it_stands_there(tiny: P
     assert (config["objective"], config["step"], config["samplers"]) == ("eulercd", 2, ["consistency"])
     assert "alpha, beta, p" in done.stdout  # which it has no use for
     assert json.loads((tiny / "metrics/distill.json").read_text())["distill_training"]["loss_cm"] > 0
+
+
+@pytest.mark.slow
+def test_the_commands_that_change_something_run_and_rerun_the_stages_that_they_say(tmp_path: Path) -> None:
+    clone = make(tmp_path)
+    stages = ran(clone.dvc("repro"))
+    clone.commit()
+    (block,) = marked("clone")
+    for line in block.text.splitlines():
+        output = clone.dvc(*shlex.split(line, comments=True)[1:])
+        comment = line.partition("# reruns ")[2]
+        if comment:
+            assert ran(output) == [stage for stage in stages if stage in re.findall(r"\w+", comment)], (
+                f"{line}\n{output}"
+            )
+    status, end = "Queued", time.monotonic() + 300
+    while re.search("Queued|Running", status) and time.monotonic() < end:
+        time.sleep(1)
+        status = clone.dvc("queue", "status")
+    assert status.count("Success") == 3, status

@@ -455,6 +455,26 @@ def test_all_passes_of_a_step_share_their_dropout_masks_and_draw_nothing_from_th
     assert not torch.equal(handed[0](*question), answer), "another step has other masks"
 
 
+def test_the_averaged_network_that_a_source_is_handed_has_the_averaged_weights(latents, tmp_path) -> None:
+    handed: list[Any] = []
+
+    def spy(u, online, averaged):
+        handed[:] = [online, averaged]
+        return lambda x, t, y: u
+
+    run = loop(job(latents, FACM(), source=spy, distill__optimizer__lr=0.1), tmp_path)
+    for _ in range(3):
+        run.advance()
+    batch = train.draw(run.job, 3)
+    question = (batch.x0, torch.full((4,), 0.3), batch.y)
+    average = network(latents)
+    average.load_state_dict(run.finish().weights)
+    with torch.no_grad():
+        torch.testing.assert_close(handed[1](*question), average(*question))
+        torch.testing.assert_close(handed[0](*question), run.network(*question))
+    assert not torch.allclose(handed[0](*question), handed[1](*question), rtol=1e-2)
+
+
 def test_the_source_from_scratch_asks_the_student_and_its_average_with_the_masks_of_the_step(latents) -> None:
     u, t, y = torch.zeros(4, 1, 4, 4), torch.full((4,), 0.5), torch.tensor([0, 1, 2, 0])
     for which in ("online", "ema"):
@@ -466,6 +486,19 @@ def test_the_source_from_scratch_asks_the_student_and_its_average_with_the_masks
         v = source.scratch(guidance(latents), which)(u, F("online"), F("ema"))(u, t, y)
         assert asked == [which]
         torch.testing.assert_close(v, 2.0 * (y - 3.0).view(-1, 1, 1, 1).expand_as(u))
+
+
+def test_the_optimizer_takes_the_rate_of_the_schedule(latents, tmp_path) -> None:
+    """A cosine over two steps ends at zero, where nothing moves."""
+    run = loop(job(latents, distill__steps=2, distill__optimizer__schedule="cosine"), tmp_path)
+    weights = [{name: value.clone() for name, value in run.network.state_dict().items()}]
+    for _ in range(2):
+        run.advance()
+        weights.append({name: value.clone() for name, value in run.network.state_dict().items()})
+    assert [row["lr"] for row in run.log.rows] == pytest.approx([0.005, 0.0])
+    name = "final_layer.linear.weight"
+    assert (weights[1][name] - weights[0][name]).abs().max() == pytest.approx(0.005, rel=1e-2)  # Adam's first step
+    assert_same(weights[1], weights[2])
 
 
 def test_gradients_are_clipped_before_the_step(latents, tmp_path) -> None:
