@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from facm import backbones, ema, files
 from facm.data.latents import LatentSet
+from facm.work import repository_root
 
 EXTRA_EMBEDDERS = ("r_embedder.",)  # what a student may have beyond its teacher; zero-initialised
 
@@ -100,7 +101,7 @@ def describe(
         codec=latents.codec,
         mean=latents.mean.tolist(),
         std=latents.std.tolist(),
-        objective=type(objective).__name__.lower(),
+        objective=type(objective).__module__.rpartition(".")[2],  # file name, the key of the registry
         samplers=list(objective.samplers),
         step=settings.steps,
         sigma_rel=settings.ema.sigma_rel,
@@ -258,12 +259,14 @@ def start_from(network: nn.Module, config: Config, folder: str | Path, expected:
     Args:
         network: built from `config`.
         config: of the training that starts.
-        folder: the other checkpoint.
+        folder: the other checkpoint; a relative path is looked for here, then under the repository's root, where
+            queue workers do not run.
         expected: sha256 of its weights, pinned in params.yaml.
 
     Raises:
         CheckpointError: another width, class count, codec or latent statistics, other weights than the pinned ones.
     """
+    folder = Path(folder) if Path(folder).exists() else repository_root() / folder
     other = read_config(folder)
     check_fits(config, other, folder)
     if other.auxiliary and not config.auxiliary:

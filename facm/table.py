@@ -1,6 +1,6 @@
 """metrics/evaluate.json as a table for people; `python -m facm.table REV ...` compares runs and takes the median.
 
-    python -m facm.table seed0 seed1 seed2
+python -m facm.table seed0 seed1 seed2
 """
 
 import argparse

@@ -168,6 +168,41 @@ def test_a_stopped_stage_goes_on_where_it_was_and_other_params_start_afresh(here
     assert not unfinished.exists()
 
 
+def test_unfinished_work_is_taken_up_only_where_all_that_matters_is_the_same(here: Path, monkeypatch) -> None:
+    def key(stage, **changes) -> str:
+        """The key of a stage's unfinished work with these params."""
+        seen: list[str] = []
+        monkeypatch.setattr(stage, "Work", lambda name, key: seen.append(key) or sys.exit())
+        write_params(here, **changes)
+        with pytest.raises(SystemExit):
+            stage.main()
+        return seen[0]
+
+    latents = train.LatentSet.open("data/latents")
+    write_checkpoint(here / "data/teacher", latents)
+    other_stages = {"sample__num": 5, "baseline__w": 2.0, "objectives__fm__fraction": 0.1, "backbones__mlp__hidden": 8}
+    indifferent = other_stages | {"runtime__log_every": 7, "runtime__save_every": 9}
+    matters = {"runtime__threads": 2, "backbones__lightningdit__gate_bias": 0.1}
+    of_stage = {
+        teacher: (
+            matters | {"teacher__steps": 5},
+            indifferent | {"distill__alpha": "cos", "objectives__facm__clamp": 2.0},
+        ),
+        distill: (
+            matters | {"distill__alpha": "cos", "objectives__facm__clamp": 2.0},
+            indifferent | {"teacher__steps": 5},
+        ),
+    }
+    keys = {stage: key(stage) for stage in of_stage}
+    for stage, (stale, fresh) in of_stage.items():
+        assert len({key(stage, **{name: value}) for name, value in stale.items()} | {keys[stage]}) == 1 + len(stale)
+        assert {key(stage, **{name: value}) for name, value in fresh.items()} == {keys[stage]}
+    write_checkpoint(here / "data/teacher", latents, seed=1)
+    assert key(distill) != keys[distill] and key(teacher) == keys[teacher]
+    write_latents(Path("data/latents"), num=12)
+    assert key(teacher) != keys[teacher]
+
+
 def written(here: Path) -> list[Path]:
     """The weights of an uninterrupted run of the teacher."""
     trained(teacher, here)
