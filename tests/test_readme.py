@@ -214,7 +214,7 @@ def test_the_example_of_an_objective_trains_two_steps_as_it_stands_there(tiny: P
     done = subprocess.run([sys.executable, "-c", TRAIN], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     config = json.loads((tiny / "data/student/config.json").read_text())
-    assert (config["objective"], config["step"], config["samplers"]) == ("eulercd", 2, ["consistency"])
+    assert (config["objective"], config["step"], config["samplers"]) == ("euler_cd", 2, ["consistency"])
     assert "alpha, beta, p" in done.stdout  # which it has no use for
     assert json.loads((tiny / "metrics/distill.json").read_text())["distill_training"]["loss_cm"] > 0
 
