@@ -107,14 +107,11 @@ class Ema:
 
 
 @dataclass(frozen=True)
-class Teacher:
-    stage: str
+class Training:
+    """What teacher and distill have in common."""
+
     init: str | None
     init_sha256: str | None
-    conditioning: Literal["plain", "expanded", "auxiliary"]
-    fraction: Fraction
-    cosine: Cosine
-    cosine_eps: Positive
     steps: Count
     batch_size: Count
     seed: Seed
@@ -126,12 +123,19 @@ class Teacher:
 
 
 @dataclass(frozen=True)
-class Distill:
+class Teacher(Training):
+    stage: str
+    conditioning: Literal["plain", "expanded", "auxiliary"]
+    fraction: Fraction
+    cosine: Cosine
+    cosine_eps: Positive
+
+
+@dataclass(frozen=True)
+class Distill(Training):
     objective: str
     mode: Literal["distill", "scratch"]
     teacher: str
-    init: str | None
-    init_sha256: str | None
     conditioning: Literal["expanded", "auxiliary"]
     alpha: str
     beta: str
@@ -144,14 +148,6 @@ class Distill:
     scratch_condition: Literal["fm", "t"]
     scratch_source: Literal["online", "ema"]
     derivative: Literal["dual", "func"]
-    steps: Count
-    batch_size: Count
-    seed: Seed
-    label_dropout: Fraction
-    dropout: Annotated[float, Range(0.0, 0.99)]
-    time: Time
-    optimizer: Optimizer
-    ema: Ema
 
 
 @dataclass(frozen=True)
