@@ -112,6 +112,8 @@ def writable(*folders: str | Path) -> None:
 def _check_stages(p: Params) -> None:
     distill = p.distill
     backbone(p)
+    if p.train.parallel == "fsdp" and distill.mode == "scratch" and distill.scratch_source == "ema":
+        raise ParamsError(f"{PATH}, train.parallel: 'fsdp' keeps no averaged network for distill.scratch_source: ema")
     Guidance(w=distill.w, t_low=distill.t_low, t_high=distill.t_high)
     if p.baseline.t_low > p.baseline.t_high:
         raise ParamsError(f"{PATH}, baseline: t_low {p.baseline.t_low} must not exceed t_high {p.baseline.t_high}")

@@ -132,9 +132,11 @@ def save(folder: str | Path, weights: dict[str, Tensor], config: Config, snapsho
     written = files.save_tensors(temporary / "model.safetensors", weights)
     files.save_json(temporary / "config.json", asdict(config) | {"sha256": written["sha256"]})
     for snapshot in snapshots or []:
-        shutil.copy(snapshot, temporary / "ema" / snapshot.name)
+        with snapshot.open("rb") as source, files.whole(temporary / "ema" / snapshot.name) as copy:
+            shutil.copyfileobj(source, copy)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
+    files.settle(folder.parent)
 
 
 def read_config(folder: str | Path) -> Config:

@@ -5,8 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from facm import dist
+
 PERCENTILE = 1.0
 CHUNK = 1000
+VALUES = 2**24  # pixel values of train pictures that are held in float64 at once: 128 MiB
 LEVELS_PER_UNIT = 127.5  # levels 0..255 span [-1, 1]
 
 
@@ -25,33 +28,46 @@ class Copies:
     @classmethod
     def of(cls, pictures: Tensor) -> "Copies":
         """Take the 1st percentile of the distances from each train picture to its nearest other one as threshold."""
-        return cls(pictures, float(nearest(pictures).quantile(PERCENTILE / 100)))
+        return cls(pictures, dist.from_main(lambda: float(nearest(pictures).quantile(PERCENTILE / 100))))
 
-    def rate(self, images: Tensor) -> float:
-        """Fraction of pictures, uint8 (N, H, W, C), that are copies; held-out pictures set the rate to expect."""
-        return float((nearest(images, self.pictures) <= self.threshold).double().mean())
+    def nearest(self, images: Tensor) -> Tensor:
+        """Distance, float64 (N,), from each picture, uint8 (N, H, W, C), to the nearest train picture."""
+        return nearest(images, self.pictures)
+
+    def rate(self, distances: Tensor) -> float:
+        """Fraction of pictures that are copies, by their `nearest`; held-out pictures set the rate to expect."""
+        return float((distances <= self.threshold).double().mean())
 
 
 def nearest(images: Tensor, pictures: Tensor | None = None) -> Tensor:
     """Pixel L2 distance, [-1, 1], from each picture to the nearest of others.
 
     Levels are whole numbers and their squared distances exact in float64, so neither the order of sums nor the number
-    of threads can move the result.
+    of threads, nor the device, can move the result.
 
     Args:
         images: uint8 (N, H, W, C).
         pictures: uint8 (M, H, W, C); None: the other ones of `images`.
 
     Returns:
-        float64 (N,).
+        float64 (N,), on the CPU.
     """
-    others = (images if pictures is None else pictures).flatten(1).double()
-    squares = others.square().sum(1)
-    distances = []
-    for start in range(0, len(images), CHUNK):
-        a = images[start : start + CHUNK].flatten(1).double()
-        squared = a.square().sum(1, keepdim=True) + squares - 2 * a @ others.T
-        if pictures is None:
-            squared.diagonal(start).fill_(torch.inf)
-        distances.append(squared.amin(1).sqrt() / LEVELS_PER_UNIT)
-    return torch.cat(distances)
+    others = images if pictures is None else pictures
+    size = max(1, VALUES // images[0].numel())
+    least = torch.full((len(images),), torch.inf, dtype=torch.float64)
+    for first in range(0, len(others), size):
+        b = _levels(others[first : first + size])
+        squares = b.square().sum(1)
+        for start in range(0, len(images), CHUNK):
+            a = _levels(images[start : start + CHUNK])
+            squared = a.square().sum(1, keepdim=True) + squares - 2 * a @ b.T
+            if pictures is None:
+                squared.diagonal(start - first).fill_(torch.inf)
+            rows = least[start : start + CHUNK]
+            torch.minimum(rows, squared.amin(1).cpu(), out=rows)
+    return least.sqrt() / LEVELS_PER_UNIT
+
+
+def _levels(images: Tensor) -> Tensor:
+    """Pictures (N, H, W, C) -> levels float64 (N, H W C) where this rank computes."""
+    return images.to(dist.device()).flatten(1).double()

@@ -42,8 +42,7 @@ def total_derivative(
         dt: (B,) or a number for all samples.
         dr: (B,) or a number for all samples; None: r is held constant.
         method: a key of METHODS. "dual": dual numbers (facm/dual.py), one pass. "func": torch.func.jvp, for foreign
-            networks with operations that have no rule there; two passes with the same dropout masks, unfused
-            attention in the second one.
+            networks with operations that have no rule there; two passes, unfused attention in the second one.
 
     Returns:
         F: like x, with its graph where grad is enabled.
@@ -76,15 +75,12 @@ def by_dual(network: Network, primals: Sequence[Tensor], tangents: Sequence[Tens
 
 
 def by_func(network: Network, primals: Sequence[Tensor], tangents: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """One ordinary pass, then torch.func.jvp from the same state of the random numbers.
+    """One ordinary pass, then torch.func.jvp.
 
     The fused attention kernels have no forward derivative, hence the math kernel. The pass with grad comes first, so
     that autocast caches its copies of the weights with a graph.
     """
-    device = primals[0].device
-    devices = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
-        value = network(*primals)
+    value = network(*primals)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         return value, torch.func.jvp(network, tuple(primals), tuple(tangents))[1]
 

@@ -10,27 +10,29 @@ no second primal pass, multiplies no weight by a zero tangent, and leaves the pr
 
 Traps. `isinstance(dual, torch.Tensor)` is False: einops and nn.MultiheadAttention refuse it. For torch.compile write
 lists, not tuples, in cat and stack, and (torch 2.11 only) torch.rms_norm and torch.layer_norm for their namesakes in
-nn.functional. A custom autograd.Function and reentrant checkpointing bypass `__torch_function__`, and the gradient of
-what they wrap would be lost silently: `_dispatch` raises if the primal has a graph; if it has none yet (a first layer),
-nothing is noticed, so test that gradients are equal with and without Dual.
+nn.functional. A custom autograd.Function and reentrant checkpointing bypass `__torch_function__` and run their body
+under no_grad, where gradients would be lost silently: a Dual remembers whether grad was enabled when it was made, and
+is refused where it has been disabled since. Hence make the Dual, too, under no_grad for a pass without a graph.
 
 A new operation is one function here, under `@rule("its name")`, and one line in tests/test_dual.py.
 """
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Never
 
 import torch
-import torch.nn.functional as nnf
 from torch import Tensor
 from torch.utils._pytree import register_pytree_node
+
+from facm import attention
 
 Func = Callable[..., Any]
 
 RULES: dict[str, Func] = {}
-"""Name of a torch function, method or operator -> rule(func, *args, **kwargs); func is what was called."""
+"""Name of a torch function, method or operator -> rule(func, *args, **kwargs); func is what was called. What a rule
+does may not depend on func's name, which torch.compile does not know of methods."""
 
 
 def rule(*names: str) -> Callable[[Func], Func]:
@@ -54,13 +56,23 @@ def refusal(what: str) -> TypeError:
 def _dispatch(name: str, func: Func, *args: Any, **kwargs: Any) -> Any:
     if name not in RULES:
         raise refusal(name)
-    if not torch.is_grad_enabled() and any(isinstance(x, Dual) and x.primal.requires_grad for x in args):
-        raise RuntimeError(
-            f"Dual: grad mode was switched off before {name}, its gradient would be lost silently. "
-            "A custom autograd.Function, checkpoint(use_reentrant=True) or torch.no_grad() inside a network does that: "
-            "write plain operations, use checkpoint(use_reentrant=False), or call the whole network under no_grad"
-        )
+    if not torch.is_grad_enabled():
+        _check_grad_mode(name, args)
     return RULES[name](func, *args, **kwargs)
+
+
+def _check_grad_mode(name: str, args: Sequence[Any]) -> None:
+    """Refuse Duals among `args`, or in a list there (cat, stack), that were made while grad was enabled."""
+    for x in args:
+        if isinstance(x, list | tuple):
+            _check_grad_mode(name, x)
+        elif isinstance(x, Dual) and x.grad_mode:
+            raise RuntimeError(
+                f"Dual: grad mode was switched off before {name}, its gradient would be lost silently. A custom "
+                "autograd.Function, checkpoint(use_reentrant=True) or torch.no_grad() inside a network does that: "
+                "write plain operations, use checkpoint(use_reentrant=False), or make the Dual and call the whole "
+                "network under no_grad"
+            )
 
 
 @dataclass(eq=False)
@@ -73,6 +85,7 @@ class Dual:
         primal: any shape, floating dtype. Loses its graph where the Dual is made under no_grad (so rules leave
             their no_grad before they return one).
         tangent: shape and dtype of `primal`. Never has a graph: one that has is detached.
+        grad_mode: whether grad was enabled when it was made; None: ask.
 
     Raises:
         ValueError: shapes or dtypes differ, or are not floating.
@@ -80,6 +93,7 @@ class Dual:
 
     primal: Tensor
     tangent: Tensor
+    grad_mode: bool | None = field(default=None, repr=False)
 
     __array_ufunc__ = None  # leaves `numpy scalar * dual` to __rmul__
 
@@ -88,9 +102,11 @@ class Dual:
         if p.shape != d.shape or p.dtype != d.dtype or not p.dtype.is_floating_point:
             got = f"{tuple(p.shape)} {p.dtype} and {tuple(d.shape)} {d.dtype}"
             raise ValueError(f"Dual: got primal and tangent of {got}, need one shape and one floating dtype")
+        if self.grad_mode is None:
+            self.grad_mode = torch.is_grad_enabled()
         if d.requires_grad:
             self.tangent = d.detach()
-        if p.requires_grad and not torch.is_grad_enabled():
+        if p.requires_grad and not self.grad_mode:
             self.primal = p.detach()
 
     @classmethod
@@ -111,14 +127,15 @@ class Dual:
     ndim = property(lambda self: self.primal.ndim)
 
 
-def _unflatten(leaves: Any, context: None) -> Dual:
+def _unflatten(leaves: Any, grad_mode: bool) -> Dual:
     """Rebuild without the checks of the constructor: a pytree may hold leaves of any kind."""
     dual = object.__new__(Dual)
     dual.primal, dual.tangent = leaves
+    dual.grad_mode = grad_mode
     return dual
 
 
-register_pytree_node(Dual, lambda dual: ([dual.primal, dual.tangent], None), _unflatten)
+register_pytree_node(Dual, lambda dual: ([dual.primal, dual.tangent], dual.grad_mode), _unflatten)
 
 
 def _primal(x: Any) -> Any:
@@ -132,7 +149,9 @@ def _tangent(x: Any) -> Any:
 
 def _match(primal: Tensor, tangent: Tensor) -> Dual:
     """Broadcast the tangent to the shape of the primal, cast it to its dtype (autocast)."""
-    return Dual(primal, tangent.to(primal.dtype).expand_as(primal))
+    if tangent.dtype != primal.dtype:
+        tangent = tangent.to(primal.dtype)
+    return Dual(primal, tangent if tangent.shape == primal.shape else tangent.expand_as(primal))
 
 
 def _only_first(func: Func, x: Any, *others: Any) -> None:
@@ -142,25 +161,29 @@ def _only_first(func: Func, x: Any, *others: Any) -> None:
 
 # Shape and reduction.
 
-REMADE: dict[str, Func] = {"view": torch.Tensor.reshape, "view_as": torch.Tensor.reshape_as}
-"""What stands in for a function on the tangent, whose strides may differ from the primal's."""
 
-
-@rule("reshape", "view", "flatten", "unflatten", "permute", "transpose", "swapaxes", "movedim", "unsqueeze", "squeeze")
+@rule("reshape", "flatten", "unflatten", "permute", "transpose", "swapaxes", "movedim", "unsqueeze", "squeeze")
 @rule("expand", "repeat", "repeat_interleave", "narrow", "select", "index_select", "getitem", "roll", "flip", "clone")
 @rule("chunk", "split", "tensor_split", "unbind", "contiguous", "to", "float", "double", "half", "bfloat16", "type_as")
-@rule("expand_as", "view_as", "reshape_as", "neg", "sum", "mean", "cumsum", "avg_pool2d", "interpolate")
-@rule("pixel_shuffle", "pixel_unshuffle")
+@rule("expand_as", "reshape_as", "neg", "sum", "mean", "cumsum", "avg_pool2d", "interpolate")
+@rule("pixel_shuffle", "pixel_unshuffle", "tile", "adaptive_avg_pool2d")
 def _linear_map(func: Func, x: Any, *args: Any, **kwargs: Any) -> Any:
     """y = A x, dy = A dx. Another Dual may say what shape or dtype is wanted."""
     others = [_primal(other) for other in args]
     primal = func(_primal(x), *others, **kwargs)
     if not isinstance(x, Dual):
         return primal
-    tangent = REMADE.get(func.__name__, func)(x.tangent, *others, **kwargs)
+    tangent = func(x.tangent, *others, **kwargs)
     if isinstance(primal, Tensor):
         return Dual(primal, tangent)
     return tuple(Dual(p, d) for p, d in zip(primal, tangent, strict=True))
+
+
+@rule("view", "view_as")
+def _view(func: Func, x: Any, *args: Any) -> Any:
+    """The tangent is reshaped: its strides may differ from the primal's."""
+    primal = func(_primal(x), *[_primal(arg) for arg in args])
+    return Dual(primal, x.tangent.reshape(primal.shape)) if isinstance(x, Dual) else primal
 
 
 @rule("size", "stride", "dim", "numel", "is_floating_point", "is_contiguous", "new_zeros", "new_ones", "new_full")
@@ -176,16 +199,22 @@ def _join(func: Func, tensors: Sequence[Any], *args: Any, **kwargs: Any) -> Dual
     return Dual(primal, func([_tangent(x) for x in tensors], *args, **kwargs))
 
 
+@rule("pad")
+def _pad(func: Func, x: Dual, pad: Any, mode: str = "constant", value: float | None = None) -> Dual:
+    """What is padded with a number has no tangent there."""
+    return Dual(func(x.primal, pad, mode, value), func(x.tangent, pad, mode))
+
+
 # Arithmetic: a constant is a tensor or a number.
 
 
 @rule("add", "sub")
-def _sum(func: Func, a: Any, b: Any) -> Dual:
-    primal = func(_primal(a), _primal(b))
-    return _match(primal, func(_tangent(a), b.tangent) if isinstance(b, Dual) else a.tangent)
+def _sum(func: Func, a: Any, b: Any, **alpha: Any) -> Dual:
+    primal = func(_primal(a), _primal(b), **alpha)
+    return _match(primal, func(_tangent(a), b.tangent, **alpha) if isinstance(b, Dual) else a.tangent)
 
 
-@rule("mul", "matmul", "bmm")
+@rule("mul", "matmul", "bmm", "mm", "outer", "ger")
 def _product(func: Func, a: Any, b: Any) -> Dual:
     """y = a b, dy = da b + a db; a constant costs no second product."""
     primal = func(_primal(a), _primal(b))
@@ -217,6 +246,55 @@ def _power(func: Func, x: Any, n: Any) -> Dual:
     return Dual(primal, tangent)
 
 
+@rule("addcmul")
+def _add_product(func: Func, x: Any, a: Any, b: Any, *, value: float = 1) -> Dual:
+    """y = x + value a b."""
+    primal = func(_primal(x), _primal(a), _primal(b), value=value)
+    terms = [x.tangent] if isinstance(x, Dual) else []
+    with torch.no_grad():
+        terms += [value * a.tangent * _primal(b)] if isinstance(a, Dual) else []
+        terms += [value * _primal(a) * b.tangent] if isinstance(b, Dual) else []
+        tangent = sum(terms[1:], start=terms[0])
+    return _match(primal, tangent)
+
+
+@rule("einsum")
+def _einsum(func: Func, equation: str, *operands: Any) -> Dual:
+    """Linear in each operand: one product for each that is a Dual."""
+    primals = [_primal(x) for x in operands]
+    primal = func(equation, *primals)
+    with torch.no_grad():
+        terms = [
+            func(equation, *primals[:i], x.tangent, *primals[i + 1 :])
+            for i, x in enumerate(operands)
+            if isinstance(x, Dual)
+        ]
+        tangent = sum(terms[1:], start=terms[0])
+    return Dual(primal, tangent)
+
+
+@rule("where")
+def _where(func: Func, condition: Tensor, a: Any, b: Any) -> Dual:
+    if isinstance(condition, Dual):
+        raise refusal("where with a Dual as its condition")
+    return _match(func(condition, _primal(a), _primal(b)), func(condition, _tangent(a), _tangent(b)))
+
+
+@rule("maximum", "minimum")
+def _extremum(func: Func, a: Any, b: Any) -> Dual:
+    """Where a equals b, the tangent is that of a."""
+    primal = func(_primal(a), _primal(b))
+    return _match(primal, torch.where(primal == _primal(a), _tangent(a), _tangent(b)))
+
+
+@rule("clamp", "clip")
+def _clamp(func: Func, x: Dual, min: float | None = None, max: float | None = None) -> Dual:
+    """Numbers as bounds; no derivative outside of them."""
+    primal = func(x.primal, min, max)
+    inside = (True if min is None else x.primal >= min) & (True if max is None else x.primal <= max)
+    return Dual(primal, x.tangent * inside)
+
+
 # Elementwise functions. A diagonal Jacobian is symmetric: ATen's backward kernel, where there is one, is also the
 # forward derivative, and a fused one.
 
@@ -239,14 +317,20 @@ DERIVATIVES: dict[str, Callable[..., Tensor]] = {
 """Name -> (x, y = f(x), dx, options of f) -> f'(x) dx."""
 
 
-@rule(*DERIVATIVES)
-def _elementwise(func: Func, x: Dual, inplace: bool = False, **options: Any) -> Dual:
-    if inplace:
-        raise refusal(f"{func.__name__} with inplace=True")
-    primal = func(x.primal, **options)
-    with torch.no_grad():
-        tangent = DERIVATIVES[func.__name__](x.primal, primal, x.tangent, **options)
-    return Dual(primal, tangent)
+def _elementwise(name: str) -> Func:
+    def apply(func: Func, x: Dual, inplace: bool = False, **options: Any) -> Dual:
+        if inplace:
+            raise refusal(f"{name} with inplace=True")
+        primal = func(x.primal, **options)
+        with torch.no_grad():
+            tangent = DERIVATIVES[name](x.primal, primal, x.tangent, **options)
+        return Dual(primal, tangent)
+
+    return apply
+
+
+for _name in DERIVATIVES:
+    RULES[_name] = _elementwise(_name)
 
 
 # Layers.
@@ -262,48 +346,49 @@ def _affine(func: Func, x: Any, weight: Any, bias: Any = None, *args: Any, **kwa
     return Dual(primal, tangent)
 
 
-def _d_standardised(x: Dual, dims: tuple[int, ...], eps: float | None, centre: bool) -> Tensor:
-    """x_hat = s c, s = (mean c^2 + eps)^(-1/2), c = x or x - mean x: d x_hat = s (dc - x_hat mean(x_hat dc)).
+def _d_norm(x: Dual, dims: tuple[int, ...], eps: float | None, centre: bool) -> Tensor:
+    """y = s c, s = (mean c^2 + eps)^(-1/2), c = x or x - mean x: dy = s (dc - s^2 mean(c dc) c), means over `dims`.
 
-    Means over `dims`, in float32 at least, whose machine epsilon is the default of eps, as in F.rms_norm.
+    In float32 at least, whose machine epsilon is the default of eps, as in F.rms_norm.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     c, dc = x.primal.to(dtype), x.tangent.to(dtype)
     if centre:
         c, dc = c - c.mean(dims, keepdim=True), dc - dc.mean(dims, keepdim=True)
     s = (c.square().mean(dims, keepdim=True) + (torch.finfo(dtype).eps if eps is None else eps)).rsqrt()
-    x_hat = s * c
-    return s * (dc - x_hat * (x_hat * dc).mean(dims, keepdim=True))
+    return torch.addcmul(dc, c, s.square() * (c * dc).mean(dims, keepdim=True), value=-1).mul_(s)
 
 
 def _norm(func: Func, x: Any, shape: Any, *weights: Any, eps: float | None, centre: bool) -> Dual:
     _only_first(func, x, *weights)
     primal = func(x.primal, shape, *weights, eps)
     with torch.no_grad():
-        tangent = _d_standardised(x, tuple(range(-len(shape), 0)), eps, centre)
-        tangent = tangent if weights[0] is None else tangent * weights[0]
+        tangent = _d_norm(x, tuple(range(-len(shape), 0)), eps, centre)
+        tangent = tangent if weights[0] is None else tangent.mul_(weights[0])
     return _match(primal, tangent)
 
 
 @rule("rms_norm")
-def _rms_norm(func: Func, x: Any, shape: Any, weight: Any = None, eps: float | None = None) -> Dual:
-    return _norm(func, x, shape, weight, eps=eps, centre=False)
+def _rms_norm(func: Func, x: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Dual:
+    return _norm(func, x, normalized_shape, weight, eps=eps, centre=False)
 
 
 @rule("layer_norm")
-def _layer_norm(func: Func, x: Any, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Dual:
-    return _norm(func, x, shape, weight, bias, eps=eps, centre=True)
+def _layer_norm(
+    func: Func, x: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
+) -> Dual:
+    return _norm(func, x, normalized_shape, weight, bias, eps=eps, centre=True)
 
 
 @rule("group_norm")
-def _group_norm(func: Func, x: Any, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Dual:
-    """x (B, C, ...), statistics over (C / groups, ...)."""
+def _group_norm(func: Func, x: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Dual:
+    """x (B, C, ...), statistics over (C / num_groups, ...)."""
     _only_first(func, x, weight, bias)
-    primal = func(x.primal, groups, weight, bias, eps)
+    primal = func(x.primal, num_groups, weight, bias, eps)
     with torch.no_grad():
-        grouped = Dual(x.primal, x.tangent).reshape(x.shape[0], groups, -1)
-        tangent = _d_standardised(grouped, (-1,), eps, centre=True).reshape(x.shape)
-        tangent = tangent if weight is None else tangent * weight.view(-1, *[1] * (x.ndim - 2))
+        grouped = Dual(x.primal, x.tangent).reshape(x.shape[0], num_groups, -1)
+        tangent = _d_norm(grouped, (-1,), eps, centre=True).reshape(x.shape)
+        tangent = tangent if weight is None else tangent.mul_(weight.view(-1, *[1] * (x.ndim - 2)))
     return _match(primal, tangent)
 
 
@@ -320,33 +405,28 @@ def _softmax(func: Func, x: Dual, dim: int, dtype: torch.dtype | None = None, **
 
 
 @rule("scaled_dot_product_attention")
-def _attention(func: Func, q: Any, k: Any, v: Any, *args: Any, scale: float | None = None, **kwargs: Any) -> Dual:
-    """S = scale q k^T, P = softmax(S), O = P v, dO = dP v + P dv; q, k, v (B, heads, N, head_dim).
-
-    With grad the primal is the fused kernel's O, without it P v, which is at hand; they agree to rounding.
-    P (B, heads, N, N) is transient.
-    """
+def _attention(
+    func: Func, query: Any, key: Any, value: Any, *args: Any, scale: float | None = None, **kwargs: Any
+) -> Dual:
+    """With grad the primal is that of the fused kernel, without it O of facm/attention.py; they agree to rounding."""
     if any(isinstance(option, Tensor) or option for option in [*args, *kwargs.values()]):
         raise refusal("scaled_dot_product_attention with attn_mask, dropout_p, is_causal or enable_gqa")
-    (q, dq), (k, dk), (v, dv) = ((_primal(x), _tangent(x)) for x in (q, k, v))
-    primal = func(q, k, v, scale=scale) if torch.is_grad_enabled() else None
-    with torch.no_grad():
-        factor = q.shape[-1] ** -0.5 if scale is None else scale
-        weights = (factor * q @ k.transpose(-2, -1)).softmax(-1)
-        weighted = weights * (factor * dq @ k.transpose(-2, -1) + factor * q @ dk.transpose(-2, -1))
-        d_weights = weighted - weights * weighted.sum(-1, keepdim=True)
-        tangent = d_weights @ v + weights @ dv
-        explicit = weights @ v if primal is None else primal
-    return _match(explicit, tangent)
+    q, k, v = ((_primal(x), _tangent(x)) for x in (query, key, value))
+    graph = torch.is_grad_enabled()
+    o, tangent = attention.tangent(q, k, v, scale=scale, primal=not graph)
+    primal: Any = func(q[0], k[0], v[0], scale=scale) if graph else o
+    return _match(primal, tangent)
 
 
 @rule("dropout")
 def _dropout(func: Func, x: Dual, p: float = 0.5, training: bool = True, inplace: bool = False) -> Dual:
-    """One mask for both parts, drawn as the plain function draws it: equal seeds, equal masks."""
-    if inplace:
-        raise refusal("dropout with inplace=True")
-    mask = nnf.dropout(torch.ones_like(x.primal), p, training)
-    return Dual(x.primal * mask, x.tangent * mask)
+    """The identity: a random mask would be another one in every pass of a step."""
+    if training and p > 0:
+        raise TypeError(
+            f"Dual: got dropout with p = {p} in training, whose random mask no other pass of the step would share: "
+            "use Dropout of facm/backbones/dropout.py, or eval()"
+        )
+    return x
 
 
 # Methods and operators of Dual, all by way of RULES.

@@ -85,8 +85,9 @@ class PowerEMA:
         state = _plain(state)
         for sigma_rel, average in self.averages.items():
             floating = [name for name, tensor in average.items() if tensor.is_floating_point()]
-            new = [state[name].to(average[name].dtype) for name in floating]
-            torch._foreach_lerp_([average[name] for name in floating], new, 1 - beta(step, sigma_rel, self.offset))
+            new = [_local(state[name]).to(average[name].dtype) for name in floating]
+            mine = [_local(average[name]) for name in floating]
+            torch._foreach_lerp_(mine, new, 1 - beta(step, sigma_rel, self.offset))
             for name in average.keys() - set(floating):
                 average[name].copy_(state[name])
 
@@ -197,6 +198,11 @@ def inner(t_a: Array, g_a: Array, t_b: Array, g_b: Array) -> Array:
 def _plain(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a state dict, without graphs and without a module's extra state."""
     return {name: tensor.detach() for name, tensor in state.items() if isinstance(tensor, Tensor)}
+
+
+def _local(tensor: Any) -> Tensor:
+    """The part of a sharded tensor that this process holds, which shares its memory."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from facm import dist
 from facm.copies import Copies
 from facm.features import FeatureNetwork
 
@@ -23,6 +24,21 @@ KID_SUBSET = 1000
 KID_SEED = 2020
 NEIGHBOURS = 3
 PRC_ROWS = 2000  # features whose distances to all others are held at once
+PICTURES = 1000  # looked at in one go, about
+
+
+class Pictures(Protocol):
+    """Pictures to look at: a uint8 tensor (N, H, W, C), or an archive's, which are read part by part."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -42,11 +58,16 @@ class Yardstick:
     features: Tensor
 
     @classmethod
-    def of(cls, network: FeatureNetwork, images: Tensor) -> "Yardstick":
-        """Measure a train split, uint8 (N, H, W, C)."""
-        features = network.extract(images)
-        kept = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:KEPT].sort().values
-        return cls(network, *statistics(features), features[kept])
+    def of(cls, network: FeatureNetwork, images: Pictures) -> "Yardstick":
+        """Measure a train split, uint8 (N, H, W, C), its pictures shared among the ranks."""
+        seen = look(images, [network])
+
+        def measured() -> tuple[np.ndarray, np.ndarray, Tensor]:
+            (features,) = seen
+            kept = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:KEPT].sort().values
+            return *statistics(features), features[kept]
+
+        return cls(network, *dist.from_main(measured))
 
     def distance(self, features: Tensor) -> float:
         """Fréchet distance of features (N, D) from the train split's."""
@@ -65,15 +86,38 @@ class Measured(Protocol):
         """The train pictures; None where they are too many to keep."""
 
 
+def look(images: Pictures, networks: Sequence[FeatureNetwork], copies: Copies | None = None) -> list[Tensor]:
+    """Look at pictures once, for all that is wanted of them; the ranks share them, rank 0 has the result.
+
+    Args:
+        images: uint8 (N, H, W, C).
+        networks: whose features are wanted.
+        copies: whose distances are wanted; None: none.
+
+    Returns:
+        Per network features (N, D), then, with `copies`, distances (N,); nothing on other ranks.
+    """
+    batch = networks[0].batch
+    parts = dist.batches(len(images), batch * max(1, PICTURES // batch))
+
+    def seen(number: int) -> list[Tensor]:
+        some = images[parts[number].start : parts[number].stop]
+        features = [network.extract(some) for network in networks]
+        return features if copies is None else [*features, copies.nearest(some)]
+
+    rows = dist.in_order(map(seen, dist.share(len(parts))), len(parts))
+    return [torch.cat(column) for column in zip(*rows, strict=True)]
+
+
 def score(
-    images: Tensor | np.ndarray,
+    images: Pictures | np.ndarray,
     labels: Tensor | np.ndarray | None,
     reference: Measured,
     *,
     kid_subsets: int = 100,
     copies: bool = True,
 ) -> dict[str, float]:
-    """Score pictures by every measure that reference and labels allow.
+    """Score pictures by every measure that reference and labels allow; all ranks must call it.
 
     Args:
         images: uint8 (N, H, W, C), N at least 4.
@@ -84,24 +128,29 @@ def score(
 
     Returns:
         `fd` (or `fid`, see `distance_key`), `kid`, `precision`, `recall`, `accuracy`, `fd_second`, `accuracy_second`,
-        `copies`.
+        `copies`. Nothing on ranks other than 0.
 
     Raises:
         ValueError: pictures or labels of a wrong kind, or copies asked of a reference without pictures.
     """
-    images, labels = torch.as_tensor(images), None if labels is None else torch.as_tensor(labels)
-    _check(images, labels, reference, copies)
+    pictures: Pictures = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
+    labels = None if labels is None else torch.as_tensor(labels)
+    _check(pictures, labels, reference, copies)
+    looked_for = reference.copies if copies else None
+    seen = look(pictures, [yardstick.network for yardstick in reference.yardsticks], looked_for)
+    if not dist.is_main():
+        return {}
     first, *others = reference.yardsticks
-    features = first.network.extract(images)
-    scores = {distance_key(first.network.name, len(images)): first.distance(features)}
+    features = seen[0]
+    scores = {distance_key(first.network.name, len(pictures)): first.distance(features)}
     scores["kid"] = kernel_distance(features, first.features, subsets=kid_subsets)
     scores["precision"], scores["recall"] = precision_recall(features, first.features)
-    scores |= _accuracy("accuracy", first.network, images, labels)
-    for second in others:
-        scores["fd_second"] = second.distance(second.network.extract(images))
-        scores |= _accuracy("accuracy_second", second.network, images, labels)
-    if copies and reference.copies is not None:
-        scores["copies"] = reference.copies.rate(images)
+    scores |= _accuracy("accuracy", first.network, features, labels)
+    for second, features_second in zip(others, seen[1:], strict=False):
+        scores["fd_second"] = second.distance(features_second)
+        scores |= _accuracy("accuracy_second", second.network, features_second, labels)
+    if looked_for is not None:
+        scores["copies"] = looked_for.rate(seen[-1])
     return scores
 
 
@@ -152,8 +201,8 @@ def precision_recall(samples: Tensor, real: Tensor) -> tuple[float, float]:
     )
 
     metric = prc_features_to_metric(
-        samples.double(),
-        real.double(),
+        samples.to(dist.device(), torch.float64),
+        real.to(dist.device(), torch.float64),
         prc_neighborhood=NEIGHBOURS,
         prc_batch_size=PRC_ROWS,
         save_cpu_ram=True,
@@ -162,20 +211,20 @@ def precision_recall(samples: Tensor, real: Tensor) -> tuple[float, float]:
     return metric[KEY_METRIC_PRECISION], metric[KEY_METRIC_RECALL]
 
 
-def _accuracy(key: str, network: FeatureNetwork, images: Tensor, labels: Tensor | None) -> dict[str, float]:
+def _accuracy(key: str, network: FeatureNetwork, features: Tensor, labels: Tensor | None) -> dict[str, float]:
     """Fraction that the network finds in the class that was asked for; nothing without labels or classifier."""
-    logits = None if labels is None else network.classify(images)
+    logits = None if labels is None else network.classify(features)
     return {} if logits is None or labels is None else {key: float(torch.eq(logits.argmax(1), labels).double().mean())}
 
 
-def _check(images: Tensor, labels: Tensor | None, reference: Measured, copies: bool) -> None:
+def _check(images: Pictures, labels: Tensor | None, reference: Measured, copies: bool) -> None:
     """Raise ValueError for what cannot be scored."""
-    if images.dtype != torch.uint8 or images.dim() != 4 or len(images) <= NEIGHBOURS:
+    if images.dtype != torch.uint8 or len(images.shape) != 4 or len(images) <= NEIGHBOURS:
         raise ValueError(
             f"pictures must be uint8 (N, H, W, C) with N of at least {NEIGHBOURS + 1}, got {images.dtype} "
             f"{tuple(images.shape)}: sample.num, baseline.num and reference.num in params.yaml set N"
         )
-    if labels is not None and labels.shape != images.shape[:1]:
+    if labels is not None and tuple(labels.shape) != tuple(images.shape[:1]):
         raise ValueError(f"labels must be ({len(images)},), one per picture, got {tuple(labels.shape)}")
     if copies and reference.copies is None:
         raise ValueError("data/reference holds no pictures (too many): set evaluate.copies: false in params.yaml")

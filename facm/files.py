@@ -1,29 +1,87 @@
-"""Safetensors and JSON files: written whole or not at all, read whole or refused with the cure."""
+"""Safetensors, JSON and CSV files: written whole or not at all, read whole or refused with the cure.
+
+A file is written under a temporary name, brought to the disk and only then moved: after a kill or a power loss there is
+either the file before or the new one.
+"""
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+import pickle
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
+# Names in the safetensors format, in the order in which its library lays tensors out (then by name).
+DTYPES = {
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Write a safetensors file under a temporary name, then move it into place.
+
+@contextmanager
+def whole(path: Path) -> Iterator[IO[bytes]]:
+    """A new binary file that becomes `path` when the block ends, and is gone where the block raises."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    os.replace(temporary, path)
+    settle(path.parent)
+
+
+def settle(folder: Path) -> None:
+    """Bring a folder's names to the disk: what was moved into it is still there after a power loss."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Write a safetensors file, byte for byte as its library does, but in one pass and without a copy in memory.
+
+    Args:
+        path: the file.
+        tensors: of any device.
+        metadata: text for the file's header.
 
     Returns:
         What a meta.json says about it: `file`, `bytes` and `sha256`.
+
+    Raises:
+        ValueError: a dtype that is not among DTYPES.
     """
-    temporary = _temporary(path)
-    # Not save_file: it makes files that only their owner can read, whatever the umask.
-    temporary.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
-    described = {"file": path.name, "bytes": temporary.stat().st_size, "sha256": sha256(temporary)}
-    os.replace(temporary, path)
-    return described
+    digest, size = hashlib.sha256(), 0
+    with whole(path) as file:
+        for part in _safetensors(tensors, metadata):
+            digest.update(part)
+            size += file.write(part)
+    return {"file": path.name, "bytes": size, "sha256": digest.hexdigest()}
 
 
 def load_tensors(path: Path, cure: str) -> dict[str, Tensor]:
@@ -45,11 +103,57 @@ def load_tensors(path: Path, cure: str) -> dict[str, Tensor]:
         raise ValueError(f"{path} is damaged ({error}): {cure}") from None
 
 
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A safetensors file's tensors, mapped as by `load_tensors`, and its header's text; SafetensorError if damaged."""
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def load_foreign(path: Path) -> Any:
+    """Read another project's `.pt` file on the CPU: tensors and plain values only, since pickle can run any code.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds more than that, or is damaged.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: check the path")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError) as error:
+        unsafe = re.search(r"unsupported (global|class).*?(?=\. |\.?$)", str(error), re.IGNORECASE | re.MULTILINE)
+        if unsafe is None:
+            raise ValueError(f"{path} is damaged ({_first_line(error)}): fetch it again") from None
+        raise ValueError(
+            f"{path} holds more than tensors and plain values ({unsafe[0]}), and reading that may run code hidden in "
+            "it. If you trust its source, take the tensors out in a place where nothing can be lost, and use the new "
+            'file: python -c "import torch, safetensors.torch as s; '
+            f"s.save_file(torch.load('{path}', map_location='cpu', weights_only=False), "
+            f"'{path.with_suffix('.safetensors')}')\"; where the weights lie deeper, add their key: ['state_dict']"
+        ) from None
+
+
+def flatten(value: Any) -> tuple[str, dict[str, Tensor]]:
+    """Take nested plain values and tensors apart: JSON that names each tensor, and the tensors by name.
+
+    Dicts keep their keys' types and order, tuples stay tuples, NaN stays NaN; the opposite is `unflatten`.
+
+    Raises:
+        TypeError: something that is neither plain nor a tensor.
+    """
+    tensors: dict[str, Tensor] = {}
+    return json.dumps(_flatten(value, "", tensors)), tensors
+
+
+def unflatten(text: str, tensors: Mapping[str, Tensor]) -> Any:
+    """Put together what `flatten` took apart."""
+    return _unflatten(json.loads(text), tensors)
+
+
 def save_json(path: Path, value: Any) -> None:
-    """Write JSON under a temporary name, then move it into place."""
-    temporary = _temporary(path)
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(temporary, path)
+    """Write JSON."""
+    with whole(path) as file:
+        file.write((json.dumps(value, indent=1) + "\n").encode())
 
 
 def load_json(path: Path, cure: str) -> Any:
@@ -69,14 +173,66 @@ def sha256(path: Path) -> str:
 
 
 def save_csv(path: Path, columns: Mapping[str, Sequence[float]]) -> None:
-    """Write equally long columns under a temporary name, then move the file into place."""
+    """Write equally long columns."""
     rows = [",".join(columns), *(",".join(map(str, row)) for row in zip(*columns.values(), strict=True))]
-    temporary = _temporary(path)
-    temporary.write_text("\n".join(rows) + "\n")
-    os.replace(temporary, path)
+    with whole(path) as file:
+        file.write(("\n".join(rows) + "\n").encode())
 
 
-def _temporary(path: Path) -> Path:
-    """Where a file is written before it is moved to `path`; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(path.name + ".tmp")
+def content(tensor: Tensor) -> memoryview:
+    """The tensor's bytes."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> Iterator[bytes | memoryview]:
+    """Parts of the file: the header's length (8 bytes), the header (JSON), the tensors without gaps."""
+    unknown = {str(tensor.dtype) for tensor in tensors.values()} - set(map(str, DTYPES))
+    if unknown:
+        raise ValueError(f"a tensor of {', '.join(unknown)} cannot be saved: known are {', '.join(DTYPES.values())}")
+    order = list(DTYPES)
+    names = sorted(tensors, key=lambda name: (order.index(tensors[name].dtype), name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in names:
+        tensor, start = tensors[name], end
+        end += tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in names:
+        yield content(tensors[name])
+
+
+def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        if name in tensors:
+            raise ValueError(f"two tensors would be saved as '{name}': a key holds a slash")
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        return {"dict": [[key, _flatten(part, f"{name}/{key}", tensors)] for key, part in value.items()]}
+    if isinstance(value, list | tuple):
+        parts = [_flatten(part, f"{name}/{i}", tensors) for i, part in enumerate(value)]
+        return parts if isinstance(value, list) else {"tuple": parts}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{name}: a {type(value).__name__} cannot be saved, only tensors and plain values")
+
+
+def _unflatten(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_unflatten(part, tensors) for part in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, parts),) = value.items()
+    if kind == "tensor":
+        return tensors[parts]
+    if kind == "tuple":
+        return tuple(_unflatten(part, tensors) for part in parts)
+    return {key: _unflatten(part, tensors) for key, part in parts}
+
+
+def _first_line(error: Exception) -> str:
+    """Of one of torch's long messages."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

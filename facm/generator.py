@@ -1,6 +1,6 @@
 """A trained checkpoint as a generator of pictures: `facm.load("data/student").generate(labels, nfe=2, seed=0)`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +78,10 @@ class Generator:
         images, _ = self.draw(self.sampler(sampler, nfe=nfe, **fields), y, total, seed)  # type: ignore[arg-type]
         return images
 
-    @torch.no_grad()
     def draw(
         self, sampler: Any, y: Tensor | None, num: int, seed: int, *, batch_size: int = 256, what: str = "sampling"
     ) -> tuple[np.ndarray, int]:
-        """`num` pictures by a sampler, and the NFE it counted.
+        """`num` pictures by a sampler, all of them in this process, and the NFE it counted.
 
         Args:
             sampler: of `sampler`.
@@ -92,20 +91,54 @@ class Generator:
             batch_size: pictures at once; does not change them beyond rounding.
             what: name of the progress bar.
         """
-        device, parts, nfe = dist.device(), [], 0
-        batches = [range(first, min(first + batch_size, num)) for first in range(0, num, batch_size)]
-        for batch in progress(batches, len(batches), what):
-            noise = samplers.noise(seed, list(batch), sampler.draws, self.config.shape).to(device)
-            labels = None if y is None else y[batch.start : batch.stop].to(device)
-            x1, nfe = sampler(self.network, noise, labels, self.config.num_classes)
-            parts.append(self.decode(x1.float().cpu()))
-        return np.concatenate(parts), nfe
+        batches = dist.batches(num, batch_size)
+        drawn = [self._batch(sampler, y, batch, seed) for batch in progress(batches, len(batches), what)]
+        return np.concatenate([images for images, _ in drawn]), drawn[-1][1]
+
+    def draw_into(
+        self,
+        take: Callable[[np.ndarray], None],
+        sampler: Any,
+        y: Tensor | None,
+        num: int,
+        seed: int,
+        *,
+        batch_size: int,
+        what: str,
+    ) -> int:
+        """Draw `num` pictures, the batches shared among the ranks, and hand them on, in order, on rank 0.
+
+        A rank holds one batch at a time. Its pictures are the same whatever the number of ranks.
+
+        Args:
+            take: called with pictures uint8 (B, H, W, C) as soon as they are drawn.
+            sampler, y, num, seed, batch_size, what: see `draw`.
+
+        Returns:
+            The NFE that the sampler counted; 0 on other ranks.
+        """
+        batches, counted = dist.batches(num, batch_size), 0
+        mine = [batches[number] for number in dist.share(len(batches))]
+        shown = progress(mine, len(mine), what)
+        drawn: Iterator[tuple[np.ndarray, int]] = (self._batch(sampler, y, batch, seed) for batch in shown)
+        for images, nfe in dist.in_order(drawn, len(batches)):
+            take(images)
+            counted = nfe
+        return counted
 
     def decode(self, x1: Tensor) -> np.ndarray:
         """Normalised latents (B, C, H, W) -> uint8 pictures (B, H, W, C)."""
-        statistics = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.config.mean, self.config.std))
-        mean, std = statistics
-        return np.asarray(self.codec.decode(x1 * std + mean))
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1).to(x1) for values in (self.config.mean, self.config.std))
+        return np.asarray(self.codec.decode(x1 * std + mean).cpu())
+
+    @torch.no_grad()
+    def _batch(self, sampler: Any, y: Tensor | None, batch: range, seed: int) -> tuple[np.ndarray, int]:
+        """Pictures number `batch`, and the NFE."""
+        device = dist.device()
+        noise = samplers.noise(seed, batch, sampler.draws, self.config.shape).to(device)
+        labels = None if y is None else y[batch.start : batch.stop].to(device)
+        x1, nfe = sampler(self.network, noise, labels, self.config.num_classes)
+        return self.decode(x1.float()), nfe
 
     def _labels(self, labels: Sequence[int] | None, num: int | None) -> Tensor | None:
         classes = self.config.num_classes

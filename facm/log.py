@@ -18,7 +18,10 @@ def say(message: str) -> None:
 
 
 def progress(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
-    """A bar on a terminal; in a log a line at each tenth."""
+    """A bar on a terminal; in a log a line at each tenth; nothing on ranks other than 0."""
+    if not dist.is_main():
+        yield from items
+        return
     if sys.stderr.isatty():
         yield from tqdm(items, total=total, desc=what, dynamic_ncols=True)
         return
@@ -48,13 +51,18 @@ class TrainingLog:
         )
         shutil.rmtree(self.folder, ignore_errors=True)
         self._live = _live(self.folder)
-        for row in rows:
-            self._curve(row)
+        self._replay()
 
     def advance(self, step: int) -> None:
         """A step is done."""
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
+
+    def compiled(self, step: int) -> None:
+        """The first step is done, in which code was compiled: tell its time apart and count from here."""
+        now = time.perf_counter()
+        say(f"{self.what}: first step with compilation {now - self._start:.1f} s")
+        self._start, self._first = now, step
 
     def row(self, values: dict[str, float]) -> None:
         """One interval: `step`, losses, `grad_norm`, `lr` and the like; shown with ms/step, ETA and memory."""
@@ -82,7 +90,17 @@ class TrainingLog:
         for name, value in values.items():
             if name != "step":
                 self._live.log_metric(name, value)
-        self._live.make_summary()
+
+    def _replay(self) -> None:
+        """Curves of the rows before, file by file: DVCLive would open every file for every row."""
+        curves: dict[str, list[str]] = {}
+        for row in self.rows:
+            for name in row.keys() - {"step"}:
+                curves.setdefault(name, [f"step\t{name}"]).append(f"{int(row['step'])}\t{row[name]}")
+        for name, lines in curves.items():
+            path = self.folder / "plots" / "metrics" / f"{name}.tsv"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("\n".join(lines) + "\n")
 
 
 def _live(folder: Path) -> Any:

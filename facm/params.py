@@ -5,6 +5,7 @@ here stand its type and range. Blocks of one method or network (`objectives.<nam
 plain mappings: the class that they are for checks them, so that a new method needs no line here.
 """
 
+import copy
 import difflib
 import math
 import types
@@ -123,6 +124,18 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Train:
+    """How a training step is computed, see `facm.passes.Plan`."""
+
+    precision: Literal["float32", "bfloat16"]
+    compile: bool
+    checkpoint: bool
+    accumulate: Count
+    lean: bool
+    parallel: Literal["ddp", "fsdp"]
+
+
+@dataclass(frozen=True)
 class Teacher(Training):
     stage: str
     conditioning: Literal["plain", "expanded", "auxiliary"]
@@ -196,6 +209,7 @@ class Params:
     latents: Latents
     backbone: Backbone
     backbones: dict[str, dict[str, Any]]
+    train: Train
     teacher: Teacher
     baseline: Baseline
     distill: Distill
@@ -225,6 +239,24 @@ def raw(path: str | Path = PATH) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise ParamsError(f"{path} must hold a mapping, it holds {type(loaded).__name__}")
     return loaded
+
+
+def tracked(mapping: dict[str, Any], stage: str) -> dict[str, Any]:
+    """What may change a training's result, as dvc.yaml lists it: of all blocks those that `stage` uses.
+
+    Args:
+        mapping: as `raw` gives it.
+        stage: teacher | distill.
+    """
+    used = {name: mapping[name] for name in ("backbone", stage)}
+    used |= {"backbones": {mapping["backbone"]["name"]: mapping["backbones"][mapping["backbone"]["name"]]}}
+    used |= {
+        "train": {"precision": mapping["train"]["precision"]},
+        "runtime": {"threads": mapping["runtime"]["threads"]},
+    }
+    if stage == "distill":
+        used["objectives"] = {mapping[stage]["objective"]: mapping["objectives"][mapping[stage]["objective"]]}
+    return copy.deepcopy(used)
 
 
 def parse(mapping: dict[str, Any]) -> Params:

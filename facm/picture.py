@@ -1,10 +1,11 @@
 """Grids of pictures as PNG files."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from facm.files import whole
 
 LEAST_SIDE = 64  # pixels; smaller pictures are enlarged by whole factors
 FRAME = 2
@@ -29,6 +30,5 @@ def grid(images: np.ndarray, columns: int) -> Image.Image:
 
 def save(image: Image.Image, path: str | Path) -> None:
     """Write a PNG under a temporary name, then move it into place."""
-    temporary = Path(path).with_suffix(".tmp")
-    image.save(temporary, format="PNG")
-    os.replace(temporary, path)
+    with whole(Path(path)) as file:
+        image.save(file, format="PNG")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from facm import dist
 from facm.copies import Copies
 from facm.data import Images
 from facm.evaluate import Yardstick, score
@@ -38,24 +39,24 @@ class Reference:
     copies: Copies | None
 
     @classmethod
-    def of(cls, train: Images, *, features: str, seed: int, device: str | torch.device = "cpu") -> "Reference":
-        """Make the feature networks and measure a train split.
+    def of(cls, train: Images, *, features: str, seed: int) -> "Reference":
+        """Make the feature networks, on rank 0, and measure a train split, on all ranks.
 
         Args:
             train: the split.
             features: a key of facm.features.FEATURES.
             seed: of the first network's training; the second has the next one.
-            device: where features are computed.
         """
         network = network_class(features)
         seeds = (seed, seed + 1) if network.seeded else (seed,)
-        yardsticks = tuple(Yardstick.of(network.create(train, s).to(device), train.images) for s in seeds)
+        networks = dist.from_main(lambda: [network.create(train, s) for s in seeds])
+        yardsticks = tuple(Yardstick.of(made.to(dist.device()), train.images) for made in networks)
         keep = train.images.numel() <= PICTURES_GIB * 2**30
         return cls(yardsticks, Copies.of(train.images) if keep else None)
 
     @classmethod
-    def open(cls, folder: str | Path, device: str | torch.device = "cpu") -> "Reference":
-        """Read what `save` wrote.
+    def open(cls, folder: str | Path) -> "Reference":
+        """Read what `save` wrote; features are computed where this rank computes.
 
         Raises:
             FileNotFoundError: a file is missing.
@@ -66,7 +67,7 @@ class Reference:
         meta = load_json(folder / "meta.json", cure)
         yardsticks = []
         for suffix in SUFFIXES[: meta["networks"]]:
-            network = network_class(meta["features"]).load(folder / f"network{suffix}.safetensors").to(device)
+            network = network_class(meta["features"]).load(folder / f"network{suffix}.safetensors").to(dist.device())
             stored = load_tensors(folder / f"statistics{suffix}.safetensors", cure)
             yardsticks.append(Yardstick(network, stored["mu"].numpy(), stored["sigma"].numpy(), stored["features"]))
         copies = None
@@ -106,9 +107,10 @@ def build(
     seed: int,
     num: int,
     kid_subsets: int = KID_SUBSETS,
-    device: str | torch.device = "cpu",
 ) -> dict[str, Any]:
     """Write data/reference and return its metrics: what held-out pictures score, and the ends of the scale.
+
+    All ranks must call it; rank 0 writes and has the scores.
 
     Args:
         folder: where to.
@@ -118,13 +120,13 @@ def build(
         seed: of the first network and of the noise.
         num: pictures in the scores `class_mean` (`pixel_mean` without classes) and `noise`.
         kid_subsets: subsets of KID.
-        device: where features are computed.
 
     Raises:
         ValueError: the feature network does not fit the data.
     """
-    reference = Reference.of(train, features=features, seed=seed, device=device)
-    reference.save(folder)
+    reference = Reference.of(train, features=features, seed=seed)
+    if dist.is_main():
+        reference.save(folder)
     labels = torch.arange(num) % train.num_classes if train.num_classes else None
     ends = functools.partial(score, reference=reference, kid_subsets=kid_subsets, copies=False)
     floor = ends(heldout.images, heldout.labels, copies=reference.copies is not None)

@@ -1,48 +1,151 @@
-"""Sampled pictures on disk: ADM's npz (arr_0 uint8 NHWC, arr_1 labels) and a grid."""
+"""Sampled pictures on disk: ADM's npz (arr_0 uint8 NHWC, arr_1 labels), written and read in parts, and a grid.
 
-import os
+The archive is byte for byte what `numpy.savez` writes, but neither writing nor reading it holds all pictures in memory.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
+from typing import IO, Any, ClassVar
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import numpy as np
+import torch
+from numpy.lib import format as npy
 from torch import Tensor
 
-from facm import picture
+from facm import dist, picture
+from facm.files import whole
 
 GRID = 100  # pictures in a grid, at most
+PICTURES, LABELS = "arr_0.npy", "arr_1.npy"
+LOCAL_HEADER = 30  # bytes of a zip member's header before its name; the last four are two lengths
+
+Take = Callable[[np.ndarray], None]
+"""Takes in the next pictures, uint8 (B, H, W, C)."""
 
 
-def save_samples(folder: str | Path, name: str, images: np.ndarray, labels: Tensor | None) -> None:
-    """Write `<name>.npz` and `grid_<name>.png`.
+@contextmanager
+def saving_samples(folder: str | Path, name: str, num: int, labels: Tensor | None) -> Iterator[Take]:
+    """Write `<name>.npz` and `grid_<name>.png` from the pictures that rank 0 gives, in order; all ranks wait for it.
 
     Args:
         folder: made where it is missing.
         name: such as nfe2.
-        images: uint8 (N, H, W, C).
-        labels: (N,) int64 or None.
+        num: pictures in all.
+        labels: (num,) int64 or None.
+
+    Raises:
+        ValueError: fewer or more pictures than `num`.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_arrays(folder / f"{name}.npz", images, None if labels is None else labels.numpy())
-    picture.save(picture.grid(images[:GRID], 10), folder / f"grid_{name}.png")
+    path = Path(folder) / f"{name}.npz"
+    if dist.is_main():
+        with saving_arrays(path, num, None if labels is None else labels.numpy()) as take:
+            yield take
+        sheet = picture.grid(np.asarray(load_samples(path)[0][:GRID]), 10)
+        picture.save(sheet, path.with_name(f"grid_{name}.png"))
+    else:
+        yield lambda images: None
+    dist.barrier()
+
+
+@contextmanager
+def saving_arrays(path: str | Path, num: int, labels: np.ndarray | None) -> Iterator[Take]:
+    """Write an npz of `num` pictures, given part by part, and labels where there are any; whole or not at all."""
+    with whole(Path(path)) as file, ZipFile(file, "w", ZIP_STORED) as archive:
+        with archive.open(PICTURES, "w", force_zip64=True) as member:
+            writer = _Writer(member, num)
+            yield writer.take
+            writer.finish()
+        if labels is not None:
+            with archive.open(LABELS, "w", force_zip64=True) as member:
+                npy.write_array(member, labels, allow_pickle=False)
 
 
 def save_arrays(path: str | Path, images: np.ndarray, labels: np.ndarray | None) -> None:
-    """Write an npz, arr_0 pictures and arr_1 labels where there are any, under a temporary name, then move it."""
-    temporary = Path(path).with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        np.savez(file, *([images] if labels is None else [images, labels]))
-    os.replace(temporary, path)
+    """Write an npz of pictures that are at hand, arr_0, and labels, arr_1, where there are any."""
+    with saving_arrays(path, len(images), labels) as take:
+        take(images)
 
 
-def load_samples(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Pictures uint8 (N, H, W, C) and labels (N,) int64, None without classes.
+@dataclass(frozen=True)
+class Stored:
+    """Pictures of an archive, read when they are asked for: a slice is a uint8 tensor (B, H, W, C).
+
+    Attributes:
+        path: the archive.
+        shape: (N, H, W, C).
+        offset: bytes before the first pixel.
+    """
+
+    dtype: ClassVar[torch.dtype] = torch.uint8
+
+    path: Path
+    shape: tuple[int, ...]
+    offset: int
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        first, end, _ = rows.indices(len(self))
+        size, num = int(np.prod(self.shape[1:])), max(0, end - first)
+        pixels = np.fromfile(self.path, np.uint8, num * size, offset=self.offset + first * size)
+        return torch.from_numpy(pixels).view(num, *self.shape[1:])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All of them, in memory."""
+        return np.asarray(self[:].numpy(), dtype)
+
+
+def load_samples(path: str | Path) -> tuple[Stored, np.ndarray | None]:
+    """Pictures uint8 (N, H, W, C), left on the disk, and labels (N,) int64, None without classes.
 
     Raises:
-        ValueError: missing or damaged file.
+        ValueError: missing or damaged file, or one of another kind.
     """
     try:
         with np.load(path) as arrays:
-            return arrays["arr_0"], arrays.get("arr_1")
+            return _stored(Path(path), arrays.zip), arrays.get("arr_1")
     except (OSError, ValueError, KeyError, BadZipFile) as error:
         raise ValueError(f"{path} is missing or damaged ({error}): remove its folder and run `dvc repro`") from None
+
+
+class _Writer:
+    """Member arr_0 of an archive: numpy's header, which is known when the first pictures come, then the pictures."""
+
+    def __init__(self, member: IO[bytes], num: int):
+        self.member, self.num, self.taken = member, num, 0
+
+    def take(self, images: np.ndarray) -> None:
+        """Append pictures uint8 (B, H, W, C)."""
+        if not self.taken:
+            shape = (self.num, *images.shape[1:])
+            described = {"descr": npy.dtype_to_descr(images.dtype), "fortran_order": False, "shape": shape}
+            npy.write_array_header_1_0(self.member, described)
+        self.taken += len(images)
+        self.member.write(np.ascontiguousarray(images).data)
+
+    def finish(self) -> None:
+        """Raise ValueError unless all pictures have come."""
+        if self.taken != self.num:
+            raise ValueError(f"{self.taken} pictures were drawn, {self.num} were to be: run `dvc repro`")
+
+
+def _stored(path: Path, archive: ZipFile) -> Stored:
+    """Find the pictures in an open archive; raises ValueError, KeyError or BadZipFile where they are not as written."""
+    found = archive.getinfo(PICTURES)
+    with archive.open(found) as member:
+        version = npy.read_magic(member)
+        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran, dtype = read_header(member)
+        header = member.tell()
+    if found.compress_type != ZIP_STORED or fortran or dtype != np.uint8 or len(shape) != 4:
+        raise ValueError(f"{PICTURES} is {dtype} {shape}, compressed or transposed; needed is plain uint8 (N, H, W, C)")
+    if found.file_size != header + int(np.prod(shape)):
+        raise ValueError(f"{PICTURES} has {found.file_size} bytes, its header says {shape}")
+    with path.open("rb") as file:
+        file.seek(found.header_offset + LOCAL_HEADER - 4)
+        name, extra = np.frombuffer(file.read(4), "<u2").tolist()
+    return Stored(path, shape, found.header_offset + LOCAL_HEADER + name + extra + header)

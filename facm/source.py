@@ -6,8 +6,10 @@ A source is called once per step with what only that step knows, and answers wit
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
+from facm.passes import EAGER, Plan, Question, prepare
 from facm.point import Network
 from facm.velocity import Guidance
 
@@ -33,9 +35,14 @@ def data() -> Source:
     return lambda u, network, averaged: lambda x, t, y: u
 
 
-def teacher(network: nn.Module, guidance: Guidance) -> Source:
-    """Distillation: the guided velocity of a frozen network in eval mode (Eq. 9)."""
-    frozen = network.eval().requires_grad_(False)
+def teacher(network: nn.Module, guidance: Guidance, plan: Plan = EAGER) -> Source:
+    """Distillation: the guided velocity of a frozen network in eval mode (Eq. 9), computed as planned."""
+    passes = prepare(network.eval().requires_grad_(False), plan, trained=False)
+
+    @torch.no_grad()
+    def frozen(x: Tensor, t: Tensor, y: Tensor | None, r: Tensor | None = None) -> Tensor:
+        return passes([Question(x, t, y, r)])[0][0]
+
     return lambda u, online, averaged: lambda x, t, y: guidance.distilled(frozen, x, t, y)
 
 

@@ -1,74 +1,89 @@
 """The student as an objective sees it: queries in, values and total derivatives out (arXiv 2507.03738, Algorithm 1)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from facm.derivative import total_derivative
+from facm.passes import Passes, Question, refuse_backward_hooks
 from facm.point import Answers, Network, Query
 
 
 class Student:
     """`F_theta(*queries)` -> one answer per query, in order: F, or (F, dF_dt) where the query has dx.
 
-    F has a graph where `query.grad`; dF_dt never has one. While the network is in train mode, every query is answered
-    from random numbers seeded by `seed`, so that all passes of a step share their dropout masks; the global generators
-    are left as they were. Paper: not said. Published code: saves and restores the state of the CUDA generator.
+    F has a graph where `query.grad`; dF_dt never has one. All queries share the dropout masks of their samples.
+    Paper: not said. Published code: saves and restores the state of the CUDA generator.
 
     Args:
-        network: F(x, t, y, r).
-        method: dual | func, see `facm.derivative.total_derivative`.
-        seed: of the dropout masks; the training loop sets one per step.
-        averaged: the same network with averaged weights, for queries of "ema".
+        passes: through the network that is trained.
+        wrapped: the same behind DDP, asked where gradients are wanted; None: `passes` itself.
+        averaged: makes the passes through the averaged weights, for queries of "ema"; called when first asked.
+
+    Attributes:
+        keys: (B,) int64 of the dropout masks, set per batch; None: no dropout.
     """
 
     def __init__(
-        self, network: Network, method: str = "dual", seed: int = 0, *, averaged: Network | None = None
+        self, passes: Passes, *, wrapped: nn.Module | None = None, averaged: Callable[[], Passes] | None = None
     ) -> None:
-        self.network, self.method, self.seed, self.averaged = network, method, seed, averaged
+        self.passes, self.wrapped, self.averaged = passes, wrapped or passes, averaged
+        self.keys: Tensor | None = None
+        self.asked = False
+
+    def begin(self, keys: Tensor | None) -> None:
+        """A new backward pass, over a batch with these keys."""
+        self.keys, self.asked = keys, False
 
     def __call__(self, *queries: Query) -> Answers:
-        """Answer several queries of one step."""
-        return tuple(self._answer(query) for query in queries)
+        """Answer the queries of one backward pass.
+
+        Raises:
+            RuntimeError: gradients are asked in two calls; where processes share the work, they would get out of step.
+            ValueError: a query of unknown weights.
+        """
+        with_graph = [torch.is_grad_enabled() and query.grad and query.of == "student" for query in queries]
+        if any(with_graph) and self.asked:
+            raise RuntimeError("an objective asked for gradients twice: put all queries with grad in one F_theta call")
+        self.asked = self.asked or any(with_graph)
+        graphs = iter(self._ask(self.wrapped, [q for q, graph in zip(queries, with_graph, strict=True) if graph]))
+        return tuple(
+            next(graphs) if graph else self._without_graph(q) for q, graph in zip(queries, with_graph, strict=True)
+        )
 
     def frozen(self, of: str = "student") -> Network:
-        """F(x, t, y, r) without a graph, with the masks of this step."""
+        """F(x, t, y, r) without a graph, with the masks of the batch."""
         return lambda x, t, y, r=None: self(Query(x, t, y, r, grad=False, of=of))[0]
 
-    def _network(self, of: str) -> Network:
-        if of == "ema" and self.averaged is not None:
-            return self.averaged
-        if of != "student":
-            raise ValueError(f"a query of '{of}': only student and, where there is an average, ema can answer")
-        return self.network
+    @torch.no_grad()
+    def _without_graph(self, query: Query) -> Any:
+        if query.of == "ema" and self.averaged is not None:
+            return self._ask(self.averaged(), [query])[0]
+        if query.of != "student":
+            raise ValueError(f"a query of '{query.of}': only student and, where there is an average, ema can answer")
+        return self._ask(self.passes, [query])[0]
 
-    def _answer(self, query: Query) -> Any:
-        graph = torch.is_grad_enabled() and query.grad and query.of == "student"
-        network = self._network(query.of)
-        with torch.set_grad_enabled(graph), self._same_masks(query.x.device):
-            if query.dx is None:
-                return network(query.x, query.t, query.y, query.r)
-            return total_derivative(
-                network,
-                query.x,
-                query.t,
-                query.y,
-                query.r,
-                dx=query.dx,
-                dt=0.0 if query.dt is None else query.dt,
-                dr=query.dr,
-                method=self.method,
-            )
+    def _ask(self, passes: nn.Module, queries: list[Query]) -> list[Any]:
+        if not queries:
+            return []
+        if self.passes.derivative == "dual" and any(query.dx is not None for query in queries):
+            refuse_backward_hooks(self.passes)
+        answers = passes([self._question(query) for query in queries])
+        return [answer[0] if query.dx is None else answer for query, answer in zip(queries, answers, strict=True)]
 
-    @contextmanager
-    def _same_masks(self, device: torch.device) -> Iterator[None]:
-        """Seed the generators of the CPU and of `device` for one pass, and put them back afterwards."""
-        if not getattr(self.network, "training", False):
-            yield
-            return
-        devices = [] if device.type == "cpu" else [device]
-        with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
-            torch.manual_seed(self.seed)
-            yield
+    def _question(self, query: Query) -> Question:
+        keys = self.keys
+        if keys is not None and len(query.x) != len(keys):  # [conditional; unconditional] in one call
+            keys = keys.repeat(len(query.x) // len(keys))
+        if query.dx is None:
+            return Question(query.x, query.t, query.y, query.r, keys)
+        dt, dr = _rows(0.0 if query.dt is None else query.dt, query.t), query.dr
+        return Question(
+            query.x, query.t, query.y, query.r, keys, query.dx, dt, None if dr is None else _rows(dr, query.t)
+        )
+
+
+def _rows(rate: Tensor | float, t: Tensor) -> Tensor:
+    """A rate for each sample (B,); a number stands for all."""
+    return rate if isinstance(rate, Tensor) else torch.full_like(t, rate)

@@ -1,31 +1,32 @@
 """The training loop, the same for the teacher and for every student.
 
-Everything random in step k is drawn from a generator seeded by (seed, k) alone, for the global batch, of which each
-rank takes its rows: a killed run resumes bit-exactly without saved random states, and the number of processes changes
-results by rounding only.
+Everything random in a step depends on (seed, step, place in the global batch) alone (facm/batch.py): a killed run
+resumes without saved random states, and the number of processes changes results by rounding only. Bit-exact is a
+resumed run of up to two processes; with more, DDP's first step after a start sums gradients in another order.
 """
 
+import dataclasses
 import math
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from facm import checkpoint, dist, files, flow
+from facm import checkpoint, dist, files
+from facm.batch import Batch, draw
 from facm.data.latents import LatentSet
 from facm.ema import PowerEMA
 from facm.log import TrainingLog, say
-from facm.params import Ema, Optimizer, Runtime, Time
-from facm.point import Point, Progress
+from facm.params import Optimizer, Runtime, Train, Training
+from facm.passes import EAGER, Passes, Plan, prepare
+from facm.point import Progress
 from facm.schedules import TimeSampler
 from facm.source import Source
-from facm.student import Student
+from facm.step import Step
+from facm.stop import StopSignals
 from facm.work import Work
 
 PATIENCE = 10  # non-finite steps in a row that stop a run
@@ -33,18 +34,6 @@ PATIENCE = 10  # non-finite steps in a row that stop a run
 
 class Diverged(RuntimeError):
     """Loss or gradient was not finite for PATIENCE steps in a row."""
-
-
-class Settings(Protocol):
-    """What params.teacher and params.distill have in common."""
-
-    steps: int
-    batch_size: int
-    seed: int
-    label_dropout: float
-    time: Time
-    optimizer: Optimizer
-    ema: Ema
 
 
 @dataclass(frozen=True)
@@ -55,57 +44,25 @@ class Job:
     network: nn.Module
     objective: Any
     latents: LatentSet
-    settings: Settings
+    settings: Training
     source: Source
     runtime: Runtime
+    plan: Plan = EAGER
     derivative: str = "dual"
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Result: averaged weights, snapshots, and figures for the metrics file."""
+    """Result: averaged weights (of rank 0), snapshots, and figures for the metrics file."""
 
     weights: dict[str, Tensor]
     snapshots: list[Path]
     figures: dict[str, float]
 
 
-@dataclass(frozen=True)
-class Batch:
-    """This rank's rows of one step's draws."""
-
-    x0: Tensor  # (B, C, H, W) noise
-    x1: Tensor  # (B, C, H, W) normalised latents
-    y: Tensor | None  # (B,) labels, dropped ones replaced by the null label
-    n: Tensor  # (B, normals) standard normals for the times
-
-
-def draw(job: Job, step: int) -> Batch:
-    """Batch of step `step` (from 1), this rank's rows of it."""
-    settings, latents = job.settings, job.latents
-    generator = _generator(settings.seed, step)
-    indices = batch_indices(step, settings.batch_size, latents.num, settings.seed)
-    size = len(indices)
-    x0 = torch.randn((size, *latents.shape), generator=generator)
-    n = torch.randn((size, job.objective.normals), generator=generator)
-    flips = torch.rand(size, generator=generator) < 0.5 if latents.flips else None
-    dropped = torch.rand(size, generator=generator) < settings.label_dropout
-    rows = slice(dist.rank() * size // dist.world_size(), (dist.rank() + 1) * size // dist.world_size())
-    x1, y = latents.batch(indices[rows], None if flips is None else flips[rows])
-    if y is not None:
-        y = torch.where(dropped[rows], latents.num_classes, y)
-    device = dist.device()
-    parts = (x0[rows], x1, y, n[rows])
-    return Batch(*(None if part is None else part.to(device) for part in parts))  # type: ignore[arg-type]
-
-
-def batch_indices(step: int, batch_size: int, num: int, seed: int) -> Tensor:
-    """Indices of step `step` (from 1): epochs are seeded permutations, joined end to end."""
-    first = (step - 1) * batch_size
-    epochs = range(first // num, (first + batch_size - 1) // num + 1)
-    order = torch.cat([torch.randperm(num, generator=_generator(seed, epoch, 1)) for epoch in epochs])
-    offset = first - epochs[0] * num
-    return order[offset : offset + batch_size]
+def plan_of(train: Train) -> Plan:
+    """The block `train` of params.yaml as a Plan."""
+    return Plan(**dataclasses.asdict(train))
 
 
 def learning_rate(step: int, optimizer: Optimizer, steps: int) -> float:
@@ -122,15 +79,17 @@ def train(job: Job, work: Work, log_folder: str) -> Trained:
 
     Raises:
         Diverged: ten non-finite steps in a row.
-        SystemExit: SIGINT or SIGTERM, after the state was saved.
+        SystemExit: a signal at any rank, or the death of DVC, which started the run; the state is saved before.
     """
     loop = _Loop(job, work, log_folder)
-    with _stop_signals() as stopped:
+    with StopSignals() as signals:
         while loop.step < job.settings.steps:
-            loop.advance()
-            if stopped and loop.step < job.settings.steps:
-                loop.save()
-                say(f"{job.name}: stopped by signal at step {loop.step}, saved; the same command goes on from there")
+            stop = loop.advance(signals.received)
+            if stop and loop.step < job.settings.steps:
+                signals.noticed()
+                loop.save(wait=True)
+                why = "because DVC, which started it, is gone" if work.orphaned else "by signal"
+                say(f"{job.name}: stopped {why} at step {loop.step}, saved; the same command goes on from there")
                 raise SystemExit(130)
     return loop.finish()
 
@@ -140,17 +99,14 @@ class _Loop:
 
     def __init__(self, job: Job, work: Work, log_folder: str):
         self.job, self.work, settings = job, work, job.settings
-        if settings.batch_size % dist.world_size():
-            raise ValueError(
-                f"params.yaml, {job.name}.batch_size: {settings.batch_size} must be a multiple of the "
-                f"{dist.world_size()} processes (FACM_NPROC)"
-            )
-        self.device = dist.device()
-        self.network = job.network.to(self.device).train()
-        self.student = Student(self.network, method=job.derivative, averaged=self._averaged)
-        module = getattr(job.objective, "module", None)  # what an objective trains besides the network
-        self.parameters = [*self.network.parameters(), *(module.parameters() if module is not None else ())]
-        self.time = TimeSampler(settings.time.sampler, settings.time.mean, settings.time.std)
+        _check_batch(job)
+        passes = prepare(job.network.train(), job.plan, job.derivative)
+        self.network = passes.network
+        time = TimeSampler(settings.time.sampler, settings.time.mean, settings.time.std)
+        null = job.latents.num_classes or None
+        make = (passes, job.objective, job.source, time, job.plan)
+        self.gradient = Step(*make, null=null, averaged=self._averaged)
+        self.parameters = self.gradient.parameters
         self.optimizer = torch.optim.AdamW(
             self.parameters,
             lr=settings.optimizer.lr,
@@ -161,31 +117,27 @@ class _Loop:
         self.ema = PowerEMA(self.network.state_dict(), settings.ema.sigma_rels)
         self.step, self.skipped, self.in_a_row, self.last_save = 0, 0, 0, 0
         self.interval: list[dict[str, float]] = []
-        self.watched: dict[str, Tensor] = {}
         rows = self._restore()
+        self.first = self.step + 1
         self.log = TrainingLog(log_folder, job.name, settings.steps, rows) if dist.is_main() else None
 
-    def advance(self) -> None:
-        """One optimizer step."""
+    def advance(self, stopped: Sequence[int] = ()) -> bool:
+        """One optimizer step; returns whether the run must stop, the same on all ranks."""
         settings, self.step = self.job.settings, self.step + 1
-        batch = draw(self.job, self.step)
-        self.student.seed = _seed(settings.seed, self.step, 2 + dist.rank())
-        point = self._point(batch)
-        losses = self.job.objective(self.student, point)
-        means = {f"loss_{name}": loss.mean() for name, loss in losses.items()}
-        self.optimizer.zero_grad()
-        torch.stack(list(means.values())).sum().backward()
-        told = means | {name: watched.mean() for name, watched in self.watched.items()}
-        figures = torch.stack([figure.detach() for figure in told.values()])
-        dist.mean_([figures, *(p.grad for p in self.parameters if p.grad is not None)])
-        norm = nn.utils.clip_grad_norm_(self.parameters, settings.optimizer.clip)
-        values = dict(zip(told, figures.tolist(), strict=True)) | {"grad_norm": float(norm)}
-        decisive = {name: values[name] for name in (*means, "grad_norm")}  # the same on all ranks
+        batch = draw(self.job.latents, settings, self.job.objective.normals, self.step)
+        shares = self.gradient.gradients(batch, Progress(self.step, settings.steps))
+        stop = torch.tensor(float(bool(stopped) or self.work.orphaned), device=batch.x0.device)
+        told = dist.sum_(torch.stack([*shares.values(), stop])).tolist()
+        values = dict(zip(shares, told[:-1], strict=True))
+        norm = dist.whole(nn.utils.clip_grad_norm_(self.parameters, settings.optimizer.clip), everywhere=True)
+        values["grad_norm"] = float(norm)
+        decisive = {name: value for name, value in values.items() if name.startswith(("loss_", "grad_norm"))}
         if all(map(math.isfinite, decisive.values())):
             self._update(values)
         else:
-            self._skip(point, decisive)
+            self._skip(batch, decisive)
         self._tell()
+        return told[-1] > 0
 
     def finish(self) -> Trained:
         """Averaged weights and figures of the finished run."""
@@ -195,35 +147,44 @@ class _Loop:
         figures = {name: value for name, value in last.items() if name.startswith("loss_")}
         figures |= {"steps": self.step, "skipped": self.skipped}
         snapshots = sorted((self.work.folder / "ema").glob("*.safetensors"))
-        return Trained(self.ema.weights(self.job.settings.ema.sigma_rel), snapshots, figures)
+        return Trained(dist.whole(self.ema.weights(self.job.settings.ema.sigma_rel)), snapshots, figures)
 
-    def save(self) -> None:
-        """Write the unfinished state (rank 0)."""
-        if self.log is not None:
-            self.work.save(
-                {
-                    "step": self.step,
-                    "network": self.network.state_dict(),
-                    "module": self._module_state(),
-                    "optimizer": self.optimizer.state_dict(),
-                    "ema": self.ema.state_dict(),
-                    "rows": self.log.rows,
-                    "interval": self.interval,
-                    "skipped": self.skipped,
-                    "in_a_row": self.in_a_row,
-                }
-            )
-        self.last_save = self.step
+    def save(self, *, wait: bool = False) -> None:
+        """Write the unfinished state (rank 0), unless it is written; `wait` until it is on disk."""
+        if self.step > self.last_save:
+            self._write()
+        if wait:
+            self.work.flush()
         dist.barrier()
+
+    def _write(self) -> None:
+        tensors = {
+            "network": dict(self.network.state_dict()),
+            "module": self._module_state(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict(),
+        }
+        tensors = dist.whole(tensors)
+        if self.log is not None:
+            counters = {"step": self.step, "skipped": self.skipped, "in_a_row": self.in_a_row}
+            told = {"rows": self.log.rows, "interval": self.interval}
+            self.work.save(tensors | counters | told)
+        self.last_save = self.step
 
     def _restore(self) -> list[dict[str, float]]:
         state = self.work.load()
         if state is None:
             return []
-        self.network.load_state_dict(state["network"])
+        own = self.network.state_dict()
+        self.network.load_state_dict({n: dist.sharded_like(tensor, own[n]) for n, tensor in state["network"].items()})
         if state["module"]:
             self.job.objective.module.load_state_dict(state["module"])
+        for i, moments in state["optimizer"]["state"].items():
+            moments.update({n: dist.sharded_like(tensor, self.parameters[i]) for n, tensor in moments.items()})
         self.optimizer.load_state_dict(state["optimizer"])
+        averages = self.ema.state_dict()
+        for length, saved in state["ema"].items():
+            saved.update({n: dist.sharded_like(tensor, averages[length][n]) for n, tensor in saved.items()})
         self.ema.load_state_dict(state["ema"])
         self.step = self.last_save = state["step"]
         self.skipped, self.in_a_row, self.interval = state["skipped"], state["in_a_row"], state["interval"]
@@ -234,28 +195,16 @@ class _Loop:
         module = getattr(self.job.objective, "module", None)
         return module.state_dict() if module is not None else {}
 
-    def _point(self, batch: Batch) -> Point:
-        """The batch at the objective's own times."""
-        progress = Progress(self.step, self.job.settings.steps)
-        times = self.job.objective.times(batch.n, self.time, progress)
-        self.watched.clear()
-        return Point(
-            x0=batch.x0,
-            x1=batch.x1,
-            x_t=flow.interpolate(batch.x0, batch.x1, times["t"]),
-            y=batch.y,
-            times=times,
-            velocity=self.job.source(batch.x1 - batch.x0, self.student.frozen(), self.student.frozen("ema")),
-            progress=progress,
-            null=self.job.latents.num_classes or None,
-            watch=self.watched.__setitem__,
-        )
-
-    @torch.no_grad()
-    def _averaged(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The network with averaged weights, no gradient."""
+    def _averaged(self) -> Passes:
+        """The passes through the averaged weights."""
+        if self.job.plan.sharded:
+            raise ValueError("params.yaml, train.parallel: fsdp keeps no network of averaged weights: set it to ddp")
         weights = self.ema.weights(self.job.settings.ema.sigma_rel)
-        return torch.func.functional_call(self.network, weights, args, kwargs)
+
+        def network(*args: Any) -> Tensor:
+            return torch.func.functional_call(self.network, weights, args)
+
+        return Passes(network, self.job.derivative, self.job.plan.precision)
 
     def _update(self, values: dict[str, float]) -> None:
         settings, self.in_a_row = self.job.settings, 0
@@ -266,15 +215,17 @@ class _Loop:
         self.ema.update(self.network.state_dict(), self.step)
         self.interval.append(values | {"lr": rate})
 
-    def _skip(self, point: Point, values: dict[str, float]) -> None:
+    def _skip(self, batch: Batch, values: dict[str, float]) -> None:
         """A step whose loss or gradient is not finite changes nothing; too many in a row end the run."""
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         if self.in_a_row == PATIENCE:
+            self.work.flush()  # a save that failed has its own cause, which is told instead
+            t = self.gradient.times(batch, Progress(self.step, self.job.settings.steps))["t"]
             place = f"step {self.last_save} in {self.work.folder}" if self.last_save else "none"
             figures = ", ".join(f"{name} {value:g}" for name, value in values.items())
             raise Diverged(
                 f"{self.job.name}: {PATIENCE} steps in a row without a finite loss and gradient, the last at step "
-                f"{self.step}, t in [{float(point.t.min()):.4f}, {float(point.t.max()):.4f}], {figures}; "
+                f"{self.step}, t in [{float(t.min()):.4f}, {float(t.max()):.4f}], {figures}; "
                 f"last save: {place}. Lower {self.job.name}.optimizer.lr in params.yaml, "
                 "or look at the curves with `dvc plots show`"
             )
@@ -284,6 +235,8 @@ class _Loop:
         settings, runtime = self.job.settings, self.job.runtime
         if self.log is not None:
             self.log.advance(self.step)
+            if self.step == self.first and self.job.plan.compile:
+                self.log.compiled(self.step)
         if (self.step % runtime.log_every == 0 or self.step == settings.steps) and self.interval:
             names = self.interval[-1]
             row = {name: sum(values[name] for values in self.interval) / len(self.interval) for name in names}
@@ -292,7 +245,7 @@ class _Loop:
             self.interval = []
             if self.log is not None:
                 self.log.row(row)
-        if self.step in snapshot_steps(settings.steps, settings.ema.snapshots) and dist.is_main():
+        if self.step in snapshot_steps(settings.steps, settings.ema.snapshots):
             self._snapshot()
         if self.step % runtime.save_every == 0 and self.step < settings.steps:
             self.save()
@@ -301,8 +254,9 @@ class _Loop:
         folder = self.work.folder / "ema"
         folder.mkdir(exist_ok=True)
         for sigma_rel in self.job.settings.ema.sigma_rels:
-            name = checkpoint.snapshot_name(self.step, sigma_rel)
-            files.save_tensors(folder / name, self.ema.weights(sigma_rel))
+            weights = dist.whole(self.ema.weights(sigma_rel))
+            if dist.is_main():
+                files.save_tensors(folder / checkpoint.snapshot_name(self.step, sigma_rel), weights)
 
 
 def snapshot_steps(steps: int, num: int) -> set[int]:
@@ -310,23 +264,11 @@ def snapshot_steps(steps: int, num: int) -> set[int]:
     return {round(steps * (i + 1) / num) for i in range(num)} - {0}
 
 
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying, so that the loop can save first."""
-    received: list[int] = []
-    kinds = (signal.SIGINT, signal.SIGTERM)
-    previous = [signal.signal(kind, lambda number, frame: received.append(number)) for kind in kinds]
-    try:
-        yield received
-    finally:
-        for kind, handler in zip(kinds, previous, strict=True):
-            signal.signal(kind, handler)
-
-
-def _seed(*words: int) -> int:
-    """One 63-bit seed from several numbers."""
-    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _generator(*words: int) -> torch.Generator:
-    return torch.Generator().manual_seed(_seed(*words))
+def _check_batch(job: Job) -> None:
+    """Raise ValueError unless every process and micro-batch has a row."""
+    size, ranks, parts = job.settings.batch_size, dist.world_size(), job.plan.accumulate
+    if size < ranks * parts:
+        raise ValueError(
+            f"params.yaml, {job.name}.batch_size: {size} must be at least {ranks * parts}, one for each of {ranks} "
+            f"processes (FACM_NPROC) and {parts} micro-batches (train.accumulate)"
+        )

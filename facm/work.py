@@ -3,24 +3,31 @@
 DVC deletes a stage's outputs before it runs, so state is kept here until the stage succeeds. The key is a hash of
 everything that may change the result: the stage's params, the content of its inputs and of the code that is loaded.
 Another run with the same key (a second shell, a queue worker) is refused: the folder is locked.
+
+A save is copied at once and written by a thread while training goes on. The two newest are kept,
+`state-<step>.safetensors`, each with a checksum: where the newest is damaged, the one before it is taken.
 """
 
 import fcntl
 import hashlib
 import json
 import os
-import pickle
 import shutil
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
 import torch
+from safetensors import SafetensorError
+from torch import Tensor
 
-from facm import dist
+from facm import dist, files
+from facm.log import say
 
 # Modules that may not change a number: editing them does not discard unfinished work.
-NEUTRAL = ("check", "checkpoint", "dist", "files", "launch", "log", "names", "params", "table", "work")
+NEUTRAL = ("check", "checkpoint", "dist", "files", "launch", "log", "names", "params", "stop", "table", "work")
+PLAIN = "plain values"  # name of the tensor with their JSON
 KEEP = 3  # unfinished runs kept per stage beside the present one
 
 
@@ -28,8 +35,12 @@ class Busy(RuntimeError):
     """Another process works on the same unfinished run."""
 
 
+class Damaged(ValueError):
+    """A save that is not what was written."""
+
+
 class Work:
-    """The folder of one unfinished run, locked by rank 0 while open."""
+    """The folder of one unfinished run, locked by rank 0 while open. Rank 0 writes, all ranks read."""
 
     def __init__(self, stage: str, key: str, root: Path | None = None):
         """
@@ -38,51 +49,151 @@ class Work:
         """
         parent = (root or repository_root()) / ".work"
         self.folder = parent / f"{stage}-{key}"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock: IO[str] = (self.folder / "lock").open("w")
+        self._starter = _starter()
+        self._lock: IO[str] | None = None
+        self._writer = ThreadPoolExecutor(1, "save")
+        self._writing: Future[None] | None = None
+        self._copies: dict[str, Tensor] = {}  # taken anew by each save: to allocate them is slower than to copy
+        self._newest: Path | None = None  # the newest save that is whole
         if not dist.is_main():
             return
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        self._lock = _locked(self.folder)
+        if self._lock is None:
             raise Busy(
                 f"another process is training this very run ({self.folder}): wait for it, or end it "
                 "(it may have outlived a killed `dvc repro`)"
-            ) from None
+            )
+        _number(self._lock, 1 + max(map(_ordinal, parent.glob(f"{stage}-*"))))
         _prune_older(parent, stage, self.folder)
 
     @property
-    def state_path(self) -> Path:
-        return self.folder / "state.pt"
+    def orphaned(self) -> bool:
+        """DVC, which started this run, has died: nobody takes down what comes out of it."""
+        return "DVC_STAGE" in os.environ and _starter() != self._starter
 
-    def save(self, state: dict[str, Any]) -> None:
-        """Write the state under a temporary name, then move it into place."""
-        temporary = self.state_path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, self.state_path)
+    def save(self, state: dict[str, Any], *, wait: bool = False) -> None:
+        """Copy the state now and write it behind training; a save that is still being written is waited for.
 
-    def load(self) -> dict[str, Any] | None:
-        """The last saved state (tensors and plain values only), or None.
+        Args:
+            state: tensors and plain values, nested; `step` names the file.
+            wait: until it is on the disk.
 
         Raises:
-            ValueError: a damaged file.
+            OSError: this save (with `wait`) or the one before could not be written.
         """
-        if not self.state_path.exists():
-            return None
-        try:
-            return torch.load(self.state_path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            cure = f"remove {self.folder}, the run then starts afresh"
-            raise ValueError(f"{self.state_path} is damaged ({error}): {cure}") from None
+        if not dist.is_main():
+            return
+        self.flush()
+        text, tensors = files.flatten({"state": state, "beside": self._beside()})
+        self._copy(tensors)
+        self._writing = self._writer.submit(self._write, self.folder / f"state-{state['step']:08d}.safetensors", text)
+        if wait:
+            self.flush()
+
+    def flush(self) -> None:
+        """Wait until the last save is on the disk; raises as `save` does."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def load(self) -> dict[str, Any] | None:
+        """The newest save that is whole, or None where there is none; a damaged one is told and passed over.
+
+        Raises:
+            ValueError: all of them are damaged.
+        """
+        told = ""
+        for path in sorted(self.folder.glob("state-*.safetensors"), reverse=True):
+            try:
+                state = self._read(path)
+            except Damaged as error:
+                told += f"{path} is damaged ({error}): "
+                continue
+            if told and dist.is_main():
+                say(f"{told}going on from step {state['step']}, saved before it")
+            self._newest = path
+            return state
+        if told:
+            raise ValueError(f"{told}remove {self.folder}, the run then starts afresh")
+        return None
 
     def finish(self) -> None:
-        """The stage has succeeded: remove the folder."""
-        shutil.rmtree(self.folder)
-        self._lock.close()
+        """The stage has succeeded: remove the folder, unless DVC has died and the stage will be run again."""
+        if self._writing is not None:
+            self._writing.exception()
+        if dist.is_main() and not self.orphaned:
+            _remove(self.folder)
+        self._release()
 
     def close(self) -> None:
-        """Release the lock and keep the folder."""
-        self._lock.close()
+        """Release the lock and keep the folder; raises as `save` does."""
+        try:
+            self.flush()
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        self._writer.shutdown()
+        if self._lock is not None:
+            self._lock.close()
+
+    def _copy(self, tensors: dict[str, Tensor]) -> None:
+        """Copy the tensors to memory that training does not touch."""
+        kept, self._copies = self._copies, {}
+        for name, tensor in tensors.items():
+            space = kept.get(name)
+            if space is None or (space.shape, space.dtype) != (tensor.shape, tensor.dtype):
+                space = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)  # pinned: copied faster
+            self._copies[name] = space.copy_(tensor.detach())
+
+    def _write(self, path: Path, text: str) -> None:
+        """Write the copies; of the saves before, keep the newest."""
+        try:
+            plain = torch.frombuffer(bytearray(text, "utf-8"), dtype=torch.uint8)  # a header holds 100 MB at most
+            checksum = {"checksum": _checksum(text, self._copies)}
+            files.save_tensors(path, self._copies | {PLAIN: plain}, checksum)
+        except OSError as error:
+            needed = sum(tensor.numel() * tensor.element_size() for tensor in self._copies.values())
+            free = shutil.disk_usage(self.folder).free
+            intact = f"the save {self._newest.name} is intact" if self._newest else "there is no earlier save"
+            raise OSError(
+                error.errno,
+                f"{path} could not be written ({error.strerror}): {needed / 2**20:.1f} MiB are needed, "
+                f"{free / 2**20:.1f} MiB are free; {intact}: make room, the same command then goes on from there",
+            ) from None
+        for other in self.folder.glob("state*"):
+            if other not in (path, self._newest):
+                other.unlink()
+        self._newest = path
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        """One save, checked. Its tensors are in memory, so that the file may go.
+
+        Raises:
+            Damaged: the file, or one of those that lay beside it.
+        """
+        try:
+            mapped, metadata = files.read_tensors(path)
+        except SafetensorError as error:
+            raise Damaged(str(error)) from None
+        tensors = {name: tensor.clone() for name, tensor in mapped.items()}
+        try:
+            text = tensors.pop(PLAIN).numpy().tobytes().decode()
+        except (KeyError, UnicodeDecodeError) as error:
+            raise Damaged(f"no plain values: {error}") from None
+        if metadata.get("checksum") != _checksum(text, tensors):
+            raise Damaged("other content than was written")
+        saved = files.unflatten(text, tensors)
+        beside = self._beside()
+        for name, size in saved["beside"].items():
+            if beside.get(name) != size:
+                raise Damaged(f"{name} beside it has {beside.get(name, 'no')} bytes, then it had {size}")
+        return saved["state"]
+
+    def _beside(self) -> dict[str, int]:
+        """Sizes of the snapshots that lie in the folder."""
+        paths = sorted(self.folder.glob("*/*.safetensors"))
+        return {str(path.relative_to(self.folder)): path.stat().st_size for path in paths}
 
 
 def repository_root() -> Path:
@@ -106,23 +217,77 @@ def key(params: dict[str, Any], inputs: list[Path], script: str) -> str:
 
 def loaded_code() -> list[Path]:
     """Files of the `facm` modules that this process has imported, less the neutral ones."""
-    files = []
+    code = []
     for name, module in sorted(sys.modules.items()):
         parts = name.split(".")
         path = getattr(module, "__file__", None)
         if parts[0] == "facm" and path and Path(path).name != "__init__.py" and parts[-1] not in NEUTRAL:
-            files.append(Path(path))
-    return files
+            code.append(Path(path))
+    return code
+
+
+def _starter() -> int:
+    """Process id of what started this run: the parent, or torchrun's parent."""
+    status = Path(f"/proc/{os.getppid()}/stat")
+    if "TORCHELASTIC_RUN_ID" not in os.environ or not status.exists():
+        return os.getppid()
+    return int(status.read_text().rpartition(")")[2].split()[1])
+
+
+def _checksum(text: str, tensors: dict[str, Tensor]) -> str:
+    """Of all that a save holds, whatever the order."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(files.content(tensors[name]))
+    return digest.hexdigest()
+
+
+def _locked(folder: Path) -> IO[str] | None:
+    """The folder's open lock, the folder made where it is missing; None where another process holds it."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = (folder / "lock").open("a+")
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever held it may have removed the folder meanwhile: then this lock guards nothing.
+            if os.path.samestat(os.fstat(lock.fileno()), (folder / "lock").stat()):
+                return lock
+        except BlockingIOError:
+            return None
+        except FileNotFoundError:
+            continue
+
+
+def _number(lock: IO[str], ordinal: int) -> None:
+    """Write into a lock the how-manieth run of its stage this is: unlike times, it does not depend on a clock."""
+    lock.truncate(0)
+    lock.write(str(ordinal))
+    lock.flush()
+
+
+def _ordinal(folder: Path) -> int:
+    """The number that `_number` wrote, 0 where there is none."""
+    path = folder / "lock"
+    text = path.read_text() if path.exists() else ""
+    return int(text) if text.isdigit() else 0
 
 
 def _prune_older(parent: Path, stage: str, present: Path) -> None:
-    """Keep the newest unfinished runs of a stage; never one that is locked."""
-    others = [p for p in parent.glob(f"{stage}-*") if p != present]
-    others.sort(key=lambda p: p.stat().st_mtime, reverse=True)
+    """Keep the latest unfinished runs of a stage, and any that is locked; clear what a killed removal left."""
+    others = sorted((path for path in parent.glob(f"{stage}-*") if path != present), key=_ordinal, reverse=True)
     for folder in others[KEEP:]:
-        with (folder / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            shutil.rmtree(folder)
+        lock = _locked(folder)
+        if lock is not None:
+            _remove(folder)
+            lock.close()
+    for folder in parent.glob(f".{stage}-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a locked folder, under another name, so that a run that begins now does not find it half-removed."""
+    away = folder.with_name(f".{folder.name}")
+    shutil.rmtree(away, ignore_errors=True)
+    os.replace(folder, away)
+    shutil.rmtree(away, ignore_errors=True)

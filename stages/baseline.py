@@ -6,7 +6,7 @@ from facm import check, dist, evaluate
 from facm.files import save_json
 from facm.generator import Generator, balanced_labels
 from facm.reference import Reference
-from facm.samples import save_samples
+from facm.samples import load_samples, saving_samples
 
 OUT = Path("data/baseline")
 
@@ -20,10 +20,14 @@ def main() -> None:
     w = b.w if teacher.config.num_classes else 1.0
     sampler = teacher.sampler(b.sampler, steps=b.steps, w=w, t_low=b.t_low, t_high=b.t_high, shift=b.shift)
     labels = balanced_labels(b.num, teacher.config.num_classes)
-    images, nfe = teacher.draw(sampler, labels, b.num, b.seed, batch_size=b.batch_size, what=f"{b.sampler} {b.steps}")
-    save_samples(OUT, "teacher", images, labels)
+    with saving_samples(OUT, "teacher", b.num, labels) as take:
+        what = f"{b.sampler} {b.steps}"
+        nfe = teacher.draw_into(take, sampler, labels, b.num, b.seed, batch_size=b.batch_size, what=what)
+    images, _ = load_samples(OUT / "teacher.npz")
     scores = evaluate.score(images, labels, reference, kid_subsets=e.kid_subsets, copies=e.copies)
-    save_json(Path("metrics/baseline.json"), {"baseline": {"nfe": nfe, "w": w, "num": b.num} | scores})
+    if dist.is_main():
+        save_json(Path("metrics/baseline.json"), {"baseline": {"nfe": nfe, "w": w, "num": b.num} | scores})
+    dist.teardown()
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
 """The few-step student, distilled from the teacher or trained from scratch (Algorithm 1) -> data/student."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from facm import check, checkpoint, dist, params, source, train
+from facm.checkpoint import Config
 from facm.data.latents import LatentSet
 from facm.files import save_csv, save_json
 from facm.log import say
 from facm.objectives import ignored
+from facm.passes import Plan
 from facm.schedules import weighting
 from facm.velocity import Guidance
 from facm.work import Work, key
@@ -22,42 +26,45 @@ def main() -> None:
     dist.setup(p.runtime.threads)
     latents, d, objective = LatentSet.open(LATENTS), p.distill, check.build_objective(p)
     check.fits(p, latents.shape)
+    tracked = params.tracked(raw, "distill")
     unused = ignored(d.objective)
     if unused:
         say(f"distill: objective '{d.objective}' has no use for {', '.join(unused)}; recorded as null")
-        raw["distill"] |= dict.fromkeys(unused)
-    config = checkpoint.describe("student", latents, check.backbone(p), objective, d, raw)
+        tracked["distill"] |= dict.fromkeys(unused)
+    config = checkpoint.describe("student", latents, check.backbone(p), objective, d, tracked)
     torch.manual_seed(d.seed)
-    network, inputs = config.build(d.dropout), [LATENTS / "meta.json"]
-    guidance = {
-        "w": d.w,
-        "t_low": d.t_low,
-        "t_high": d.t_high,
-        "null": latents.num_classes or None,
-        "scratch_form": d.scratch_form,
-        "scratch_condition": d.scratch_condition,
-        "teacher_condition": d.teacher_condition,
-    }
-    if d.mode == "distill":
-        teacher, described = checkpoint.load(d.teacher)
-        checkpoint.check_teacher(config, described, d.teacher, d.teacher_condition)
-        velocity = source.teacher(teacher.to(dist.device()), Guidance(**guidance, conditioning=described.conditioning))
-        inputs.append(Path(d.teacher) / "config.json")
-        checkpoint.start_from(network, config, d.init or d.teacher, d.init_sha256 or described.sha256)
-    else:
-        velocity = source.scratch(Guidance(**guidance, conditioning=objective.conditioning), d.scratch_source)
-        if d.init is not None:
-            checkpoint.start_from(network, config, d.init, d.init_sha256)
-    tracked = {name: raw[name] for name in ("backbone", "distill")} | {"block": config.constants}
-    tracked |= {"objective": raw["objectives"][d.objective], "threads": p.runtime.threads}
+    network, plan = config.build(d.dropout), train.plan_of(p.train)
+    velocity = _start(network, config, d, plan)
+    inputs = [LATENTS / "meta.json", *([Path(d.teacher) / "config.json"] if d.mode == "distill" else [])]
     work = Work("distill", key(tracked, inputs, __file__))
-    job = train.Job("distill", network, objective, latents, d, velocity, p.runtime, d.derivative)
+    job = train.Job("distill", network, objective, latents, d, velocity, p.runtime, plan, d.derivative)
     trained = train.train(job, work, "metrics/distill")
     if dist.is_main():
         checkpoint.save(OUT, trained.weights, config, trained.snapshots)
         _write_weightings(Path("metrics/weighting.csv"), d)
         save_json(Path("metrics/distill.json"), {"distill_training": trained.figures})
         work.finish()
+
+
+def _start(network: nn.Module, config: Config, d: params.Distill, plan: Plan) -> source.Source:
+    """Give the student its first weights and return where its target velocity comes from."""
+    guidance: dict[str, Any] = {
+        "w": d.w,
+        "t_low": d.t_low,
+        "t_high": d.t_high,
+        "null": config.num_classes or None,
+        "scratch_form": d.scratch_form,
+        "scratch_condition": d.scratch_condition,
+        "teacher_condition": d.teacher_condition,
+    }
+    if d.mode == "scratch":
+        if d.init is not None:
+            checkpoint.start_from(network, config, d.init, d.init_sha256)
+        return source.scratch(Guidance(**guidance, conditioning=config.conditioning), d.scratch_source)
+    teacher, described = checkpoint.load(d.teacher)
+    checkpoint.check_teacher(config, described, d.teacher, d.teacher_condition)
+    checkpoint.start_from(network, config, d.init or d.teacher, d.init_sha256 or described.sha256)
+    return source.teacher(teacher, Guidance(**guidance, conditioning=described.conditioning), plan)
 
 
 def _write_weightings(path: Path, d: params.Distill) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from facm import check, dist, evaluate, table
 from facm.files import load_json, save_csv, save_json
@@ -28,12 +29,29 @@ def main() -> None:
         student[path.stem] = evaluate.score(
             images, labels, reference, kid_subsets=params.evaluate.kid_subsets, copies=params.evaluate.copies
         )
+    if dist.is_main():
+        teacher = {"teacher": baseline} if baseline else {}
+        key = evaluate.distance_key(reference.yardsticks[0].network.name, len(images))
+        write(measured, teacher, student, num=len(images), key=key)
+    dist.teardown()
+
+
+def write(
+    measured: dict[str, Any], teacher: dict[str, Any], student: dict[str, dict[str, float]], *, num: int, key: str
+) -> None:
+    """Write the metrics and show them as a table.
+
+    Args:
+        measured: of metrics/reference.json.
+        teacher: its figures under `teacher`, or nothing.
+        student: scores by nfe<N>.
+        num: pictures per NFE.
+        key: name of the distance that is drawn over NFE.
+    """
     ends = {name: measured[name] for name in ("floor", "class_mean", "pixel_mean", "noise") if name in measured}
-    result = {"features": measured["features"], "num": len(images)} | ends
-    result |= ({"teacher": baseline} if baseline else {}) | {"student": student}
-    result |= {name: value for name, value in measured.items() if name.startswith("heldout_")}
+    heldout = {name: value for name, value in measured.items() if name.startswith("heldout_")}
+    result = {"features": measured["features"], "num": num} | ends | teacher | {"student": student} | heldout
     save_json(Path("metrics/evaluate.json"), result)
-    key = evaluate.distance_key(reference.yardsticks[0].network.name, len(images))
     columns = {"nfe": [int(name.removeprefix("nfe")) for name in student]}
     save_csv(Path("metrics/quality.csv"), columns | {"distance": [scores[key] for scores in student.values()]})
     say(table.render(json.loads(Path("metrics/evaluate.json").read_text())))

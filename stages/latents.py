@@ -8,7 +8,7 @@ def main() -> None:
     params = check.read()
     check.writable("data")
     dist.setup(params.runtime.threads)
-    fingerprint = data.verify(params.data.name, params.data.root, params.data.fingerprint)
+    fingerprint = dist.from_main(lambda: data.verify(params.data.name, params.data.root, params.data.fingerprint))
     images = data.load(params.data.name, params.data.root, "train")
     latents.write(
         "data/latents",
@@ -20,6 +20,7 @@ def main() -> None:
         dataset_name=params.data.name,
         fingerprint=fingerprint,
     )
+    dist.teardown()
 
 
 if __name__ == "__main__":

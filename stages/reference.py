@@ -10,7 +10,7 @@ def main() -> None:
     params = check.read()
     check.writable("data", "metrics")
     dist.setup(params.runtime.threads)
-    data.verify(params.data.name, params.data.root, params.data.fingerprint)
+    dist.from_main(lambda: data.verify(params.data.name, params.data.root, params.data.fingerprint))
     splits = {split: data.load(params.data.name, params.data.root, split) for split in ("train", "heldout")}
     figures = reference.build(
         "data/reference",
@@ -20,7 +20,9 @@ def main() -> None:
         seed=params.reference.seed,
         num=params.reference.num,
     )
-    save_json(Path("metrics/reference.json"), figures)
+    if dist.is_main():
+        save_json(Path("metrics/reference.json"), figures)
+    dist.teardown()
 
 
 if __name__ == "__main__":

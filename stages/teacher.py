@@ -17,17 +17,16 @@ def main() -> None:
     p, raw = check.read(), params.raw()
     check.writable("data", "metrics", ".work")
     dist.setup(p.runtime.threads)
-    latents, t = LatentSet.open(LATENTS), p.teacher
+    latents, t, tracked = LatentSet.open(LATENTS), p.teacher, params.tracked(raw, "teacher")
     check.fits(p, latents.shape)
     objective = FM(conditioning=t.conditioning, fraction=t.fraction, cosine=t.cosine, cosine_eps=t.cosine_eps)
-    config = checkpoint.describe("teacher", latents, check.backbone(p), objective, t, raw)
+    config = checkpoint.describe("teacher", latents, check.backbone(p), objective, t, tracked)
     torch.manual_seed(t.seed)
     network = config.build(t.dropout)
     if t.init is not None:
         checkpoint.start_from(network, config, t.init, t.init_sha256)
-    tracked = {name: raw[name] for name in ("backbone", "teacher")} | {"block": config.constants}
-    work = Work("teacher", key(tracked | {"threads": p.runtime.threads}, [LATENTS / "meta.json"], __file__))
-    job = train.Job("teacher", network, objective, latents, t, source.data(), p.runtime)
+    work = Work("teacher", key(tracked, [LATENTS / "meta.json"], __file__))
+    job = train.Job("teacher", network, objective, latents, t, source.data(), p.runtime, train.plan_of(p.train))
     trained = train.train(job, work, "metrics/teacher")
     if dist.is_main():
         checkpoint.save(OUT, trained.weights, config, trained.snapshots)

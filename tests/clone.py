@@ -4,6 +4,7 @@ Each clone has its own git history and its own DVC cache. Bytecode caching is on
 catches `__pycache__` would go unseen.
 """
 
+import hashlib
 import os
 import re
 import shutil
@@ -11,11 +12,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 SOURCE, PYTHON = Path(__file__).parents[1], Path(sys.executable)
+DVC = PYTHON.with_name("dvc")
 OWNED = ("data", "metrics", "dvc.lock")  # what DVC writes: not copied
 TINY = """\
 backbones:
@@ -61,18 +66,25 @@ class Clone:
 
     root: Path
 
-    def run(self, *command: str | Path, fails: bool = False, timeout_s: float = 180) -> str:
+    def run(
+        self,
+        *command: str | Path,
+        fails: bool = False,
+        timeout_s: float = 180,
+        variables: Mapping[str, str] | None = None,
+    ) -> str:
         """Run a command in the clone; returns stdout and stderr as they came.
 
         Args:
             command: program and arguments.
             fails: whether it must end with an error.
             timeout_s: after which it counts as hung.
+            variables: further environment variables.
         """
         done = subprocess.run(
             command,
             cwd=self.root,
-            env=environment(self.root),
+            env=environment(self.root) | dict(variables or {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
@@ -82,9 +94,9 @@ class Clone:
         assert (done.returncode != 0) == fails, f"{command} exited with {done.returncode}:\n{done.stdout}"
         return done.stdout
 
-    def dvc(self, *arguments: str, fails: bool = False) -> str:
+    def dvc(self, *arguments: str, fails: bool = False, variables: Mapping[str, str] | None = None) -> str:
         """`dvc ARGUMENTS`."""
-        return self.run(PYTHON.with_name("dvc"), *arguments, fails=fails)
+        return self.run(DVC, *arguments, fails=fails, variables=variables)
 
     def git(self, *arguments: str) -> str:
         """`git ARGUMENTS`."""
@@ -95,9 +107,9 @@ class Clone:
         self.git("add", "-A")
         self.git("commit", "-q", "--allow-empty", "-m", "state")
 
-    def stage(self, name: str, *, fails: bool = False) -> str:
+    def stage(self, name: str, *, fails: bool = False, variables: Mapping[str, str] | None = None) -> str:
         """Run a stage as dvc.yaml does, without DVC."""
-        return self.run(PYTHON, "-m", "facm.launch", f"stages.{name}", fails=fails)
+        return self.run(*launch(name), fails=fails, variables=variables)
 
     def edit(self, path: str | Path, old: str, new: str) -> None:
         """Replace the first `old` in a file, which must be there."""
@@ -136,34 +148,93 @@ class Clone:
         """Folders of unfinished runs."""
         return sorted((self.root / ".work").glob("*"))
 
+    @contextmanager
+    def running(self, *command: str | Path, variables: Mapping[str, str] | None = None) -> Iterator["Running"]:
+        """Start a command in its own process group; whatever is left of it in the end is killed."""
+        output = self.root / ".git" / f"running-{time.monotonic_ns()}.log"
+        with output.open("w") as file:
+            process = subprocess.Popen(
+                command,
+                cwd=self.root,
+                env=environment(self.root) | dict(variables or {}),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        try:
+            yield Running(process, output)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
     def killed(self, *command: str | Path, when: Callable[[], bool], timeout_s: float = 60) -> str:
         """Start a command in its own process group, kill -9 the whole group when `when()` holds; returns its output.
 
         Raises:
             AssertionError: the command ended before, or `when` never held.
         """
-        output = self.root / ".git" / "killed.log"
-        with output.open("w") as file:
-            process = subprocess.Popen(
-                command,
-                cwd=self.root,
-                env=environment(self.root),
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+        with self.running(*command) as started:
+            started.until(when, timeout_s)
+        return started.told()
+
+    def trainers(self) -> list[int]:
+        """Process ids of the stages (each rank) that run in this clone or in a folder of it."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                inside = (folder / "cwd").readlink().is_relative_to(self.root)
+                if inside and b"facm.launch" in (folder / "cmdline").read_bytes().split(b"\0"):
+                    found.append(int(folder.name))
+        return sorted(found)
+
+    def saves(self, stage: str) -> list[int]:
+        """Steps at which the stage's unfinished work was saved, as far as these saves are kept."""
+        paths = (self.root / ".work").glob(f"{stage}-*/state-*.safetensors")
+        return sorted(int(path.stem.removeprefix("state-")) for path in paths)
+
+    def made(self) -> dict[str, str]:
+        """sha256 of every file that the stages have made."""
+        paths = [path for folder in ("data", "metrics") for path in (self.root / folder).rglob("*") if path.is_file()]
+        return {str(p.relative_to(self.root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(paths)}
+
+    def damaged_in_cache(self) -> list[Path]:
+        """Objects in DVC's cache whose content is not what their name says."""
+        objects = (self.root / ".git/dvc-cache/files/md5").glob("*/*")
+        return [p for p in objects if hashlib.md5(p.read_bytes()).hexdigest() != p.parent.name + p.stem]
+
+
+@dataclass(frozen=True)
+class Running:
+    """A command that was started by `Clone.running`."""
+
+    process: subprocess.Popen[bytes]
+    output: Path
+
+    def told(self) -> str:
+        """What it has printed."""
+        return self.output.read_text()
+
+    def until(self, when: Callable[[], bool], timeout_s: float = 60) -> None:
+        """Wait until `when()` holds.
+
+        Raises:
+            AssertionError: it never did, or the command ended before.
+        """
         end = time.monotonic() + timeout_s
-        try:
-            while not when():
-                assert process.poll() is None, f"{command} ended before it was killed:\n{output.read_text()}"
-                assert time.monotonic() < end, f"nothing to kill within {timeout_s} s:\n{output.read_text()}"
-                time.sleep(0.005)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        return output.read_text()
+        while not when():
+            assert self.process.poll() is None, f"{self.process.args} ended too early:\n{self.told()}"
+            assert time.monotonic() < end, f"{self.process.args}: not within {timeout_s} s:\n{self.told()}"
+            time.sleep(0.005)
+
+    def send(self, kind: signal.Signals) -> None:
+        """Send a signal to the whole process group, as a terminal does."""
+        os.killpg(self.process.pid, kind)
+
+    def end(self, timeout_s: float = 120) -> int:
+        """Wait until it has ended; returns its exit status."""
+        return self.process.wait(timeout_s)
 
 
 def make(folder: Path) -> Clone:
@@ -195,6 +266,20 @@ def copy(clone: Clone, folder: Path) -> Clone:
     return copied
 
 
+def untrained(clone: Clone, folder: Path) -> Clone:
+    """A copy of a clone, as if the teacher and what follows had never run there or anywhere."""
+    copied = copy(clone, folder)
+    shutil.rmtree(copied.root / ".git/dvc-cache/runs")
+    lock = yaml.safe_load(copied.read("dvc.lock"))
+    for stage in set(lock["stages"]) - {"reference", "latents"}:
+        for out in lock["stages"].pop(stage)["outs"]:
+            path = copied.root / out["path"]
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (copied.root / "dvc.lock").write_text(yaml.safe_dump(lock))
+    copied.commit()
+    return copied
+
+
 def ran(output: str) -> list[str]:
     """Stages that DVC ran, in order (not those restored from the run cache)."""
     return re.findall(r"Running stage '([^']+)':", output)
@@ -204,16 +289,28 @@ class SecondSave:
     """Holds once a stage's unfinished work has been saved twice."""
 
     def __init__(self, clone: Clone, stage: str):
-        self.folder, self.stage, self.seen = clone.root / ".work", stage, set[int]()
+        self.clone, self.stage = clone, stage
 
     def __call__(self) -> bool:
-        self.seen |= {path.stat().st_mtime_ns for path in self.folder.glob(f"{self.stage}-*/state.pt")}
-        return len(self.seen) >= 2
+        return len(self.clone.saves(self.stage)) >= 2
+
+
+def launch(stage: str) -> tuple[str | Path, ...]:
+    """The command of a stage in dvc.yaml."""
+    return PYTHON, "-m", "facm.launch", f"stages.{stage}"
 
 
 def restored(output: str) -> list[str]:
     """Stages that DVC restored from the run cache, in order."""
     return re.findall(r"Stage '([^']+)' is cached - skipping run", output)
+
+
+def hooked(root: Path, code: str) -> dict[str, str]:
+    """Environment variables with which every Python process runs some code before its own."""
+    folder = root / ".git" / f"hook-{hashlib.md5(code.encode()).hexdigest()[:8]}"
+    folder.mkdir(exist_ok=True)
+    (folder / "sitecustomize.py").write_text(code)
+    return {"PYTHONPATH": str(folder)}
 
 
 def environment(root: Path) -> dict[str, str]:

@@ -12,6 +12,8 @@ from facm import check, checkpoint, codecs, params
 from facm.data import Images, latents
 from facm.data.latents import LatentSet
 from facm.objectives.fm import FM
+from facm.passes import Passes
+from facm.student import Student
 
 ROOT = Path(__file__).parents[1]
 BASE = yaml.safe_load((ROOT / "presets" / "base.yaml").read_text())
@@ -124,6 +126,13 @@ class Points:
 
     def batch(self, indices: Tensor, flips: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         return self.points[indices], indices % self.num_classes if self.num_classes else None
+
+
+def student(network: Any, method: str = "dual", keys: Tensor | None = None) -> Student:
+    """The network as an objective sees it, ready for one backward pass."""
+    answering = Student(Passes(network, method))
+    answering.begin(keys)
+    return answering
 
 
 def truncate(path: Path, share: float = 0.5) -> None:

@@ -70,7 +70,7 @@ def test_a_write_that_is_interrupted_leaves_nothing_under_the_final_name(latents
     def full(source, target) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(checkpoint.shutil, "copy", full)
+    monkeypatch.setattr(checkpoint.shutil, "copyfileobj", full)
     paths = [path for _, _, path in checkpoint.snapshots(tmp_path / "teacher")]
     with pytest.raises(OSError, match="no space"):
         checkpoint.save(tmp_path / "student", network.state_dict(), config, paths)

@@ -20,7 +20,9 @@ from facm import preset
 
 ROOT = Path(__file__).parents[1]
 # May not change a number, and nothing that they import is handed on. `files` only reads and writes what it is given.
-NEUTRAL = {f"facm.{name}" for name in ("check", "dist", "files", "launch", "log", "names", "params", "table", "work")}
+NEUTRAL = {
+    f"facm.{name}" for name in ("check", "dist", "files", "launch", "log", "names", "params", "stop", "table", "work")
+}
 PASSING = {"facm.checkpoint"}  # neutral too, but what it imports (networks, averages) acts through it
 STAGES = ("reference", "latents", "teacher", "baseline", "distill", "sample", "evaluate")
 CHOICES = {  # registry -> the param that names its file; samplers: of the stage that draws

@@ -1,6 +1,5 @@
 """The command lines, in this process: what they write, what they print, how they refuse."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from miniature import truncate, write_checkpoint, write_latents, write_params
 from PIL import Image
 
 import facm
-from facm import check, checkpoint, generate, launch, posthoc
+from facm import check, checkpoint, generate, posthoc
 from facm.data import __main__ as data_command
 from facm.generate import parse_labels
 
@@ -194,64 +193,3 @@ def test_the_data_command_reads_params_and_needs_them(run, refused, folder: Path
     assert told.startswith("data.fingerprint: ") and len(told.split()[1]) == 64
     (folder / "params.yaml").unlink()
     assert "error: params.yaml is missing" in refused(data_command.main)
-
-
-# launch
-
-
-@pytest.fixture
-def module(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    """Write a stage with this body; returns its name."""
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "argv", ["launch"])
-
-    def write(body: str) -> str:
-        (folder / "tried.py").write_text(body)
-        sys.modules.pop("tried", None)
-        return "tried"
-
-    return write
-
-
-def test_launch_runs_a_module_of_this_folder_as_a_script(module, capsys) -> None:
-    launch.main([module("import sys\nif __name__ == '__main__': print('ran', sys.argv)")])
-    assert capsys.readouterr().out == "ran ['tried']\n"
-
-
-@pytest.mark.parametrize("kind", ["ValueError", "FileNotFoundError", "PermissionError", "RuntimeError"])
-def test_launch_ends_a_users_mistake_in_one_line(kind: str, module, monkeypatch) -> None:
-    name = module(f"raise {kind}('params.yaml, distill: wrong')")
-    with pytest.raises(SystemExit) as ended:
-        launch.main([name])
-    assert str(ended.value) == "\nerror in tried: params.yaml, distill: wrong\n(FACM_TRACEBACK=1 shows where)"
-    monkeypatch.setenv("FACM_TRACEBACK", "1")
-    with pytest.raises((ValueError, OSError, RuntimeError), match="wrong"):
-        launch.main([name])
-
-
-def test_launch_shows_where_a_mistake_of_the_program_is(module) -> None:
-    with pytest.raises(KeyError):
-        launch.main([module("{}['key']")])
-
-
-def test_launch_needs_one_module_and_a_number_of_processes(monkeypatch) -> None:
-    with pytest.raises(SystemExit, match=r"usage: python -m facm.launch stages.NAME"):
-        launch.main([])
-    for value in ("two", "0", "-1", ""):
-        monkeypatch.setenv("FACM_NPROC", value)
-        with pytest.raises(SystemExit, match=rf"error: FACM_NPROC='{value}': must be a number of processes, 1 or more"):
-            launch.main(["stages.teacher"])
-
-
-def test_launch_becomes_torchrun_for_stages_that_train_only(module, monkeypatch, capsys) -> None:
-    started: list[list[str]] = []
-    monkeypatch.setattr(os, "execv", lambda program, command: started.append(command) or sys.exit(0))
-    monkeypatch.setenv("FACM_NPROC", "2")
-    launch.main([module("print('ran')")])
-    assert capsys.readouterr().out == "ran\n" and started == []
-    for stage in ("stages.teacher", "stages.distill"):
-        with pytest.raises(SystemExit):
-            launch.main([stage])
-    assert [command[-3:] for command in started] == [["-m", "facm.launch", s] for s in launch.SHARED]
-    assert "--nproc-per-node=2" in started[0]

@@ -2,6 +2,8 @@
 
 import operator
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from facm import dual
+from facm.backbones import build
 from facm.dual import Dual
 
 
@@ -23,6 +26,8 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 W, BIAS, KERNEL = normal(5, 6, seed=1), normal(5, seed=2), normal(3, 4, 3, 3, seed=3)
 ROW, CHANNEL, SAME, OTHER = normal(6, seed=4), normal(4, seed=5), normal(2, 4, 6, 6, seed=6), normal(1, 1, 6, seed=7)
+
+FIR = torch.outer(*2 * [torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=torch.float64) / 8])[None, None]
 
 # x, z (2, 4, 6, 6) are Duals, the names in capitals are constants.
 CASES: dict[str, Callable[[Any, Any], Any]] = {
@@ -52,6 +57,16 @@ CASES: dict[str, Callable[[Any, Any], Any]] = {
     "x ** 0": lambda x, z: x**0,
     "x ** 1": lambda x, z: x**1,
     "x ** -1.5": lambda x, z: (x * x + 1).pow(-1.5),
+    "x + alpha z": lambda x, z: torch.add(x, z, alpha=0.3) - x.sub(SAME, alpha=2) + torch.add(SAME, z, alpha=3),
+    "outer": lambda x, z: torch.outer(x[0, 0, 0], z[0, 0, 1]) + torch.ger(x[0, 0, 0], ROW) + ROW.outer(z[0, 0, 0]),
+    "mm": lambda x, z: torch.mm(x[0, 0], z[0, 1]) + x[0, 0].mm(SAME[0, 0]),
+    "addcmul": lambda x, z: torch.addcmul(x, z, x, value=0.5) + torch.addcmul(SAME, z, ROW) + x.addcmul(SAME, SAME),
+    "addcmul of a narrower x": lambda x, z: torch.addcmul(x[:1, :1], z, x) + torch.addcmul(x[:, :1], ROW, SAME),
+    "einsum": lambda x, z: torch.einsum("bchw,bcvw,bchw->bhv", x, z, x) + torch.einsum("bchw,bcvw->bhv", SAME, z),
+    "where": lambda x, z: torch.where(SAME > 0, x, z) + torch.where(ROW > 0, 1.0, z) + torch.where(SAME < 1, x, SAME),
+    "where of a narrower x": lambda x, z: torch.where(SAME > 0, x[:, :1], 0.0),
+    "clamp": lambda x, z: torch.clamp(x, -0.5, 0.5) + z.clamp(min=0.1) + x.clip(max=0.3),
+    "maximum": lambda x, z: torch.maximum(x, z) * torch.minimum(SAME, z[:, :1]) + x.maximum(SAME),
     "-x": lambda x, z: -x + torch.neg(x),
     "x @ tensor": lambda x, z: x @ W.T,
     "tensor @ x": lambda x, z: W @ x,
@@ -74,6 +89,8 @@ CASES: dict[str, Callable[[Any, Any], Any]] = {
     "F.conv2d": lambda x, z: F.conv2d(x, KERNEL, CHANNEL[:3], stride=2, padding=1),
     "F.conv3d": lambda x, z: F.conv3d(x[None], KERNEL[None, :2]),
     "F.conv_transpose2d": lambda x, z: F.conv_transpose2d(x, KERNEL.transpose(0, 1), None, 2, 1),
+    "FIR down": lambda x, z: F.conv2d(x, FIR.tile(4, 1, 1, 1), groups=4, stride=2, padding=1),
+    "FIR up": lambda x, z: F.conv_transpose2d(x, (4 * FIR).tile(4, 1, 1, 1), groups=4, stride=2, padding=1),
     "F.rms_norm": lambda x, z: F.rms_norm(x, (6,), ROW, 1e-3),
     "torch.rms_norm": lambda x, z: torch.rms_norm(x, (6, 6), SAME[0, 0], 1e-2),
     "F.rms_norm bare": lambda x, z: F.rms_norm(x * 1e-7, (6,)),
@@ -81,10 +98,18 @@ CASES: dict[str, Callable[[Any, Any], Any]] = {
     "F.layer_norm bare": lambda x, z: F.layer_norm(x, (6, 6)),
     "F.group_norm": lambda x, z: F.group_norm(x, 2, CHANNEL, CHANNEL, 1e-3),
     "F.group_norm bare": lambda x, z: F.group_norm(x[:, :, 0], 4),
+    "norms by keyword": lambda x, z: (
+        F.group_norm(x, num_groups=2, eps=1e-3)
+        + F.layer_norm(x, normalized_shape=(6,), weight=ROW)
+        + F.rms_norm(x, normalized_shape=(6,), weight=ROW)
+    ),
+    "nn norms": lambda x, z: nn.Sequential(nn.GroupNorm(2, 4, dtype=x.dtype), nn.LayerNorm(6, dtype=x.dtype))(x),
     "attention": lambda x, z: F.scaled_dot_product_attention(x, z, x * z),
     "attention scaled": lambda x, z: F.scaled_dot_product_attention(x, z, z + 1, scale=0.3),
     "attention to a constant": lambda x, z: F.scaled_dot_product_attention(x, SAME[:, :, :5], SAME[:, :, :5]),
-    "F.dropout in eval": lambda x, z: F.dropout(x, 0.5, training=False),
+    "attention by keyword": lambda x, z: F.scaled_dot_product_attention(query=x, key=z, value=x),
+    "attention of 3 dimensions": lambda x, z: F.scaled_dot_product_attention(x[0], z[0, :, :5], x[0, :, :5, :3]),
+    "F.dropout in eval": lambda x, z: F.dropout(x, 0.5, training=False) * nn.Dropout(0.0)(z),
     "cat": lambda x, z: torch.cat([x, SAME, z], dim=1) + torch.concat((z, x, z), 1),
     "stack": lambda x, z: torch.stack([-x, z, SAME], dim=-1),
     "reshape": lambda x, z: x.reshape(2, -1) + torch.reshape(z, (2, -1)) + (x * SAME).view(2, 144),
@@ -107,6 +132,8 @@ CASES: dict[str, Callable[[Any, Any], Any]] = {
     "cumsum": lambda x, z: torch.cumsum(x, 1),
     "pooling": lambda x, z: F.avg_pool2d(x, 2) + F.interpolate(z, scale_factor=0.5, mode="bilinear"),
     "interpolate": lambda x, z: F.interpolate(x, scale_factor=2, mode="nearest"),
+    "pad": lambda x, z: F.pad(x, (1, 0, 2, 1), value=3.0) + F.pad(z, (0, 1, 1, 2), mode="reflect"),
+    "tile": lambda x, z: torch.tile(x, (1, 2, 1, 1)) + z.tile(2, 1, 1) + F.adaptive_avg_pool2d(x, 1).tile(1, 2, 6, 6),
     "pixel_shuffle": lambda x, z: F.pixel_shuffle(F.pixel_unshuffle(x, 2), 2) + z,
     "dtypes": lambda x, z: x.half().double() + x.bfloat16().double() + z.to(torch.float32).type_as(x) + z.float(),
     "dtype of another": lambda x, z: x.to(z.float()).to(torch.float64) + SAME.type_as(x),
@@ -146,7 +173,7 @@ def test_rule_equals_func_jvp(name: str, grad: bool) -> None:
 
 
 def test_every_rule_has_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = {"dropout"}
+    seen = set[str]()
 
     class Recorder(dict[str, Any]):
         def __getitem__(self, name: str) -> Any:
@@ -163,12 +190,11 @@ def test_every_rule_has_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
 class Toy(nn.Module):
     """RMSNorm, modulation by t, attention with a rotation, SwiGLU, LayerNorm: (B, N, 8), (B,) -> (B, N, 8)."""
 
-    def __init__(self, dropout: float = 0.0) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.time, self.qkv, self.out = nn.Linear(6, 24), nn.Linear(8, 24), nn.Linear(8, 8)
         self.w12, self.w3 = nn.Linear(8, 24), nn.Linear(12, 8)
         self.gain, self.scale, self.bias = (nn.Parameter(torch.empty(8)) for _ in range(3))
-        self.dropout = nn.Dropout(dropout)
         for i, weight in enumerate(self.double().parameters()):
             weight.data = normal(*weight.shape, seed=100 + i) / weight.shape[-1] ** 0.5
 
@@ -182,9 +208,9 @@ class Toy(nn.Module):
         angles = t[:, None] * torch.arange(1, 4, dtype=t.dtype)
         embedding = torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
         shift, scale, gate = self.time(embedding).unsqueeze(1).chunk(3, dim=-1)
-        x = x + gate * self.dropout(self.attention(torch.rms_norm(x, (8,), self.gain, 1e-6) * (1 + scale) + shift))
+        x = x + gate * self.attention(torch.rms_norm(x, (8,), self.gain, 1e-6) * (1 + scale) + shift)
         a, b = self.w12(torch.layer_norm(x, (8,), self.scale, self.bias)).chunk(2, dim=-1)
-        return x + self.dropout(self.w3(F.silu(a) * b))
+        return x + self.w3(F.silu(a) * b)
 
 
 def inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -211,27 +237,17 @@ def test_network_has_equal_value_tangent_and_gradients_with_and_without_duals() 
 def test_network_runs_on_duals_under_no_grad() -> None:
     network, (x, t, dx, dt) = Toy(), inputs()
     with_grad = network(Dual(x, dx), Dual(t, dt))
-    outside = Dual(x, dx)
     with torch.no_grad():
         answer = network(Dual(x.clone().requires_grad_(), dx), Dual(t, dt))
-        of_outside = network(outside, Dual(t, dt))
     assert answer.primal.grad_fn is None and not answer.primal.requires_grad
-    for other in [answer, of_outside]:
-        assert relative_error(other.primal, with_grad.primal) <= 1e-12
-        assert relative_error(other.tangent, with_grad.tangent) <= 1e-12
+    assert relative_error(answer.primal, with_grad.primal) <= 1e-12
+    assert relative_error(answer.tangent, with_grad.tangent) <= 1e-12
 
 
 def test_tangent_is_the_limit_of_central_differences() -> None:
     network, (x, t, dx, dt), h = Toy(), inputs(), 1e-5
     difference = (network(x + h * dx, t + h * dt) - network(x - h * dx, t - h * dt)) / (2 * h)
     assert relative_error(network(Dual(x, dx), Dual(t, dt)).tangent, difference.detach()) <= 1e-8
-
-
-def test_non_reentrant_checkpointing_keeps_the_gradients() -> None:
-    network, (x, t, dx, dt) = Toy(), inputs()
-    answer = checkpoint(network, Dual(x, dx), Dual(t, dt), use_reentrant=False)
-    for checkpointed, plain in zip(gradients(network, answer.primal), gradients(network, network(x, t)), strict=True):
-        assert relative_error(checkpointed, plain) <= 1e-12
 
 
 class Doubled(torch.autograd.Function):
@@ -246,14 +262,76 @@ class Doubled(torch.autograd.Function):
         return g * 2
 
 
+def under_no_grad(x: Any) -> Any:
+    with torch.no_grad():
+        return x * 2
+
+
+LOSSES: dict[str, Callable[[Any], Any]] = {
+    "Function": Doubled.apply,
+    "reentrant": lambda x: checkpoint(torch.sin, x, use_reentrant=True),
+    "reentrant layer": lambda x: checkpoint(nn.Linear(6, 2).double(), x, use_reentrant=True),
+    "reentrant list": lambda x: checkpoint(lambda z: torch.cat([SAME, z]), x, use_reentrant=True),
+    "no_grad": under_no_grad,
+    "no_grad after a pytree": lambda x: under_no_grad(tree_map(lambda leaf: leaf, x)),
+    "no_grad after replace": lambda x: under_no_grad(replace(x, tangent=SAME)),
+}
+
+
 @pytest.mark.filterwarnings("ignore:.*requires_grad=True")
-@pytest.mark.parametrize(
-    "call", [Doubled.apply, lambda x: checkpoint(torch.sin, x, use_reentrant=True)], ids=["Function", "reentrant"]
-)
-def test_what_would_lose_gradients_silently_is_refused(call: Callable[[Any], Any]) -> None:
-    x = Dual(SAME, SAME) * torch.ones((), dtype=torch.float64, requires_grad=True)
-    with pytest.raises(RuntimeError, match="grad mode was switched off"):
-        call(x)
+@pytest.mark.parametrize("graph", [False, True], ids=["first layer", "later layer"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_what_would_lose_gradients_silently_is_refused(name: str, graph: bool) -> None:
+    x = Dual(SAME, SAME)
+    x = x * torch.ones((), dtype=torch.float64, requires_grad=True) if graph else x
+    with pytest.raises(RuntimeError, match="grad mode was switched off before"):
+        LOSSES[name](x)
+
+
+@pytest.mark.parametrize("name", sorted(set(LOSSES) - {"reentrant layer"}))
+def test_where_the_whole_call_runs_under_no_grad_nothing_can_be_lost(name: str) -> None:
+    with torch.no_grad():
+        answer = LOSSES[name](Dual(SAME, OTHER + 0 * SAME))
+        assert not answer.primal.requires_grad and answer.tangent.norm() > 0
+        with torch.enable_grad():
+            assert (answer * torch.ones((), dtype=torch.float64, requires_grad=True)).primal.requires_grad
+
+
+def lightningdit() -> tuple[nn.Module, tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """A float64 network of which no weight is zero, (x, t, y) and (dx, dt)."""
+    constants = {"patch_size": 2, "hidden": 16, "depth": 2, "heads": 2}
+    network = build("lightningdit", constants, shape=(3, 4, 4), num_classes=4, auxiliary=False, dropout=0.0).double()
+    for i, weight in enumerate(network.parameters()):
+        weight.data = normal(*weight.shape, seed=100 + i) / max(weight.shape[-1], 4) ** 0.5
+    x, dx = normal(3, 3, 4, 4, seed=1), normal(3, 3, 4, 4, seed=2)
+    return network, (x, normal(3, seed=3).sigmoid(), torch.tensor([0, 3, 4])), (dx, normal(3, seed=4))
+
+
+def checkpointed(layer: nn.Module, use_reentrant: bool) -> None:
+    layer.forward = partial(checkpoint, layer.forward, use_reentrant=use_reentrant)  # type: ignore[method-assign]
+
+
+def test_non_reentrant_checkpointing_of_every_block_keeps_the_gradients() -> None:
+    network, (x, t, y), (dx, dt) = lightningdit()
+    expected = network(Dual(x, dx), Dual(t, dt), y)
+    plain = gradients(network, network(x, t, y))
+    for block in network.blocks:
+        checkpointed(block, use_reentrant=False)
+    answer = network(Dual(x, dx), Dual(t, dt), y)
+    assert relative_error(answer.tangent, expected.tangent) <= 1e-12
+    for one, other in zip(gradients(network, answer.primal), plain, strict=True):
+        assert other.norm() > 0 and relative_error(one, other) <= 1e-12
+
+
+@pytest.mark.filterwarnings("ignore:.*requires_grad=True")
+@pytest.mark.parametrize("layers", ["blocks", "x_embedder"])
+def test_reentrant_checkpointing_of_blocks_or_of_the_first_layer_is_refused(layers: str) -> None:
+    network, (x, t, y), (dx, dt) = lightningdit()
+    layer = getattr(network, layers)
+    for module in layer if layers == "blocks" else [layer]:
+        checkpointed(module, use_reentrant=True)
+    with pytest.raises(RuntimeError, match=r"grad mode was switched off.*use_reentrant=False"):
+        network(Dual(x, dx), Dual(t, dt), y)
 
 
 REFUSED: dict[str, tuple[str, Callable[[Dual], Any]]] = {
@@ -266,7 +344,8 @@ REFUSED: dict[str, tuple[str, Callable[[Dual], Any]]] = {
     "item assignment": ("setitem", lambda x: x.__setitem__(0, 1.0)),
     "item of a tensor": ("setitem", lambda x: SAME.clone().__setitem__(0, x)),
     "SiLU in place": ("silu", lambda x: F.silu(x, inplace=True)),
-    "dropout in place": ("dropout", lambda x: F.dropout(x, inplace=True)),
+    "condition": ("where", lambda x: torch.where(x, 1.0, 0.0)),
+    "method where": ("where", lambda x: x.where(SAME > 0, 0.0)),
     "exponent": ("pow", lambda x: SAME**x),
     "exponent of a number": ("pow", lambda x: 2**x),
     "tensor exponent": ("pow", lambda x: x**SAME),
@@ -312,15 +391,10 @@ def test_unknown_attribute_is_an_attribute_error() -> None:
     assert not hasattr(Dual(ROW, ROW), "no_such_thing")
 
 
-@pytest.mark.parametrize("x", [SAME, SAME.float(), SAME.transpose(0, 2), SAME[:, :, ::2]])
-def test_dropout_draws_the_mask_of_the_plain_tensor_for_both_parts(x: Tensor) -> None:
-    torch.manual_seed(3)
-    plain, state = F.dropout(x, 0.3), torch.get_rng_state()
-    torch.manual_seed(3)
-    answer = F.dropout(Dual(x, torch.ones_like(x)), 0.3)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert relative_error(answer.primal, plain) <= 1e-7
-    assert torch.equal(answer.tangent, (plain != 0).to(x.dtype) / 0.7)
+@pytest.mark.parametrize("drop", [nn.Dropout(0.3), lambda x: F.dropout(x, inplace=True)], ids=["module", "function"])
+def test_random_dropout_is_refused_with_the_keyed_one(drop: Callable[[Any], Any]) -> None:
+    with pytest.raises(TypeError, match=r"got dropout with p = 0\.[35] in training.*facm/backbones/dropout\.py"):
+        drop(Dual(SAME, SAME))
 
 
 def test_bfloat16_autocast_gives_tangents_of_the_primals_dtype() -> None:
@@ -345,17 +419,40 @@ def test_default_eps_of_rms_norm_is_that_of_torch(dtype: torch.dtype) -> None:
     assert torch.allclose(scale, expected.expand(1, 2), rtol=3 * torch.finfo(dtype).eps + 1e-12)
 
 
-def test_traces_as_one_graph_under_compile() -> None:
-    network, (x, t, dx, dt) = Toy(dropout=0.0), inputs()
+def step(network: nn.Module, x: Tensor, dx: Tensor, t: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
+    answer = network(Dual(x, dx), Dual(t, dt))
+    return answer.primal, answer.tangent
 
-    def step(x: Tensor, dx: Tensor, t: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
-        answer = network(Dual(x, dx), Dual(t, dt))
-        return answer.primal, answer.tangent
 
-    value, tangent = torch.compile(step, fullgraph=True, backend="aot_eager")(x, dx, t, dt)
-    eager_value, eager_tangent = step(x, dx, t, dt)
-    assert not tangent.requires_grad
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
+def test_traces_as_one_graph_under_compile(grad: bool) -> None:
+    network, (x, t, dx, dt) = Toy(), inputs()
+    with torch.set_grad_enabled(grad):
+        value, tangent = torch.compile(step, fullgraph=True, backend="aot_eager")(network, x, dx, t, dt)
+        eager_value, eager_tangent = step(network, x, dx, t, dt)
+    assert not tangent.requires_grad and value.requires_grad == grad
     assert relative_error(value, eager_value) <= 1e-12
     assert relative_error(tangent, eager_tangent) <= 1e-12
-    for compiled, eager in zip(gradients(network, value), gradients(network, eager_value), strict=True):
-        assert relative_error(compiled, eager) <= 1e-12
+    if grad:
+        for compiled, eager in zip(gradients(network, value), gradients(network, eager_value), strict=True):
+            assert relative_error(compiled, eager) <= 1e-12
+
+
+def test_methods_trace_too() -> None:
+    """Dynamo does not see the names that facm/dual.py gives them."""
+
+    def methods(x: Any) -> Any:
+        return x.sin().tanh().view(2, -1).square().clamp(max=2.0).view_as(SAME)
+
+    x = Dual(SAME, SAME.transpose(0, 2).contiguous().transpose(0, 2))
+    answer = torch.compile(methods, fullgraph=True, backend="aot_eager")(x)
+    assert relative_error(answer.tangent, methods(x).tangent) <= 1e-12
+
+
+def test_duals_go_in_and_out_of_a_compiled_network_and_no_grad_inside_is_refused() -> None:
+    (x, t, dx, dt), network = inputs(), Toy()
+    answer = torch.compile(network, fullgraph=True, backend="aot_eager")(Dual(x, dx), Dual(t, dt))
+    assert relative_error(answer.tangent, network(Dual(x, dx), Dual(t, dt)).tangent) <= 1e-12
+    assert answer.grad_mode and all(g.norm() > 0 for g in gradients(network, answer.primal))
+    with pytest.raises(Exception, match=r"(?s)grad mode was switched off|Observed exception"):
+        torch.compile(under_no_grad, fullgraph=True, backend="aot_eager")(Dual(x, dx))

@@ -56,9 +56,9 @@ def test_features_and_logits_have_their_shapes_and_survive_saving(tmp_path: Path
     network, images = DigitsCNN().eval(), train.images[:501]
     described = network.save(tmp_path / "network.safetensors")
     loaded = DigitsCNN.load(tmp_path / "network.safetensors")
-    extracted, logits = network.extract(images), network.classify(images)
+    extracted, logits = network.extract(images), network.classify(network.extract(images))
     assert extracted.shape == (501, 32) and extracted.dtype == torch.float32 and logits.shape == (501, 10)
-    assert torch.equal(loaded.extract(images), extracted) and torch.equal(loaded.classify(images), logits)
+    assert torch.equal(loaded.extract(images), extracted) and torch.equal(loaded.classify(extracted), logits)
     torch.testing.assert_close(logits, network(digits_cnn.pixels(images)))
     assert described["sha256"] == files.sha256(tmp_path / "network.safetensors")
 
@@ -180,7 +180,7 @@ def test_inception_runs_on_weights_of_its_format(
     extracted = network.extract(image)
     assert extracted.shape == (1, 2048) and extracted.dtype == torch.float32 and bool(extracted.isfinite().all())
     assert torch.equal(network.extract(image.repeat(1, 1, 1, 3)), extracted)
-    assert network.classify(image) is None
+    assert network.classify(extracted) is None
     network.save(tmp_path / "network.safetensors")
     assert torch.equal(inception.Inception.load(tmp_path / "network.safetensors").extract(image), extracted)
     monkeypatch.setattr(inception, "SHA256", "0" * 64)

@@ -2,6 +2,7 @@
 
 import io
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -89,6 +90,38 @@ def test_rows_become_curves_and_are_replayed_on_resume(tmp_path: Path, capsys) -
     for name in ("loss_fm", "grad_norm", "lr", "skipped"):
         assert curve(tmp_path / "parts", name) == curve(tmp_path / "whole", name)
     assert [step for step, _ in curve(tmp_path / "parts")] == [1, 2, 3, 4]
+
+
+def test_after_falling_back_to_an_older_save_the_curves_have_neither_gap_nor_double_point(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run = TrainingLog(whole, "teacher", 9, [])
+    for row in rows(1, 9):
+        run.row(row)
+    run.close()
+    # Killed after 5, the last save at 2; killed after 6, the last save at 5 but damaged, the one before it at 3.
+    for first, last in ((1, 5), (3, 6), (4, 9)):
+        run = TrainingLog(parts, "teacher", 9, rows(1, first - 1))
+        for row in rows(first, last):
+            run.row(row)
+    run.close()
+    written = [{p.name: p.read_bytes() for p in folder.rglob("*.tsv")} for folder in (whole, parts)]
+    assert written[0] == written[1]
+
+
+def test_values_that_are_not_finite_are_replayed_as_they_were_written(tmp_path: Path) -> None:
+    odd = [{"step": s, "worst": v} for s, v in ((1, float("nan")), (2, float("-inf")), (3, 1e-30), (4, 1 / 3))]
+    run = TrainingLog(tmp_path / "whole", "teacher", 4, [])
+    for row in odd:
+        run.row(row)
+    run.close()
+    TrainingLog(tmp_path / "again", "teacher", 4, odd).close()
+    written = [(tmp_path / name / "plots/metrics/worst.tsv").read_bytes() for name in ("whole", "again")]
+    assert written[0] == written[1]
+
+
+def test_without_dvclive_the_package_is_imported_all_the_same() -> None:
+    code = "import sys; sys.modules['dvclive'] = None; import facm.log, facm.train; print(facm.log.say)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_the_speed_of_a_resumed_run_counts_its_own_steps_only(tmp_path: Path, capsys, monkeypatch) -> None:

@@ -20,6 +20,7 @@ from facm import flow
 from facm.backbones.mlp import MLP
 from facm.objectives.facm import FACM
 from facm.objectives.fm import FM
+from facm.passes import Passes
 from facm.point import Point, Progress
 from facm.schedules import TimeSampler
 from facm.student import Student
@@ -29,10 +30,11 @@ LAW = Mixture()
 
 
 def train(network: nn.Module, objective: FM | FACM, steps: int, seed: int) -> None:
-    optimizer, student = torch.optim.Adam(network.parameters()), Student(network)
+    optimizer, student = torch.optim.Adam(network.parameters()), Student(Passes(network))
     generator = torch.Generator().manual_seed(seed)
     for step in range(1, steps + 1):
         optimizer.param_groups[0]["lr"] = 3e-3 * (1 + math.cos(math.pi * step / steps)) / 2
+        student.begin(None)
         loss = sum(term.mean() for term in objective(student, draw(objective, generator)).values())
         optimizer.zero_grad()
         loss.backward()

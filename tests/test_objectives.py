@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from miniature import student as student_of
 from oracle import Analytic, Gaussian, golden, golden_losses, golden_network
 
 from facm import flow, losses, objectives
@@ -14,7 +15,6 @@ from facm.objectives.facm import FACM
 from facm.objectives.fm import FM
 from facm.point import Point, Progress, Query
 from facm.schedules import TimeSampler
-from facm.student import Student
 from facm.velocity import Guidance
 
 METHODS = ["dual", "func"]
@@ -33,6 +33,7 @@ def tensors(num: int, *shape: int) -> tuple[torch.Tensor, ...]:
     return torch.randn(num, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).unbind(0)
 
 
+KEYS = torch.arange(5)
 T = torch.tensor([0.02, 0.2, 0.5, 0.8, 0.97], dtype=torch.float64)
 
 
@@ -48,7 +49,7 @@ def answers(F_fm, F_cm, dF_dt):
 @pytest.mark.parametrize("conditioning", ["expanded", "auxiliary"])
 def test_with_the_exact_average_velocity_the_residual_of_eq_11_and_the_cm_loss_vanish(conditioning, method):
     law, (x_t,) = Gaussian(), tensors(1, 5, 3)
-    F, v, facm = Student(lambda x, t, y, r: law.average_velocity(x, t), method), law.velocity(x_t, T), FACM()
+    F, v, facm = student_of(lambda x, t, y, r: law.average_velocity(x, t), method), law.velocity(x_t, T), FACM()
     c = flow.c_cm(T, conditioning)
     ((v_bar, dv_bar),) = F(Query(x_t, c.t, None, c.r, dx=v, dt=1.0))
     assert facm.residual(v_bar, dv_bar, v, T).abs().max() < 1e-10
@@ -123,7 +124,7 @@ def test_without_the_anchor_its_pass_is_not_made_and_the_cm_loss_is_the_same():
 
     def F_theta(*queries):
         asked.append(len(queries))
-        return Student(network)(*queries)
+        return student_of(network)(*queries)
 
     with_anchor = FACM(anchor=2.0)(F_theta, point_at(x0, x1, T))
     half_anchor = FACM(anchor=1.0)(F_theta, point_at(x0, x1, T))
@@ -144,7 +145,7 @@ def test_the_total_derivative_is_that_of_a_step_along_the_trajectory(method):
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, dtype=torch.float64))
-    F, dF = Student(network, method)(Query(x, T, y, torch.ones_like(T), dx=v, dt=1.0))[0]
+    F, dF = student_of(network, method)(Query(x, T, y, torch.ones_like(T), dx=v, dt=1.0))[0]
     there, here = (network(x + s * v, T + s, y, torch.ones_like(T)) for s in (h, -h))
     torch.testing.assert_close(dF, (there - here).detach() / (2 * h), atol=1e-8, rtol=1e-7)
     torch.testing.assert_close(F, network(x, T, y, torch.ones_like(T)))
@@ -154,7 +155,7 @@ def test_the_total_derivative_is_that_of_a_step_along_the_trajectory(method):
 
 def test_a_query_without_grad_has_no_graph():
     network, (x, v) = MLP(shape=(3,), num_classes=0, hidden=8, depth=1).double(), tensors(2, 5, 3)
-    F, (F_cm, _), F_grad = Student(network)(
+    F, (F_cm, _), F_grad = student_of(network)(
         Query(x, T, None, grad=False), Query(x, T, None, dx=v, dt=1.0, grad=False), Query(x, T, None)
     )
     assert not F.requires_grad
@@ -174,18 +175,41 @@ CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available
 def test_all_passes_of_a_step_share_their_dropout_masks_and_leave_the_generators_alone(method, device):
     network = MLP(shape=(3,), num_classes=0, hidden=64, depth=2, dropout=0.5).to(device, torch.float64)
     x, v, t = (tensor.to(device) for tensor in [*tensors(2, 5, 3), T])
-    student, before = Student(network, method, seed=7), generator_states(device)
+    student, before = student_of(network, method, KEYS.to(device)), generator_states(device)
     F_fm, (F_cm, dF), other = student(Query(x, t, None), Query(x, t, None, dx=v, dt=1.0), Query(x, 2 - t, None))
     assert all(torch.equal(a, b) for a, b in zip(generator_states(device), before, strict=True))
     torch.testing.assert_close(F_fm, F_cm)
     assert not torch.allclose(F_fm, other)
     h = 1e-6
+    student.begin(KEYS.to(device))
     there, here = student(Query(x + h * v, t + h, None), Query(x - h * v, t - h, None))
     torch.testing.assert_close(dF, (there - here).detach() / (2 * h), atol=1e-8, rtol=1e-7)
-    student.seed = 8
+    student.begin(KEYS.to(device) + 1)
     assert not torch.allclose(F_fm, student(Query(x, t, None))[0])
-    network.eval()
+    student.begin(None)
     torch.testing.assert_close(student(Query(x, t, None))[0], network(x, t))
+
+
+def test_gradients_asked_in_two_calls_are_refused():
+    student = student_of(MLP(shape=(3,), num_classes=0, hidden=8, depth=1))
+    x, query = torch.zeros(5, 3), Query(torch.zeros(5, 3), T.float(), None)
+    student(query)
+    student.frozen()(x, T.float(), None)
+    with pytest.raises(RuntimeError, match="asked for gradients twice: put all queries with grad in one F_theta call"):
+        student(query)
+    student.begin(None)
+    student(query)
+
+
+@pytest.mark.parametrize("kind", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_a_backward_hook_that_would_never_fire_is_refused_by_name(kind):
+    network = MLP(shape=(3,), num_classes=0, hidden=8, depth=1)
+    student, x = student_of(network), torch.zeros(5, 3)
+    getattr(network.head, kind)(lambda *_: None)
+    student(Query(x, T.float(), None))  # without a derivative it fires
+    student.begin(None)
+    with pytest.raises(RuntimeError, match="module 'network.head' has a full backward hook, which never fires"):
+        student(Query(x, T.float(), None, dx=x, dt=1.0))
 
 
 # FM
@@ -228,8 +252,8 @@ def test_every_objective_trains_for_two_steps(name, conditioning):
     times = objective.times(torch.randn(16, objective.normals, generator=generator), TimeSampler(), Progress(1, 1))
     point = point_at(x0, x1, times["t"], y=torch.arange(16) % 3, in_fm=times.get("in_fm"))
     totals = []
-    for step in (1, 2):
-        terms = objective(Student(network, seed=step), point)
+    for _ in range(2):
+        terms = objective(student_of(network), point)
         assert set(terms) == set(objective.terms)
         assert all(term.shape == (16,) for term in terms.values())
         total = torch.stack([term.mean() for term in terms.values()]).sum()
@@ -322,7 +346,7 @@ def test_the_analytic_cases_of_the_published_code_are_met(conditioning, mode, w,
     else:
         v = guidance.scratch(student, x_t, t, y, u=u)
     facm = FACM(conditioning=conditioning, cosine_eps=1e-8)
-    terms = facm(Student(student, method), point_at(x0, x1, t, v=v, y=y))
+    terms = facm(student_of(student, method), point_at(x0, x1, t, v=v, y=y))
     means = {name: term.mean() for name, term in terms.items()}
     assert abs(means["cm"].item() - cm) < 1e-10
     assert abs(means["fm"].item() + means["cm"].item() - total) < 1e-10
@@ -347,7 +371,7 @@ def test_the_losses_and_all_gradients_of_the_published_code_are_met(case, method
         v = guidance.distilled(golden_network(folder, "teacher"), x_t, t, y)
     else:
         v = guidance.scratch(network, x_t, t, y, u=x1 - x0)
-    terms = FACM(conditioning=conditioning)(Student(network, method), point_at(x0, x1, t, v=v, y=y))
+    terms = FACM(conditioning=conditioning)(student_of(network, method), point_at(x0, x1, t, v=v, y=y))
     means = {key: term.mean() for key, term in terms.items()}
     (means["fm"] + means["cm"]).backward()
     want = golden_losses()[name]
@@ -365,7 +389,7 @@ def test_the_losses_and_all_gradients_of_the_published_code_are_met(case, method
 def test_the_students_value_and_total_derivative_are_the_published_ones(folder, conditioning, method):
     g, c = golden(), flow.c_cm(golden()["t"], conditioning)
     x_t, v = flow.interpolate(g["x0"], g["x1"], g["t"]), g[f"{folder}/v_cfg"]
-    student = Student(golden_network(folder, "student"), method)
+    student = student_of(golden_network(folder, "student"), method)
     ((F_cm, dF_dt),) = student(Query(x_t, c.t, g["y"], c.r, dx=v, dt=1.0))
     for got, want in [(F_cm, g[f"{folder}/F_cm"]), (dF_dt, g[f"{folder}/dFdt"])]:
         assert (got - want).norm() < 1e-5 * want.norm()

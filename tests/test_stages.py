@@ -15,7 +15,7 @@ from miniature import ROOT, plain, write_checkpoint, write_latents, write_params
 from safetensors.torch import load_file
 
 import facm
-from facm import checkpoint, train
+from facm import checkpoint, params, train
 from facm.samples import load_samples
 from stages import baseline, distill, sample, teacher
 
@@ -44,7 +44,8 @@ def trained(stage, here: Path, **changes) -> tuple[checkpoint.Config, dict[str, 
 def test_the_stages_make_a_teacher_a_student_and_samples(here: Path) -> None:
     config, weights = trained(teacher, here, distill__conditioning="auxiliary")
     assert (config.kind, config.objective, config.samplers, config.step) == ("teacher", "fm", ["euler", "heun"], 4)
-    assert config.params == plain(distill__conditioning="auxiliary") and config.threads == 1 and config.knows_fm_format
+    assert config.params == params.tracked(plain(distill__conditioning="auxiliary"), "teacher")
+    assert config.threads == 1 and config.knows_fm_format
     student, _ = trained(distill, here, distill__conditioning="auxiliary")
     assert (student.kind, student.objective, student.conditioning) == ("student", "facm", "auxiliary")
     assert load_file("data/student/model.safetensors").keys() > weights.keys(), "the student has an embedder of r, too"
@@ -145,10 +146,10 @@ def test_a_stopped_stage_goes_on_where_it_was_and_other_params_start_afresh(here
     whole = {path.name: path.read_bytes() for path in written(here)}
     advance = train._Loop.advance
 
-    def killed(loop: train._Loop) -> None:
+    def killed(loop: train._Loop, stopped: list[int]) -> bool:
         if loop.step == 3:
             raise KeyboardInterrupt
-        advance(loop)
+        return advance(loop, stopped)
 
     monkeypatch.setattr(train._Loop, "advance", killed)
     with pytest.raises(KeyboardInterrupt):

@@ -11,7 +11,7 @@ from miniature import truncate
 from PIL import Image
 
 from facm import picture, table
-from facm.samples import load_samples, save_arrays, save_samples
+from facm.samples import load_samples, save_arrays, saving_samples
 
 RESULT = {
     "features": "digits_cnn",
@@ -149,7 +149,9 @@ def test_a_png_is_written_whole_under_its_name(tmp_path: Path) -> None:
 def test_samples_come_back_with_their_labels_and_a_grid(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (120, 4, 4, 1), dtype=np.uint8)
     labels = torch.arange(120) % 3
-    save_samples(tmp_path / "samples", "nfe2", images, labels)
+    with saving_samples(tmp_path / "samples", "nfe2", 120, labels) as take:
+        for part in (images[:50], images[50:]):
+            take(part)
     found, found_labels = load_samples(tmp_path / "samples/nfe2.npz")
     assert np.array_equal(found, images) and found_labels is not None and found_labels.tolist() == labels.tolist()
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["grid_nfe2.png", "nfe2.npz"]

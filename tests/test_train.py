@@ -14,6 +14,7 @@ from miniature import NETWORK, Points, parsed, plain, randomised, write_latents
 from torch import nn
 
 from facm import backbones, check, checkpoint, dist, ema, source, train
+from facm.batch import Batch, draw
 from facm.data.latents import LatentSet
 from facm.objectives import OBJECTIVES
 from facm.objectives.facm import FACM
@@ -52,7 +53,8 @@ def guidance(latents: Any, **fields: Any) -> Guidance:
 def job(latents: Any, objective: Any = None, *, seed: int = 0, dropout: float = 0.0, **options: Any) -> train.Job:
     """A job on these latents; `options` are fields of Job, or, with `__`, changes of params.yaml under `distill`."""
     changes = {name: options.pop(name) for name in list(options) if "__" in name}
-    p, objective = parsed(**changes), FM() if objective is None else objective
+    p = parsed(distill__dropout=dropout, **changes)
+    objective = FM() if objective is None else objective
     built = network(latents, auxiliary=objective.conditioning == "auxiliary", dropout=dropout, seed=seed)
     fields = {"name": "distill", "network": built, "source": source.data(), "runtime": p.runtime} | options
     return train.Job(objective=objective, latents=latents, settings=p.distill, **fields)
@@ -60,6 +62,11 @@ def job(latents: Any, objective: Any = None, *, seed: int = 0, dropout: float = 
 
 def loop(job: train.Job, folder: Path, key: str = "k") -> train._Loop:
     return train._Loop(job, Work(job.name, key, folder), str(folder / "metrics" / key))
+
+
+def drawn(run: train._Loop, step: int) -> Batch:
+    """What the loop drew in a step."""
+    return draw(run.job.latents, run.job.settings, run.job.objective.normals, step)
 
 
 def everything(run: train._Loop) -> dict[str, Any]:
@@ -79,73 +86,6 @@ def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
     assert a.keys() == b.keys()
     for name, value in a.items():
         assert torch.equal(value, b[name]) if isinstance(value, torch.Tensor) else value == b[name], name
-
-
-# What is drawn
-
-
-@pytest.mark.parametrize(("num", "size"), [(14, 4), (7, 7), (5, 12), (9, 2)])
-def test_each_epoch_has_every_index_exactly_once(num: int, size: int) -> None:
-    steps = 3 * num
-    order = torch.cat([train.batch_indices(step, size, num, seed=3) for step in range(1, steps + 1)])
-    assert len(order) == steps * size
-    epochs = order[: len(order) // num * num].view(-1, num)
-    assert (epochs.sort(1).values == torch.arange(num)).all()
-    assert len({tuple(epoch.tolist()) for epoch in epochs}) > 1
-
-
-def test_indices_depend_on_step_and_seed_only() -> None:
-    first = train.batch_indices(9, 4, 14, seed=3)
-    torch.manual_seed(5)
-    torch.randperm(3)
-    train.batch_indices(2, 4, 14, seed=8)
-    assert torch.equal(train.batch_indices(9, 4, 14, seed=3), first)
-    assert not torch.equal(train.batch_indices(9, 4, 14, seed=4), first)
-
-
-def test_a_step_draws_the_same_whatever_happened_before_it(latents) -> None:
-    a, b = job(latents, distill__seed=1), job(latents, distill__seed=1)
-    first = train.draw(a, 7)
-    for step in (1, 2, 99):
-        train.draw(b, step)
-    torch.manual_seed(0)
-    again = train.draw(b, 7)
-    for name in ("x0", "x1", "y", "n"):
-        assert torch.equal(getattr(first, name), getattr(again, name)), name
-    other = train.draw(a, 8)
-    assert not torch.equal(other.x0, first.x0) and not torch.equal(other.n, first.n)
-    assert first.x0.shape == first.x1.shape == (4, 1, 4, 4) and first.n.shape == (4, 2)
-
-
-def test_the_rows_of_all_ranks_are_the_batch_of_one_process(latents, monkeypatch) -> None:
-    whole, parts = train.draw(job(latents, distill__label_dropout=0.3), 2), []
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    for rank in ("0", "1"):
-        monkeypatch.setenv("RANK", rank)
-        parts.append(train.draw(job(latents, distill__label_dropout=0.3), 2))
-    for name in ("x0", "x1", "y", "n"):
-        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name)), name
-
-
-def test_a_batch_that_the_processes_cannot_share_is_refused(latents, tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(ValueError, match=r"params.yaml, distill.batch_size: 4 must be a multiple of the 3 processes"):
-        loop(job(latents), tmp_path)
-
-
-@pytest.mark.parametrize(("share", "low", "high"), [(0.0, 0, 0), (1.0, 400, 400), (0.25, 60, 140)])
-def test_dropped_labels_become_the_null_label(latents, share: float, low: int, high: int) -> None:
-    y = train.draw(job(latents, distill__label_dropout=share, distill__batch_size=400), 1).y
-    assert low <= int((y == latents.num_classes).sum()) <= high and int(y.max()) <= latents.num_classes
-
-
-def test_mirrored_latents_take_half_of_a_batch(tmp_path) -> None:
-    mirrored = write_latents(tmp_path, flip=True)
-    drawn = job(mirrored, distill__batch_size=400)
-    x1, indices = train.draw(drawn, 1).x1, train.batch_indices(1, 400, mirrored.num, drawn.settings.seed)
-    plain_x1, flipped = mirrored.batch(indices)[0], mirrored.batch(indices, torch.ones(400, dtype=torch.bool))[0]
-    is_plain, is_flipped = ((x1 == other).flatten(1).all(1) for other in (plain_x1, flipped))
-    assert (is_plain | is_flipped).all() and 140 < int(is_flipped.sum()) < 260
 
 
 def optimizer(**changes: Any) -> Optimizer:
@@ -251,6 +191,7 @@ def test_saves_come_at_their_interval_and_not_after_the_last_step(latents, tmp_p
     saved = []
     for _ in range(6):
         run.advance()
+        run.work.flush()
         state = run.work.load()
         saved.append(state["step"] if state else 0)
     assert saved == [0, 2, 2, 4, 4, 4] and run.last_save == 4
@@ -404,6 +345,7 @@ def test_two_steps_train_every_network_in_every_way(way: str, backbone: str, set
     data, dropout = sets[backbone, options.get("classes", 3)], options.get("dropout", 0.0)
     p = parsed(
         distill__steps=2,
+        distill__dropout=dropout,
         distill__time__sampler=options.get("time", "arctan_lognormal"),
         distill__label_dropout=options.get("label_dropout", 0.0),
         runtime__log_every=2,
@@ -411,7 +353,14 @@ def test_two_steps_train_every_network_in_every_way(way: str, backbone: str, set
     built = network(data, backbone, auxiliary=objective.conditioning == "auxiliary", dropout=dropout)
     before = {name: value.clone() for name, value in built.state_dict().items()}
     asked = train.Job(
-        "distill", built, objective, data, p.distill, make(data, backbone), p.runtime, options.get("derivative", "dual")
+        "distill",
+        built,
+        objective,
+        data,
+        p.distill,
+        make(data, backbone),
+        p.runtime,
+        derivative=options.get("derivative", "dual"),
     )
     run = loop(asked, tmp_path)
     state = torch.get_rng_state()
@@ -441,18 +390,21 @@ def test_all_passes_of_a_step_share_their_dropout_masks_and_draw_nothing_from_th
         return lambda x, t, y: u
 
     run = loop(job(latents, FACM(), dropout=0.5, source=spy, distill__optimizer__lr=KEEP_WEIGHTS), tmp_path)
-    run.advance()
-    batch = train.draw(run.job, 1)
-    question = (batch.x0, torch.full((4,), 0.3), batch.y)
     state = torch.get_rng_state()
-    (answer,) = run.student(Query(*question))
+    run.advance()
+    batch = drawn(run, 1)
+    question = (batch.x0, torch.full((4,), 0.3), batch.y)
+    run.gradient.student.begin(batch.keys)
+    (answer,) = run.gradient.student(Query(*question))
     for network_of_source in handed:
         assert torch.equal(network_of_source(*question), answer)  # the average of unmoved weights is those weights
         assert not network_of_source(*question).requires_grad
-    assert torch.equal(torch.get_rng_state(), state)
-    assert not torch.equal(run.network(*question), answer), "asked directly, the network draws masks of its own"
+    twice = [torch.cat([part, part]) for part in question]
+    assert torch.equal(handed[0](*twice), torch.cat([answer, answer])), "[cond; uncond] of one sample share a mask"
+    assert not torch.equal(run.network(*question), answer), "without keys nothing is dropped"
     run.advance()
     assert not torch.equal(handed[0](*question), answer), "another step has other masks"
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_the_averaged_network_that_a_source_is_handed_has_the_averaged_weights(latents, tmp_path) -> None:
@@ -465,7 +417,7 @@ def test_the_averaged_network_that_a_source_is_handed_has_the_averaged_weights(l
     run = loop(job(latents, FACM(), source=spy, distill__optimizer__lr=0.1), tmp_path)
     for _ in range(3):
         run.advance()
-    batch = train.draw(run.job, 3)
+    batch = drawn(run, 3)
     question = (batch.x0, torch.full((4,), 0.3), batch.y)
     average = network(latents)
     average.load_state_dict(run.finish().weights)

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from facm.backbones.dropout import Dropout, number_layers
+
 PLACE = "params.yaml, backbones.lightningdit"
 
 
@@ -101,6 +103,7 @@ class LightningDiT(nn.Module):
         )
         self.final_layer = FinalLayer(hidden, channels, grid, patch_size, rms_norm=rms_norm)
 
+        number_layers(self)
         self.initialise(label_std=label_std, t_stds=t_stds, pos_std=pos_std, gate_bias=gate_bias)
         if auxiliary:  # last, so that with and without it one seed draws the same weights
             self.r_embedder = TimeEmbedder(hidden)
@@ -123,7 +126,9 @@ class LightningDiT(nn.Module):
         self.final_layer.adaLN_modulation.initialise(0.0)
         nn.init.zeros_(self.final_layer.linear.weight)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, r: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor | None = None, r: Tensor | None = None, key: Tensor | None = None
+    ) -> Tensor:
         """Velocity at (x, t).
 
         Args:
@@ -131,6 +136,7 @@ class LightningDiT(nn.Module):
             t: (B,) in [0, 2], float32 (float64 in a float64 network).
             y: (B,) int64 in [0, num_classes]; None where there are no classes.
             r: (B,) in [0, 1] for an `auxiliary` network, else None.
+            key: (B,) int64, of each sample's dropout masks; None: no dropout.
 
         Returns:
             (B, C, H, W).
@@ -148,7 +154,7 @@ class LightningDiT(nn.Module):
         if self.pos_embed is not None:
             tokens = tokens + self.pos_embed
         for block in self.blocks:
-            tokens = block(tokens, c, self.feat_rope)
+            tokens = block(tokens, c, self.feat_rope, key)
         return self.final_layer(tokens, c)
 
 
@@ -168,15 +174,15 @@ class Block(nn.Module):
         self.shift = shift
         self.adaLN_modulation = Modulation(hidden, 6 if shift else 4)
 
-    def forward(self, x: Tensor, c: Tensor, rope: "Rope | None") -> Tensor:
-        """Tokens (B, N, D), condition (B, D) -> (B, N, D)."""
+    def forward(self, x: Tensor, c: Tensor, rope: "Rope | None", key: Tensor | None = None) -> Tensor:
+        """Tokens (B, N, D), condition (B, D), key (B,) -> (B, N, D)."""
         if self.shift:
             shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c)
-            x = x + gate1 * self.attn(self.norm1(x) * (1 + scale1) + shift1, rope)
-            return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
+            x = x + gate1 * self.attn(self.norm1(x) * (1 + scale1) + shift1, rope, key)
+            return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2, key)
         scale1, gate1, scale2, gate2 = self.adaLN_modulation(c)
-        x = x + gate1 * self.attn(self.norm1(x) * (1 + scale1), rope)
-        return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2))
+        x = x + gate1 * self.attn(self.norm1(x) * (1 + scale1), rope, key)
+        return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2), key)
 
 
 class FinalLayer(nn.Module):
@@ -208,17 +214,17 @@ class Attention(nn.Module):
         self.q_norm: nn.Module = norm(hidden // heads, rms_norm, affine=True) if qk_norm else nn.Identity()
         self.k_norm: nn.Module = norm(hidden // heads, rms_norm, affine=True) if qk_norm else nn.Identity()
         self.proj = nn.Linear(hidden, hidden)
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, rope: "Rope | None") -> Tensor:
-        """Tokens (B, N, D) -> (B, N, D)."""
+    def forward(self, x: Tensor, rope: "Rope | None", key: Tensor | None = None) -> Tensor:
+        """Tokens (B, N, D), key (B,) -> (B, N, D)."""
         batch, num, hidden = x.shape
         q, k, v = self.qkv(x).reshape(batch, num, 3, self.heads, hidden // self.heads).unbind(2)  # (B, N, heads, d)
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = rope(q), rope(k)
         x = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        return self.dropout(self.proj(x.transpose(1, 2).reshape(batch, num, hidden)))
+        return self.dropout(self.proj(x.transpose(1, 2).reshape(batch, num, hidden)), key)
 
 
 class SwiGLU(nn.Module):
@@ -229,12 +235,12 @@ class SwiGLU(nn.Module):
         width = int(2 * mlp_ratio * hidden / 3)
         self.w12 = nn.Linear(hidden, 2 * width)
         self.w3 = nn.Linear(width, hidden)
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
+    def forward(self, x: Tensor, key: Tensor | None = None) -> Tensor:
+        """(B, N, D), key (B,) -> (B, N, D)."""
         a, b = self.w12(x).chunk(2, dim=-1)
-        return self.dropout(self.w3(F.silu(a) * b))
+        return self.dropout(self.w3(F.silu(a) * b), key)
 
 
 class Mlp(nn.Module):
@@ -245,11 +251,11 @@ class Mlp(nn.Module):
         width = int(mlp_ratio * hidden)
         self.fc1 = nn.Linear(hidden, width)
         self.fc2 = nn.Linear(width, hidden)
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
-        return self.dropout(self.fc2(F.gelu(self.fc1(x), approximate="tanh")))
+    def forward(self, x: Tensor, key: Tensor | None = None) -> Tensor:
+        """(B, N, D), key (B,) -> (B, N, D)."""
+        return self.dropout(self.fc2(F.gelu(self.fc1(x), approximate="tanh")), key)
 
 
 class Precise(nn.Sequential):

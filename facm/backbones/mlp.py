@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from facm.backbones.dropout import Dropout, number_layers
+
 HARMONICS = 4
 
 
@@ -49,11 +51,14 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.modulations = nn.ModuleList(nn.Linear(hidden, 2 * hidden) for _ in range(depth))
         self.head = nn.Linear(hidden, shape[0])
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.dropouts = nn.ModuleList(Dropout(dropout) for _ in range(depth))
+        number_layers(self)
         # r last, so that with and without it one seed draws the same weights
         self.r_embedder = time_embedder(hidden, zero=True) if auxiliary else None
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, r: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor | None = None, r: Tensor | None = None, key: Tensor | None = None
+    ) -> Tensor:
         """Velocity at (x, t).
 
         Args:
@@ -61,6 +66,7 @@ class MLP(nn.Module):
             t: (B,) in [0, 2].
             y: (B,) int64 in [0, num_classes]; None where there are no classes.
             r: (B,) in [0, 1] for an `auxiliary` network, else None.
+            key: (B,) int64, of each sample's dropout masks; None: no dropout.
 
         Returns:
             (B, D).
@@ -79,9 +85,9 @@ class MLP(nn.Module):
         if self.y_embedder is not None:
             c = c + self.y_embedder(y)
         c = F.silu(c)
-        for layer, modulation in zip(self.layers, self.modulations, strict=True):
+        for layer, modulation, dropout in zip(self.layers, self.modulations, self.dropouts, strict=True):
             shift, scale = modulation(c).chunk(2, dim=-1)
-            x = self.dropout(F.silu(layer(x) * (1 + scale) + shift))
+            x = dropout(F.silu(layer(x) * (1 + scale) + shift), key)
         return self.head(x)
 
 

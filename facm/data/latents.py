@@ -5,14 +5,18 @@
 * meta.json: what it is and, per file, bytes and sha256; written last: without it the set is unfinished
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from facm import dist
 from facm.codecs import Codec
 from facm.data import Images
 from facm.files import load_json, load_tensors, save_json, save_tensors
@@ -29,8 +33,8 @@ def write(
     dataset_name: str,
     fingerprint: str,
     batch_size: int,
-) -> dict[str, Any]:
-    """Encode a split into a folder of shards; returns its meta.json.
+) -> None:
+    """Encode a split into a folder of shards, which the ranks share.
 
     Args:
         folder: where to; an earlier set in it is removed.
@@ -43,36 +47,61 @@ def write(
     Raises:
         ValueError: a channel that is constant over the set, so that it cannot be normalised.
     """
-    folder = _empty(folder)
-    moments, shards = Moments(), []
-    starts = range(0, len(images), shard_size)
-    for number, start in enumerate(progress(starts, len(starts), "encoding")):
-        shard = _encode(images, slice(start, start + shard_size), codec, flip=flip, batch_size=batch_size)
-        moments.update(shard["latents"])
+    folder = Path(folder)
+    if dist.is_main():
+        _empty(folder)
+    dist.barrier()
+    parts, moments, shards = dist.batches(len(images), shard_size), Moments.none(), []
+    mine = dist.share(len(parts))
+
+    def written(number: int) -> tuple[dict[str, Any], Moments]:
+        shard = _encode(images, parts[number], codec, flip=flip, batch_size=batch_size)
         described = save_tensors(folder / f"shard_{number:05d}.safetensors", shard)
-        shards.append({**described, "num": len(shard["latents"])})
-    stats = save_tensors(folder / "stats.safetensors", moments.statistics())
-    made_from = {"codec": codec.name, "dataset": dataset_name, "fingerprint": fingerprint, "flips": flip}
-    sizes = {"shape": list(shard["latents"].shape[1:]), "num": len(images), "num_classes": images.num_classes}
-    meta = {**made_from, **sizes, "stats": stats, "shards": shards}
-    save_json(folder / "meta.json", meta)
-    return meta
+        return described | {"num": len(shard["latents"])}, Moments.of(shard["latents"])
+
+    numbers = progress(mine, len(mine), "encoding")
+    for described, of_shard in dist.in_order(map(written, numbers), len(parts)):
+        shards.append(described)
+        moments = moments.merged(of_shard)
+    if dist.is_main():
+        stats = save_tensors(folder / "stats.safetensors", moments.statistics())
+        made_from = {"codec": codec.name, "dataset": dataset_name, "fingerprint": fingerprint, "flips": flip}
+        shape = list(codec.latent_shape(images.images.shape[1:]))
+        sizes = {"shape": shape, "num": len(images), "num_classes": images.num_classes}
+        save_json(folder / "meta.json", {**made_from, **sizes, "stats": stats, "shards": shards})
 
 
+@dataclass(frozen=True)
 class Moments:
-    """Mean and variance per channel of a stream of latents, in float64 (Chan et al. 1979: merging two samples)."""
+    """Mean and variance per channel of some latents, in float64 (Chan et al. 1979: merging two samples).
 
-    def __init__(self) -> None:
-        self.num, self.mean, self.squares = 0, torch.zeros(()).double(), torch.zeros(()).double()
+    Attributes:
+        num: values per channel.
+        mean: (C,), or () of none.
+        squares: like mean, sum of squared deviations from it.
+    """
 
-    def update(self, latents: Tensor) -> None:
-        """Take in latents (N, C, H, W)."""
+    num: int
+    mean: Tensor
+    squares: Tensor
+
+    @classmethod
+    def none(cls) -> "Moments":
+        """Of no latents."""
+        return cls(0, torch.zeros(()).double(), torch.zeros(()).double())
+
+    @classmethod
+    def of(cls, latents: Tensor) -> "Moments":
+        """Of latents (N, C, H, W)."""
         values = latents.double().transpose(0, 1).flatten(1)
-        num, mean = values.shape[1], values.mean(1)
-        total, delta = self.num + num, mean - self.mean
-        self.squares = self.squares + (values - mean[:, None]).square().sum(1) + delta.square() * self.num * num / total
-        self.mean = self.mean + delta * num / total
-        self.num = total
+        mean = values.mean(1)
+        return cls(values.shape[1], mean, (values - mean[:, None]).square().sum(1))
+
+    def merged(self, other: "Moments") -> "Moments":
+        """Of these latents and others; bits depend on the order of merging."""
+        total, delta = self.num + other.num, other.mean - self.mean
+        squares = self.squares + other.squares + delta.square() * self.num * other.num / total
+        return Moments(total, self.mean + delta * other.num / total, squares)
 
     def statistics(self) -> dict[str, Tensor]:
         """`mean` and unbiased `std`, float32 (C,).
@@ -156,33 +185,47 @@ class LatentSet:
             raise IndexError(f"indices must lie in 0..{self.num - 1}, got {int(indices.min())}..{int(indices.max())}")
         if flips is not None and not self.flips:
             raise ValueError("the latents were made without mirrored pictures: set latents.flip: true in params.yaml")
-        z = torch.empty(len(indices), *self.shape)
-        y = torch.empty_like(indices) if self.num_classes else None
-        ends = torch.tensor([len(shard["latents"]) for shard in self.shards]).cumsum(0)
-        owner = torch.bucketize(indices, ends, right=True)
-        for number in owner.unique().tolist():
-            shard, rows = self.shards[number], (owner == number).nonzero().flatten()
-            local = indices[rows] - (ends[number] - len(shard["latents"]))
-            z[rows] = shard["latents"][local]
-            if flips is not None:
-                mirrored = flips[rows]
-                z[rows[mirrored]] = shard["latents_flip"][local[mirrored]]
-            if y is not None:
-                y[rows] = shard["labels"][local]
-        return (z - self.mean[:, None, None]) / self.std[:, None, None], y
+        z = self._rows(indices, torch.zeros(len(indices), dtype=torch.bool) if flips is None else flips)
+        z.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
+        return z, self._labels[indices] if self.num_classes else None
+
+    def _rows(self, indices: Tensor, flips: Tensor) -> Tensor:
+        """Latents (B, C, H, W), as stored."""
+        if len(self.shards) > 1 and len(indices):
+            # Row by row: the rows of a batch lie in nearly as many shards, and an indexing per shard costs more.
+            return torch.stack([self._latent(*row) for row in zip(indices.tolist(), flips.tolist(), strict=True)])
+        shard = self.shards[0]
+        z = shard["latents"][indices]
+        if self.flips:
+            z[flips] = shard["latents_flip"][indices[flips]]
+        return z
+
+    def _latent(self, index: int, mirrored: bool) -> Tensor:
+        """One latent (C, H, W), as stored."""
+        number = bisect_right(self._ends, index)
+        latents = self.shards[number]["latents_flip" if mirrored else "latents"]
+        return latents[index - self._ends[number]]  # negative: counted from the shard's end
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """Per shard, how many latents it and those before it hold."""
+        return list(accumulate(len(shard["latents"]) for shard in self.shards))
+
+    @cached_property
+    def _labels(self) -> Tensor:
+        return torch.cat([shard["labels"] for shard in self.shards])
 
 
-def _empty(folder: str | Path) -> Path:
-    """The folder, made where it is missing, without an earlier set."""
-    folder = Path(folder)
+def _empty(folder: Path) -> None:
+    """Make the folder where it is missing, and remove an earlier set."""
     folder.mkdir(parents=True, exist_ok=True)
     for stale in (folder / "meta.json", *folder.glob("shard_*")):
         stale.unlink(missing_ok=True)
-    return folder
 
 
-def _encode(images: Images, rows: slice, codec: Codec, *, flip: bool, batch_size: int) -> dict[str, Tensor]:
+def _encode(images: Images, part: range, codec: Codec, *, flip: bool, batch_size: int) -> dict[str, Tensor]:
     """The tensors of one shard."""
+    rows = slice(part.start, part.stop)
     batches = images.images[rows].split(batch_size)
     shard = {"latents": torch.cat([codec.encode(batch).float().cpu() for batch in batches])}
     if flip:

@@ -22,10 +22,12 @@ class FeatureNetwork(Protocol):
     Attributes:
         name: its key in FEATURES.
         seeded: its weights depend on a seed, so that a second, independent one can check the first.
+        batch: pictures that it takes at once; part of the result, since rounding may depend on it.
     """
 
     name: ClassVar[str]
     seeded: ClassVar[bool]
+    batch: ClassVar[int]
 
     @classmethod
     def create(cls, train: Images, seed: int) -> Self:
@@ -41,8 +43,8 @@ class FeatureNetwork(Protocol):
     def extract(self, images: Tensor) -> Tensor:
         """Pictures uint8 (N, H, W, C) -> features float32 (N, D), on the CPU."""
 
-    def classify(self, images: Tensor) -> Tensor | None:
-        """Pictures uint8 (N, H, W, C) -> logits (N, classes) on the CPU; None where it knows other classes."""
+    def classify(self, features: Tensor) -> Tensor | None:
+        """Features (N, D) of `extract` -> logits (N, classes) on the CPU; None where it knows other classes."""
 
     def to(self, device: Any) -> Any:
         """Move it to a device."""

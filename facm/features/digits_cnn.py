@@ -20,7 +20,6 @@ from facm.files import load_tensors, save_tensors
 EPOCHS, BATCH_SIZE, LR, WEIGHT_DECAY = 25, 64, 2e-3, 1e-2
 SMOOTHING, NOISE = 0.1, 0.2  # of the labels; std of the noise on pixels in [-1, 1]
 SIDE, CLASSES, WIDTH, FEATURES = 8, 10, 24, 32
-CHUNK = 500
 
 
 class DigitsCNN(nn.Module):
@@ -28,6 +27,7 @@ class DigitsCNN(nn.Module):
 
     name: ClassVar[str] = "digits_cnn"
     seeded: ClassVar[bool] = True
+    batch: ClassVar[int] = 500
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,12 +98,12 @@ class DigitsCNN(nn.Module):
     def extract(self, images: Tensor) -> Tensor:
         """Pictures uint8 (N, 8, 8, 1) -> features after the GELU, float32 (N, 32), on the CPU."""
         device = self.head.weight.device
-        return torch.cat([self.body(pixels(chunk.to(device))).cpu() for chunk in images.split(CHUNK)])
+        return torch.cat([self.body(pixels(chunk.to(device))).cpu() for chunk in images.split(self.batch)])
 
     @torch.no_grad()
-    def classify(self, images: Tensor) -> Tensor:
-        """Pictures uint8 (N, 8, 8, 1) -> logits (N, 10) on the CPU."""
-        logits: Tensor = self.head(self.extract(images).to(self.head.weight.device)).cpu()
+    def classify(self, features: Tensor) -> Tensor:
+        """Features (N, 32) -> logits (N, 10) on the CPU."""
+        logits: Tensor = self.head(features.to(self.head.weight.device)).cpu()
         return logits
 
 

@@ -17,7 +17,6 @@ from facm.files import load_tensors, save_tensors, sha256
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-CHUNK = 64
 
 
 class Inception:
@@ -25,6 +24,7 @@ class Inception:
 
     name: ClassVar[str] = "inception"
     seeded: ClassVar[bool] = False
+    batch: ClassVar[int] = 64
 
     def __init__(self, weights: Path):
         """
@@ -70,10 +70,10 @@ class Inception:
     def extract(self, images: Tensor) -> Tensor:
         """Pictures uint8 (N, H, W, 3), or grey (N, H, W, 1) repeated -> features float32 (N, 2048), on the CPU."""
         device = next(self.network.parameters()).device
-        chunks = images.permute(0, 3, 1, 2).expand(-1, 3, -1, -1).split(CHUNK)
+        chunks = images.permute(0, 3, 1, 2).expand(-1, 3, -1, -1).split(self.batch)
         return torch.cat([self.network(chunk.to(device))[0].cpu() for chunk in chunks])
 
-    def classify(self, images: Tensor) -> None:
+    def classify(self, features: Tensor) -> None:
         """Nothing: its classes are not the data set's."""
 
 

@@ -10,6 +10,7 @@ Published code (ali-vilab/FACM, losses.py): means; g clamped to [-1, 1] before a
 denominator of eq. 18 carry none. Here: as the code, each an option.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -92,16 +93,40 @@ class FACM:
             F_theta: the student.
             point: x_t (B, ...), t (B,), v like x_t, y (B,) or None.
         """
-        x_t, t, v, y = point.x_t, point.t, point.v, point.y
-        cm, fm = c_cm(t, self.conditioning), c_fm(t, self.conditioning)  # line 2
-        shortcut = Query(x_t, cm.t, y, cm.r, dx=v, dt=1.0)  # tangents (v, 1), Eq. 17
         if self.anchor == 0:
-            ((F_cm, dF_dt),) = F_theta(shortcut)
-            self.watch(point, F_cm, dF_dt)
-            return {"fm": torch.zeros_like(t), "cm": self.cm(F_cm, dF_dt, v, t)}
-        F_fm, (F_cm, dF_dt) = F_theta(Query(x_t, fm.t, y, fm.r), shortcut)  # lines 5, 6
+            return {"fm": torch.zeros_like(point.t)} | self.accelerator(F_theta, point)
+        F_fm, (F_cm, dF_dt) = F_theta(self.fm_query(point), self.cm_query(point))  # lines 5, 6
+        return {"fm": self.anchor * self.fm(F_fm, point.v), "cm": self.shortcut(F_cm, dF_dt, point)}  # line 9
+
+    @property
+    def parts(self) -> tuple[Callable[[FTheta, Point], dict[str, Tensor]], ...]:
+        """The terms as objectives of their own, whose sum is this one: one backward pass each."""
+        return (self,) if self.anchor == 0 else (self.anchored, self.accelerator)
+
+    def anchored(self, F_theta: FTheta, point: Point) -> dict[str, Tensor]:
+        """Return L_FM alone, (B,)."""
+        (F_fm,) = F_theta(self.fm_query(point))
+        return {"fm": self.anchor * self.fm(F_fm, point.v)}
+
+    def accelerator(self, F_theta: FTheta, point: Point) -> dict[str, Tensor]:
+        """Return L_CM alone, (B,)."""
+        ((F_cm, dF_dt),) = F_theta(self.cm_query(point))
+        return {"cm": self.shortcut(F_cm, dF_dt, point)}
+
+    def fm_query(self, point: Point) -> Query:
+        """F at c_FM."""
+        fm = c_fm(point.t, self.conditioning)  # line 2
+        return Query(point.x_t, fm.t, point.y, fm.r)
+
+    def cm_query(self, point: Point) -> Query:
+        """F at c_CM and its derivative with tangents (v, 1) (Eq. 17)."""
+        cm = c_cm(point.t, self.conditioning)  # line 2
+        return Query(point.x_t, cm.t, point.y, cm.r, dx=point.v, dt=1.0)
+
+    def shortcut(self, F_cm: Tensor, dF_dt: Tensor, point: Point) -> Tensor:
+        """Return L_CM, (B,), and log its residual."""
         self.watch(point, F_cm, dF_dt)
-        return {"fm": self.anchor * self.fm(F_fm, v), "cm": self.cm(F_cm, dF_dt, v, t)}  # line 9
+        return self.cm(F_cm, dF_dt, point.v, point.t)
 
     def watch(self, point: Point, F_cm: Tensor, dF_dt: Tensor) -> None:
         """Log the root mean squares of g and of dF_dt, which grow where the anchor is lost (Sec. 3.1.2)."""

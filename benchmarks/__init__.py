@@ -1,0 +1,1 @@
+"""Benchmarks of the training step; README.md says how to run them and how to read them."""

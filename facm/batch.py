@@ -1,0 +1,98 @@
+"""What a training step draws, all of it from a generator seeded by (seed, step), for the global batch.
+
+Each rank takes its rows: neither a kill nor the number of processes changes what a step sees.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from facm import dist
+from facm.data.latents import LatentSet
+from facm.params import Training
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Rows of one step's draws.
+
+    Attributes:
+        x0: noise (B, ...).
+        x1: normalised latents (B, ...).
+        y: labels (B,), dropped ones replaced by the null label, or None.
+        n: standard normals for the times (B, normals).
+        keys: of the dropout masks, (B,) int64; None: no dropout.
+        size: rows of the global batch, over which losses are averaged.
+    """
+
+    x0: Tensor
+    x1: Tensor
+    y: Tensor | None
+    n: Tensor
+    keys: Tensor | None
+    size: int
+
+    def split(self, parts: int) -> Iterator["Batch"]:
+        """Micro-batches, whose rows differ by one at most."""
+        ends = [len(self.x0) * i // parts for i in range(parts + 1)]
+        return (self.rows(slice(*pair)) for pair in pairwise(ends))
+
+    def rows(self, rows: slice) -> "Batch":
+        """Some of the rows."""
+        y, keys = (None if some is None else some[rows] for some in (self.y, self.keys))
+        return Batch(self.x0[rows], self.x1[rows], y, self.n[rows], keys, self.size)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on another device."""
+        y, keys = (None if some is None else some.to(device) for some in (self.y, self.keys))
+        return Batch(self.x0.to(device), self.x1.to(device), y, self.n.to(device), keys, self.size)
+
+
+def draw(latents: LatentSet, settings: Training, normals: int, step: int) -> Batch:
+    """Return this rank's rows of step `step` (from 1).
+
+    Args:
+        latents: the data.
+        settings: params.teacher or params.distill.
+        normals: standard normals per sample that the objective asks for.
+        step: of the training.
+    """
+    generator = seeded(settings.seed, step)
+    indices = batch_indices(step, settings.batch_size, latents.num, settings.seed)
+    size = len(indices)
+    x0 = torch.randn((size, *latents.shape), generator=generator)
+    n = torch.randn((size, normals), generator=generator)
+    flips = torch.rand(size, generator=generator) < 0.5 if latents.flips else None
+    dropped = torch.rand(size, generator=generator) < settings.label_dropout
+    keys = torch.randint(2**63 - 1, (size,), generator=generator) if settings.dropout else None
+    rows = slice(dist.rank() * size // dist.world_size(), (dist.rank() + 1) * size // dist.world_size())
+    x1, y = latents.batch(indices[rows], None if flips is None else flips[rows])
+    if y is not None:
+        y = torch.where(dropped[rows], latents.num_classes, y)
+    keys = None if keys is None else keys[rows]
+    return Batch(x0[rows], x1, y, n[rows], keys, size).to(dist.device())
+
+
+def batch_indices(step: int, batch_size: int, num: int, seed: int) -> Tensor:
+    """Indices of step `step` (from 1): epochs are seeded permutations, joined end to end."""
+    first = (step - 1) * batch_size
+    epochs = range(first // num, (first + batch_size - 1) // num + 1)
+    order = torch.cat([_permutation(num, seed, epoch) for epoch in epochs])
+    offset = first - epochs[0] * num
+    return order[offset : offset + batch_size]
+
+
+@lru_cache(maxsize=2)
+def _permutation(num: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(num, generator=seeded(seed, epoch, 1))
+
+
+def seeded(*words: int) -> torch.Generator:
+    """A generator whose state depends on all the numbers."""
+    state = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> 1))

@@ -1,0 +1,149 @@
+"""benchmarks/: the published step against golden values, ours against the published one, and what is measured of them.
+
+Times are not tested: they belong to a quiet machine.
+"""
+
+import copy
+import json
+from functools import partial
+
+import pytest
+import torch
+from oracle import golden, golden_losses, golden_network
+
+from benchmarks import meter, step
+from benchmarks.published import Published
+from benchmarks.variants import SIZES, Size, Variant, Workload, backward, gradient
+from facm.passes import Plan
+
+CPU = torch.device("cpu")
+PLANS = {
+    "joint": Plan(),
+    "lean": Plan(lean=True),
+    "checkpointed": Plan(checkpoint=True),
+    "two micro-batches": Plan(accumulate=2),
+    "two lean micro-batches": Plan(accumulate=2, lean=True),
+}
+
+
+def tiny(dtype: torch.dtype = torch.float32) -> Workload:
+    """Four samples for two networks of two blocks."""
+    return Workload.create(SIZES["tiny"], CPU, dtype=dtype)
+
+
+def test_the_published_step_meets_the_losses_and_gradients_of_the_published_code():
+    name = "expanded/facm_distill"
+    g, want = golden(), golden_losses()[name]
+    student, teacher = golden_network("expanded", "student"), golden_network("expanded", "teacher")
+    published = Published(teacher=teacher, student=student, forward=student, null=1000)
+    means = backward(student, lambda: published(g["x0"], g["x1"], g["t"], g["y"]))
+    for term, mean in means.items():
+        assert abs(mean.item() - want[term]) < 1e-5 * want[term], term
+    for key, right in golden(f"{name}/grad/").items():
+        got = student.get_parameter(key).grad
+        assert (got - right).norm() <= 1e-5 * right.norm() + 1e-8, key
+
+
+@pytest.mark.parametrize("anchor", [1.0, 0.0], ids=["FM and CM", "CM only"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("plan", PLANS)
+def test_the_step_has_loss_and_gradient_of_the_published_one(plan, dtype, tolerance, anchor):
+    load = tiny(dtype)
+    published = load.published(load.student)
+    terms = ("fm", "cm") if anchor else ("cm",)
+    want = backward(load.student, lambda: {term: mean for term, mean in published().items() if term in terms})
+    ours = load.step(copy.deepcopy(load.student), PLANS[plan], anchor=anchor)
+    means, right = ours.run(), gradient(load.student)
+    assert (gradient(ours.network) - right).norm() <= tolerance * right.norm()
+    for term in terms:
+        assert abs(means[term] / want[term] - 1) <= tolerance, term
+
+
+def test_a_step_that_is_wrong_is_refused():
+    load = tiny()
+    right = load.variant("joint")
+
+    def wrong():
+        means = right.run()
+        next(right.network.parameters()).grad.add_(0.1)
+        return means
+
+    step.gate(load, {"joint": right})
+    with pytest.raises(step.Wrong, match="joint: loss .* gradient .* off, allowed 1e-05"):
+        step.gate(load, {"joint": Variant(right.network, wrong)})
+
+
+def test_the_variants_cost_what_the_method_says():
+    load = tiny()
+    told = step.count(load, ["fm", "reference", "joint"])
+    assert told["floor"] == 9 + told["a"]
+    for name, cost in [("fm", 3), ("reference", 10), ("joint", told["floor"])]:
+        assert told["steps"][name] == pytest.approx(cost, rel=0.02), name
+
+
+def test_the_result_has_the_promised_keys(tmp_path, capsys):
+    file = tmp_path / "step.json"
+    step.main(["--preset", "tiny", "--rounds", "3", "--batch", "2", "--mem", "--json", str(file)])
+    result = json.loads(file.read_text())
+    keys = ["config", "device", "figures", "flops", "gate", "git", "memory_mib", "python", "samples", "targets"]
+    assert sorted(result) == [*keys, "threads", "torch"]
+    assert result["config"]["batch"] == 2
+    names = {"fm", "reference", "joint", "lean", "checkpointed"}
+    for key in ("figures", "gate", "memory_mib", "samples"):
+        assert result[key].keys() == names, key
+    assert all(len(values) == 3 for clocks in result["samples"].values() for values in clocks.values())
+    assert result["figures"]["fm"]["over_fm"] == result["figures"]["reference"]["speedup"] == 1
+    ratios = [(t["figure"], t["top"], t["bottom"]) for t in result["targets"]]
+    assert ("time", "joint", "fm") in ratios and ("memory", "checkpointed", "reference") in ratios
+    told = capsys.readouterr().out
+    assert "| time: joint / fm | " in told and "| checkpointed | " in told
+
+
+def test_targets_are_bounds_and_are_left_out_where_nothing_was_measured():
+    at_most, at_least = step.TARGETS[0], step.TARGETS[2]
+    assert at_most.met(3.3) and not at_most.met(3.31)
+    assert at_least.met(1.12) and not at_least.met(1.11)
+    result = {"figures": {"joint": {"median": 3.0}, "fm": {"median": 1.0}}}
+    assert step.judge(at_most, result)["ratio"] == 3
+    assert step.judge(at_least, result) is None
+
+
+def test_mfu_counts_nine_forward_passes_whatever_was_computed():
+    samples = {name: {"gpu": [0.5, 0.5], "wall": [0.6, 0.6]} for name in ("fm", "joint")}
+    result = {"samples": samples, "flops": {"F": 1e12, "steps": {"fm": 3.0, "joint": 12.0}}, "threads": 1}
+    told = step.figures(result, SIZES["tiny"], peak_tflops=100.0)
+    assert told["joint"]["mfu"] == pytest.approx(9 / 50) and told["joint"]["hfu"] == pytest.approx(12 / 50)
+    assert told["fm"]["mfu"] == pytest.approx(3 / 50) and told["fm"]["images_per_s"] == 8
+
+
+def test_process_time_counts_for_one_thread_and_wall_time_for_several():
+    samples = {"fm": {"cpu": [2.0], "wall": [1.0]}}
+    for threads, seconds in [(1, 2.0), (2, 1.0)]:
+        result = {"samples": samples, "flops": {}, "threads": threads}
+        assert step.figures(result, SIZES["tiny"], None)["fm"]["median"] == seconds
+
+
+def test_a_number_of_tokens_that_is_no_square_is_refused():
+    with pytest.raises(ValueError, match="--tokens 20 must be a square"):
+        Size(hidden=32, depth=2, heads=2, tokens=20)
+
+
+def test_memory_is_the_peak_above_entry():
+    held = torch.ones(2**20)
+
+    def run():
+        a = held + 1  # 4 MiB
+        b = a + 1  # 8
+        del a
+        return b + 1  # 8
+
+    assert meter.peak_mib(run, CPU) == pytest.approx(8, abs=0.1)
+
+
+def test_each_round_starts_with_another_variant():
+    order: list[str] = []
+    runs = {name: partial(order.append, name) for name in "abc"}
+    samples = meter.interleaved(runs, 3, CPU)
+    assert "".join(order) == "abcbcacab"
+    assert [len(clocks["cpu"]) for clocks in samples.values()] == [3, 3, 3]
+    assert meter.spread([1.0, 2.0, 3.0, 4.0, 9.0]) == {"median": 3, "min": 1, "iqr": 2}

@@ -1,0 +1,100 @@
+"""Stages on two and three processes: the files of one process, byte for byte, with unequal shares and idle ranks."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import ranks
+import torch
+from miniature import write_checkpoint, write_params
+
+from facm import data, dist, evaluate, log
+from facm.data.latents import LatentSet
+from facm.features import digits_cnn
+from facm.files import sha256
+from stages import baseline, latents, reference, sample
+from stages import evaluate as evaluation
+
+SIZES = {
+    "latents__shard_size": 500,  # three shards, the last one smaller
+    "reference__num": 60,
+    "sample__num": 11,
+    "sample__batch_size": 4,  # three batches
+    "baseline__num": 7,
+    "baseline__batch_size": 3,
+    "evaluate__kid_subsets": 1,
+}
+STAGES = (latents, reference, baseline, sample, evaluation)
+
+
+def run_stages(folder: Path) -> None:
+    """Run the five stages in a folder that has params and checkpoints, with quick feature networks."""
+    os.chdir(folder)
+    digits_cnn.EPOCHS, digits_cnn.DigitsCNN.batch, evaluate.PICTURES = 1, 100, 300
+    dist.teardown = lambda: None  # the stages follow one another in one group
+    log.say = lambda message: None
+    for stage in STAGES:
+        stage.main()
+        dist.barrier()  # a pipeline's next stage starts when all ranks have ended
+
+
+def made(folder: Path) -> dict[Path, str]:
+    """Digests of what the stages wrote."""
+    folders = ("data/latents", "data/reference", "data/baseline", "data/samples", "metrics")
+    paths = [path for name in folders for path in (folder / name).iterdir()]
+    return {path.relative_to(folder): sha256(path) for path in paths}
+
+
+def shares(folder: Path) -> None:
+    """Write down what this rank does of seven pieces, and what rank 0 and all get."""
+    mine = dist.share(7)
+    got = list(dist.in_order(({"number": number, "rank": dist.rank()} for number in mine), 7))
+    told = dist.from_main(lambda: f"rank {dist.rank()}")
+    (folder / f"rank{dist.rank()}").write_text(repr((list(mine), [(i["number"], i["rank"]) for i in got], told)))
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process makes, teacher and student with random weights."""
+    folder, before = tmp_path_factory.mktemp("one"), Path.cwd()
+    write_params(folder, **SIZES, data__fingerprint=data.fingerprint("digits", None))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        for module, name in ((digits_cnn, "EPOCHS"), (evaluate, "PICTURES"), (dist, "teardown"), (log, "say")):
+            patched.setattr(module, name, getattr(module, name))  # put back afterwards
+        patched.setattr(digits_cnn.DigitsCNN, "batch", 100)
+        latents.main()
+        for kind in ("teacher", "student"):
+            write_checkpoint(folder / "data" / kind, LatentSet.open("data/latents"), kind=kind)
+        run_stages(folder)
+    os.chdir(before)
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(False)
+    return folder
+
+
+@pytest.mark.parametrize("num", [3, pytest.param(2, marks=pytest.mark.slow)])
+def test_every_stage_writes_the_bytes_of_one_process(num: int, one: Path, tmp_path: Path) -> None:
+    shutil.copy(one / "params.yaml", tmp_path)
+    for kind in ("teacher", "student"):
+        shutil.copytree(one / "data" / kind, tmp_path / "data" / kind)
+    ranks.run(num, run_stages, tmp_path)
+    expected = made(one)
+    assert len([path for path in expected if path.name.startswith("shard_")]) == 3
+    assert {Path("metrics/evaluate.json"), Path("data/samples/nfe2.npz")} <= expected.keys()
+    assert made(tmp_path) == expected
+
+
+def test_each_piece_is_done_once_and_arrives_in_order_on_rank_0(tmp_path: Path) -> None:
+    ranks.run(3, shares, tmp_path)
+    told = [eval((tmp_path / f"rank{rank}").read_text()) for rank in range(3)]
+    assert [mine for mine, _, _ in told] == [[0, 3, 6], [1, 4], [2, 5]]
+    assert told[0][1] == [(number, number % 3) for number in range(7)] and told[1][1] == told[2][1] == []
+    assert {from_main for _, _, from_main in told} == {"rank 0"}
+
+
+def test_batches_cover_everything_once() -> None:
+    assert dist.batches(7, 3) == [range(0, 3), range(3, 6), range(6, 7)]
+    assert dist.batches(6, 3) == [range(0, 3), range(3, 6)] and dist.batches(2, 5) == [range(0, 2)]
+    assert list(dist.share(3)) == [0, 1, 2] and list(dist.in_order(iter("abc"), 3)) == ["a", "b", "c"]
