@@ -227,11 +227,21 @@ def loaded_code() -> list[Path]:
 
 
 def _starter() -> int:
-    """Process id of what started this run: the parent, or torchrun's parent."""
-    status = Path(f"/proc/{os.getppid()}/stat")
-    if "TORCHELASTIC_RUN_ID" not in os.environ or not status.exists():
-        return os.getppid()
-    return int(status.read_text().rpartition(")")[2].split()[1])
+    """Process id of DVC: the nearest ancestor outside the stage. A shell and torchrun may lie between."""
+    pid = os.getppid()
+    while (parent := _parent_in_stage(pid)) is not None:
+        pid = parent
+    return pid
+
+
+def _parent_in_stage(pid: int) -> int | None:
+    """Parent of a process that DVC started for a stage; None for any other, and where there is no /proc."""
+    process = Path(f"/proc/{pid}")
+    try:
+        variables, status = (process / "environ").read_bytes(), (process / "stat").read_text()
+    except OSError:
+        return None
+    return int(status.rpartition(")")[2].split()[1]) if b"\0DVC_STAGE=" in b"\0" + variables else None
 
 
 def _checksum(text: str, tensors: dict[str, Tensor]) -> str:

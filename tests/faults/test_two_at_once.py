@@ -70,8 +70,11 @@ def orphaned(clone: Clone, run: Running) -> int:
     return trainer
 
 
-def test_a_trainer_that_outlives_its_dvc_keeps_a_second_one_out_and_its_work(clone: Clone, undisturbed: Clone) -> None:
-    with clone.running(DVC, "repro", "teacher") as run:
+@pytest.mark.parametrize("shell", ["/bin/bash", "/bin/sh"])  # bash makes way for the command it runs, dash need not
+def test_a_trainer_that_outlives_its_dvc_keeps_a_second_one_out_and_its_work(
+    shell: str, clone: Clone, undisturbed: Clone
+) -> None:
+    with clone.running(DVC, "repro", "teacher", variables={"SHELL": shell}) as run:
         trainer = orphaned(clone, run)
         assert REFUSED in clone.dvc("repro", "teacher", fails=True)
         os.kill(trainer, signal.SIGCONT)
