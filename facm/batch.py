@@ -6,7 +6,6 @@ Each rank takes its rows: neither a kill nor the number of processes changes wha
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -37,10 +36,9 @@ class Batch:
     keys: Tensor | None
     size: int
 
-    def split(self, parts: int) -> Iterator["Batch"]:
-        """Micro-batches, whose rows differ by one at most."""
-        ends = [len(self.x0) * i // parts for i in range(parts + 1)]
-        return (self.rows(slice(*pair)) for pair in pairwise(ends))
+    def split(self, parts: int, group: int = 1) -> Iterator["Batch"]:
+        """Micro-batches of whole groups of rows, whose numbers of groups differ by one at most."""
+        return (self.rows(share(len(self.x0), i, parts, group)) for i in range(parts))
 
     def rows(self, rows: slice) -> "Batch":
         """Some of the rows."""
@@ -53,7 +51,13 @@ class Batch:
         return Batch(self.x0.to(device), self.x1.to(device), y, self.n.to(device), keys, self.size)
 
 
-def draw(latents: LatentSet, settings: Training, normals: int, step: int) -> Batch:
+def share(size: int, number: int, parts: int, group: int = 1) -> slice:
+    """Rows of part `number` of `parts`, in whole groups of `group` consecutive rows."""
+    groups = size // group
+    return slice(group * (number * groups // parts), group * ((number + 1) * groups // parts))
+
+
+def draw(latents: LatentSet, settings: Training, normals: int, step: int, group: int = 1) -> Batch:
     """Return this rank's rows of step `step` (from 1).
 
     Args:
@@ -61,6 +65,7 @@ def draw(latents: LatentSet, settings: Training, normals: int, step: int) -> Bat
         settings: params.teacher or params.distill.
         normals: standard normals per sample that the objective asks for.
         step: of the training.
+        group: consecutive rows that no rank may be given a part of.
     """
     generator = seeded(settings.seed, step)
     indices = batch_indices(step, settings.batch_size, latents.num, settings.seed)
@@ -70,7 +75,7 @@ def draw(latents: LatentSet, settings: Training, normals: int, step: int) -> Bat
     flips = torch.rand(size, generator=generator) < 0.5 if latents.flips else None
     dropped = torch.rand(size, generator=generator) < settings.label_dropout
     keys = torch.randint(2**63 - 1, (size,), generator=generator) if settings.dropout else None
-    rows = slice(dist.rank() * size // dist.world_size(), (dist.rank() + 1) * size // dist.world_size())
+    rows = share(size, dist.rank(), dist.world_size(), group)
     x1, y = latents.batch(indices[rows], None if flips is None else flips[rows])
     if y is not None:
         y = torch.where(dropped[rows], latents.num_classes, y)

@@ -42,6 +42,7 @@ def check(p: Params) -> None:
     refuse_unknown([p.sample.sampler], samplers.SAMPLERS, f"{PATH}, sample.sampler")
     refuse_unknown(p.backbones, backbones.BACKBONES, f"{PATH}, backbones")
     refuse_unknown(p.objectives, objectives.OBJECTIVES, f"{PATH}, objectives")
+    _check_kind(p)
     for name, block in (("teacher", p.teacher), ("distill", p.distill)):
         refuse_unknown([block.time.sampler], TIME_SAMPLERS, f"{PATH}, {name}.time.sampler")
         if block.ema.sigma_rel not in block.ema.sigma_rels:
@@ -51,7 +52,7 @@ def check(p: Params) -> None:
                 f"{PATH}, {name}: init and init_sha256 go together; the sha256 stands in the checkpoint's config.json"
             )
     objective = build_objective(p)
-    _check_stages(p)
+    _check_stages(p, objective)
     _check_sampling(p, objective)
 
 
@@ -97,6 +98,29 @@ def fits(p: Params, shape: Sequence[int]) -> None:
             )
 
 
+def _check_kind(p: Params) -> None:
+    """Raise ParamsError where pictures and points are mixed; params.yaml, data.name decides which of them it is."""
+    points = p.data.name in data.POINTS
+    kinds = ("points", "pictures") if points else ("pictures", "points")
+    chosen = (
+        ("reference.features", p.reference.features, features.FEATURES, features.POINTS),
+        ("latents.codec", p.latents.codec, codecs.CODECS, codecs.POINTS),
+        ("backbone.name", p.backbone.name, backbones.BACKBONES, backbones.POINTS),
+    )
+    for place, name, known, of_points in chosen:
+        if (name in of_points) != points:
+            fitting = ", ".join(other for other in known if (other in of_points) == points)
+            raise ParamsError(
+                f"{PATH}, {place}: '{name}' is for {kinds[1]}, and data.name '{p.data.name}' has {kinds[0]}: "
+                f"set it to {fitting}"
+            )
+    for place, wanted in (("latents.flip", p.latents.flip), ("evaluate.copies", p.evaluate.copies)):
+        if points and wanted:
+            raise ParamsError(
+                f"{PATH}, {place}: is for pictures, and data.name '{p.data.name}' has points: set it false"
+            )
+
+
 def writable(*folders: str | Path) -> None:
     """Raise PermissionError, naming the folder, unless each can be written (made, where it is missing)."""
     for folder in map(Path, folders):
@@ -109,7 +133,7 @@ def writable(*folders: str | Path) -> None:
             )
 
 
-def _check_stages(p: Params) -> None:
+def _check_stages(p: Params, objective: Any) -> None:
     distill = p.distill
     backbone(p)
     if p.train.parallel == "fsdp" and distill.mode == "scratch" and distill.scratch_source == "ema":
@@ -125,9 +149,25 @@ def _check_stages(p: Params) -> None:
             "(teacher: data/latents, evaluate.baseline: metrics/reference.json; `python -m facm.preset digits scratch` "
             "sets them), mode distill names its checkpoint (data/teacher)"
         )
+    if p.train.compile and getattr(objective, "ragged", False):
+        raise ParamsError(
+            f"{PATH}, train.compile: objective '{distill.objective}' asks for other numbers of rows in every step, "
+            "each of which would be compiled: set it false"
+        )
+    if p.train.parallel == "fsdp" and _needs_copies(objective):
+        raise ParamsError(
+            f"{PATH}, train.parallel: 'fsdp' does not fit objective '{distill.objective}' with these constants, which "
+            "asks copies of the network, or other numbers of rows on each process: set ddp"
+        )
     knows = p.teacher.conditioning != "plain" and p.teacher.fraction > 0
     if distill.mode == "distill" and distill.teacher_condition == "fm" and not knows:
         raise ParamsError(f"{PATH}, distill.teacher_condition: 'fm' needs a mixed teacher (teacher.fraction above 0)")
+
+
+def _needs_copies(objective: Any) -> bool:
+    """Whether an objective asks averaged or frozen weights, or a number of rows that differs between processes."""
+    averaged = "ema" in (getattr(objective, "target", None), getattr(objective, "self_teacher", None))
+    return averaged or hasattr(objective, "phase") or getattr(objective, "ragged", False)
 
 
 def _check_sampling(p: Params, objective: Any) -> None:
@@ -154,8 +194,8 @@ def student_sampler(p: Params, nfe: int, conditioning: str) -> Any:
 
 def sampler_fields(p: Params, nfe: int) -> dict[str, Any]:
     """What `sample` says about the sampler of one NFE."""
-    if p.sample.sampler != "consistency":
-        return {"nfe": nfe, "shift": p.sample.shift}
+    if p.sample.sampler not in ("consistency", "jumps"):
+        return {"nfe": nfe} | ({} if p.sample.sampler in ("anchored", "edm") else {"shift": p.sample.shift})
     grids = {len(grid): grid for grid in p.sample.t_grid or ()}
     return {"nfe": nfe, "t_grid": grids.get(nfe)}
 

@@ -23,6 +23,8 @@ from facm.work import repository_root
 
 EXTRA_EMBEDDERS = ("r_embedder.",)  # what a student may have beyond its teacher; zero-initialised
 
+UNSEEN = {"pixel_norm": False, "heads": None}  # constants that no weight's name or shape tells, and their defaults
+
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged or does not fit; the message names the file and the rule."""
@@ -277,6 +279,7 @@ def start_from(network: nn.Module, config: Config, folder: str | Path, expected:
             f"'{config.conditioning}': set {'distill' if config.kind == 'student' else 'teacher'}.conditioning: "
             "auxiliary in params.yaml, or choose another checkpoint"
         )
+    check_same_function(config, other, folder)
     path = Path(folder) / "model.safetensors"
     weights, found, wanted = read_weights(path), sha256(path), expected or other.sha256
     if found != wanted:
@@ -285,6 +288,18 @@ def start_from(network: nn.Module, config: Config, folder: str | Path, expected:
             "init_sha256 in params.yaml pins, or it is damaged (then remove the folder and run `dvc repro`)"
         )
     transfer(network, weights, str(path))
+
+
+def check_same_function(config: Config, other: Config, folder: str | Path) -> None:
+    """Raise CheckpointError where equal names of weights would hide that two networks compute different things."""
+    for name, default in UNSEEN.items():
+        own, theirs = config.constants.get(name, default), other.constants.get(name, default)
+        if own != theirs:
+            raise CheckpointError(
+                f"{folder} was trained with {name} {theirs!r}, params.yaml, backbones.{config.backbone}.{name} is "
+                f"{own!r}: its weights fit by name but mean something else there: set it to {theirs!r}, or choose a "
+                f"checkpoint that was trained with {own!r} as init"
+            )
 
 
 def check_teacher(config: Config, teacher: Config, folder: str | Path, condition: str) -> None:

@@ -2,6 +2,7 @@
 
 Fréchet distance |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2) (Heusel et al. 2017), KID (Binkowski et al. 2018),
 precision and recall with k = 3 (Kynkäänniemi et al. 2019; the published 10k reference features, as in ADM's evaluator).
+Where the exact map of noise to data is known (facm/features/exact_map.py), samples are also measured against it.
 Statistics and distances are float64, KID's kernels float32 (as torch-fidelity has them: half the time, equal to 1e-6).
 Nothing here draws a random number that is not seeded.
 """
@@ -16,7 +17,9 @@ from torch import Tensor
 
 from facm import dist
 from facm.copies import Copies
+from facm.data import kind
 from facm.features import FeatureNetwork
+from facm.samplers.noise import noise
 
 FID_NUM = 50_000
 KEPT = 10_000  # reference features at most, for KID, precision and recall
@@ -28,7 +31,7 @@ PICTURES = 1000  # looked at in one go, about
 
 
 class Pictures(Protocol):
-    """Pictures to look at: a uint8 tensor (N, H, W, C), or an archive's, which are read part by part."""
+    """Pictures to look at: a uint8 tensor (N, H, W, C), or an archive's, which are read part by part; or points."""
 
     @property
     def shape(self) -> Sequence[int]: ...
@@ -116,19 +119,21 @@ def score(
     *,
     kid_subsets: int = 100,
     copies: bool = True,
+    seed: int | None = None,
 ) -> dict[str, float]:
     """Score pictures by every measure that reference and labels allow; all ranks must call it.
 
     Args:
-        images: uint8 (N, H, W, C), N at least 4.
+        images: uint8 (N, H, W, C), or points float32 (N, D), N at least 4.
         labels: (N,) the classes that were asked for; None: no accuracy.
         reference: the data set's train split.
         kid_subsets: subsets of KID.
         copies: look for copies of training pictures.
+        seed: of the noise of which they are a map; None: of none.
 
     Returns:
         `fd` (or `fid`, see `distance_key`), `kid`, `precision`, `recall`, `accuracy`, `fd_second`, `accuracy_second`,
-        `copies`. Nothing on ranks other than 0.
+        `copies`; `map_rmse` and `map_median` where the exact map is known (`map_error`). Nothing on ranks other than 0.
 
     Raises:
         ValueError: pictures or labels of a wrong kind, or copies asked of a reference without pictures.
@@ -151,7 +156,7 @@ def score(
         scores |= _accuracy("accuracy_second", second.network, features_second, labels)
     if looked_for is not None:
         scores["copies"] = looked_for.rate(seen[-1])
-    return scores
+    return scores if seed is None else scores | map_error(pictures, first.network, seed)
 
 
 def distance_key(features: str, num: int) -> str:
@@ -159,6 +164,24 @@ def distance_key(features: str, num: int) -> str:
     if features != "inception":
         return "fd"
     return "fid" if num == FID_NUM else f"fid_{num / 1000:g}k"
+
+
+def map_error(samples: Pictures, network: FeatureNetwork, seed: int) -> dict[str, float]:
+    """Distance of samples from where the exact flow takes their own noise; nothing where that is not known.
+
+    Args:
+        samples: points (N, D), in the data's units; point i was drawn from the noise of (seed, i).
+        network: tells the exact map.
+        seed: of the noise.
+
+    Returns:
+        `map_rmse` and `map_median`, root mean square and median of the distances |x - exact(x0)|.
+    """
+    if network.exact is None:
+        return {}
+    (x0,) = noise(seed, range(len(samples)), 1, samples.shape[1:])
+    distances = torch.linalg.vector_norm(samples[:].double() - network.exact(x0), dim=1)
+    return {"map_rmse": float(distances.square().mean().sqrt()), "map_median": float(distances.median())}
 
 
 def statistics(features: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -219,12 +242,15 @@ def _accuracy(key: str, network: FeatureNetwork, features: Tensor, labels: Tenso
 
 def _check(images: Pictures, labels: Tensor | None, reference: Measured, copies: bool) -> None:
     """Raise ValueError for what cannot be scored."""
-    if images.dtype != torch.uint8 or len(images.shape) != 4 or len(images) <= NEIGHBOURS:
+    what = kind(images.dtype, images.shape)
+    if len(images) <= NEIGHBOURS:
         raise ValueError(
-            f"pictures must be uint8 (N, H, W, C) with N of at least {NEIGHBOURS + 1}, got {images.dtype} "
-            f"{tuple(images.shape)}: sample.num, baseline.num and reference.num in params.yaml set N"
+            f"there must be at least {NEIGHBOURS + 1} {what}, got {len(images)}: sample.num, baseline.num and "
+            "reference.num in params.yaml set their number"
         )
     if labels is not None and tuple(labels.shape) != tuple(images.shape[:1]):
         raise ValueError(f"labels must be ({len(images)},), one per picture, got {tuple(labels.shape)}")
     if copies and reference.copies is None:
-        raise ValueError("data/reference holds no pictures (too many): set evaluate.copies: false in params.yaml")
+        raise ValueError(
+            "data/reference holds no pictures (too many, or points): set evaluate.copies: false in params.yaml"
+        )

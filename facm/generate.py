@@ -45,7 +45,7 @@ def main() -> None:
         if arguments.out.endswith(".npz"):
             save_arrays(arguments.out, images, None if labels is None else np.asarray(labels, np.int64))
         else:
-            picture.save(picture.grid(images, arguments.per_label), arguments.out)
+            picture.save(picture.sheet(images, arguments.per_label), arguments.out)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     say(f"{arguments.out}: {len(images)} pictures, NFE {arguments.nfe}")

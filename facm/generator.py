@@ -68,7 +68,7 @@ class Generator:
             fields: see `sampler`.
 
         Returns:
-            uint8 (N, H, W, C).
+            uint8 (N, H, W, C), or points float32 (N, D).
 
         Raises:
             ValueError: labels outside the model's classes, or a sampler that does not fit.
@@ -127,8 +127,9 @@ class Generator:
         return counted
 
     def decode(self, x1: Tensor) -> np.ndarray:
-        """Normalised latents (B, C, H, W) -> uint8 pictures (B, H, W, C)."""
-        mean, std = (torch.tensor(values).view(1, -1, 1, 1).to(x1) for values in (self.config.mean, self.config.std))
+        """Normalised latents (B, C, H, W) -> uint8 pictures (B, H, W, C), or (B, D) -> float32 points (B, D)."""
+        shape = (-1, *[1] * (x1.dim() - 2))
+        mean, std = (torch.tensor(values).view(shape).to(x1) for values in (self.config.mean, self.config.std))
         return np.asarray(self.codec.decode(x1 * std + mean).cpu())
 
     @torch.no_grad()

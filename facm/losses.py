@@ -1,4 +1,6 @@
-"""Distances between velocities (arXiv 2507.03738, Eq. 10 and 18). Every function returns one value per sample, (B,).
+"""Distances between velocities (arXiv 2507.03738, Eq. 10 and 18), and between points, as other methods have them.
+
+Every function returns one value per sample, (B,).
 
 Deviations: the paper writes sums, ||.||^2; the published code takes means over everything but the batch. Here: means
 (`reduction="sum"` for the paper's notation), because the CM term grows by sqrt(D) under a sum and the FM term by D.
@@ -73,6 +75,24 @@ def velocity_loss(
     if cosine == "auto":
         cosine = "channel" if F.shape[1] > 1 else "sample"
     return error + cosine_loss(F, v, cosine, eps)
+
+
+def pseudo_huber(a: Tensor, b: Tensor, c: float = 0.0) -> Tensor:
+    """Return sqrt(|a - b|^2 + c^2) - c, |.|^2 a sum over all axes but the batch, (B,) (Charbonnier et al. 1997).
+
+    Args:
+        a: (B, ...).
+        b: like a.
+        c: at least 0; 0: the norm |a - b|, whose gradient is 0 where a = b.
+    """
+    if c == 0:
+        return vector_norm((a - b).flatten(1), dim=1)
+    return (squared_error(a, b, "sum") + c**2).sqrt() - c
+
+
+def rms(x: Tensor) -> Tensor:
+    """Return the root mean square of x (B, ...) over all axes but the batch, (B,); without a gradient."""
+    return x.detach().square().flatten(1).mean(1).sqrt()
 
 
 def norm_l2(e: Tensor, c: float = 1e-3, q: float = 0.5, *, sg_denominator: bool = True) -> Tensor:

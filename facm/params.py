@@ -157,15 +157,17 @@ class Distill(Training):
     t_low: Fraction
     t_high: Fraction
     teacher_condition: Literal["t", "fm"]
-    scratch_form: Literal["paper", "code"]
+    scratch_form: Literal["paper", "code", "mixed"]
     scratch_condition: Literal["fm", "t"]
     scratch_source: Literal["online", "ema"]
+    scratch_kappa: Annotated[float, Range(0.0, 0.999)]
+    if_diverged: Literal["fail", "record"]
     derivative: Literal["dual", "func"]
 
 
 @dataclass(frozen=True)
 class Baseline:
-    sampler: Literal["euler", "heun"]
+    sampler: Literal["euler", "heun", "dpmpp", "edm"]
     steps: Count
     w: Scale
     t_low: Fraction

@@ -48,7 +48,9 @@ class Query:
         dt: tangent of the time condition; a number stands for all samples.
         dr: tangent of r, the same way; None: r does not move.
         grad: False: the answer carries no graph. dF_dt never carries one.
-        of: whose weights answer: student | ema (the average, never with a graph).
+        of: whose weights answer: student | ema (the average) | phase (a copy of the average, made when the objective's
+            phase began); the last two never with a graph.
+        rows: which rows of the batch these are, (B,) bool, where they are not all; they keep their dropout masks.
     """
 
     x: Tensor
@@ -60,6 +62,7 @@ class Query:
     dr: Tensor | float | None = None
     grad: bool = True
     of: str = "student"
+    rows: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

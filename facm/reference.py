@@ -2,7 +2,7 @@
 
 * network.safetensors, network_second.safetensors: feature networks (of Inception only which weights)
 * statistics.safetensors, statistics_second.safetensors: mu, sigma float64 of the train split; features float32
-* pictures.safetensors: the train pictures, for copies; left out above 1 GiB
+* pictures.safetensors: the train pictures, for copies; left out above 1 GiB, and of points
 * meta.json: threshold of copies and, per file, bytes and sha256; written last: without it the folder is unfinished
 """
 
@@ -20,6 +20,7 @@ from facm.data import Images
 from facm.evaluate import Yardstick, score
 from facm.features import network_class
 from facm.files import load_json, load_tensors, save_json, save_tensors
+from facm.samplers.noise import noise
 
 SUFFIXES = ("", "_second")
 PICTURES_GIB = 1.0
@@ -32,7 +33,7 @@ class Reference:
 
     Attributes:
         yardsticks: per feature network; the second one, seeded otherwise, only where networks are trained here.
-        copies: the train pictures; None above 1 GiB of them.
+        copies: the train pictures; None above 1 GiB of them, and of points.
     """
 
     yardsticks: tuple[Yardstick, ...]
@@ -51,7 +52,7 @@ class Reference:
         seeds = (seed, seed + 1) if network.seeded else (seed,)
         networks = dist.from_main(lambda: [network.create(train, s) for s in seeds])
         yardsticks = tuple(Yardstick.of(made.to(dist.device()), train.images) for made in networks)
-        keep = train.images.numel() <= PICTURES_GIB * 2**30
+        keep = train.kind == "pictures" and train.images.numel() <= PICTURES_GIB * 2**30
         return cls(yardsticks, Copies.of(train.images) if keep else None)
 
     @classmethod
@@ -118,7 +119,7 @@ def build(
         heldout: the split that sets `floor`, what a perfect generator may reach.
         features: a key of facm.features.FEATURES.
         seed: of the first network and of the noise.
-        num: pictures in the scores `class_mean` (`pixel_mean` without classes) and `noise`.
+        num: pictures in the scores `class_mean` (without classes `pixel_mean`, of points the mean point) and `noise`.
         kid_subsets: subsets of KID.
 
     Raises:
@@ -136,23 +137,34 @@ def build(
             metrics[f"heldout_{name}"] = floor.pop(name)
     metrics["floor"] = floor
     metrics["class_mean" if train.num_classes else "pixel_mean"] = ends(mean_pictures(train, num), labels)
-    metrics["noise"] = ends(noise_pictures(train, num, seed), labels)
+    metrics["noise"] = ends(noise_pictures(train, num, seed), labels, seed=seed)
     return {"reference": metrics}
 
 
 def mean_pictures(train: Images, num: int) -> Tensor:
-    """The mean picture of class i mod classes (of all, without classes), `num` times: uint8 (num, H, W, C).
+    """The mean picture of class i mod classes (of all, without classes), `num` times: like the train split's.
 
     Recognised perfectly and without any diversity: what accuracy alone would call the best of generators.
     """
     groups = torch.zeros(len(train), dtype=torch.int64) if train.labels is None else train.labels
     means = torch.stack([train.images[groups == c].double().mean(0) for c in range(max(train.num_classes, 1))])
-    return means.add(0.5).floor().to(torch.uint8)[torch.arange(num) % len(means)]
+    return _as_data(means, train)[torch.arange(num) % len(means)]
 
 
 def noise_pictures(train: Images, num: int, seed: int) -> Tensor:
-    """Normal noise with the train split's mean and std per channel, uint8 (num, H, W, C): an untrained generator."""
-    values = train.images.flatten(0, 2).double()
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn((num, *train.images.shape[1:]), generator=generator, dtype=torch.float64)
-    return (values.mean(0) + values.std(0) * noise).add(0.5).floor().clamp(0, 255).to(torch.uint8)
+    """Normal noise with the train split's mean and std per channel, like its pictures: an untrained generator.
+
+    Of points it is the identity map, of the noise that samplers start from.
+    """
+    values, shape = train.images.flatten(0, -2).double(), train.images.shape[1:]
+    if train.kind == "points":
+        (normals,) = noise(seed, range(num), 1, shape)
+    else:
+        generator = torch.Generator().manual_seed(seed)
+        normals = torch.randn((num, *shape), generator=generator, dtype=torch.float64)
+    return _as_data(values.mean(0) + values.std(0) * normals, train)
+
+
+def _as_data(values: Tensor, train: Images) -> Tensor:
+    """Values as the train split has them: uint8 levels, rounded half up and clamped, or float32."""
+    return values.float() if train.kind == "points" else values.add(0.5).floor().clamp(0, 255).to(torch.uint8)

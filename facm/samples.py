@@ -1,13 +1,14 @@
 """Sampled pictures on disk: ADM's npz (arr_0 uint8 NHWC, arr_1 labels), written and read in parts, and a grid.
 
-The archive is byte for byte what `numpy.savez` writes, but neither writing nor reading it holds all pictures in memory.
+Of points arr_0 is float32 (N, D), and they are plotted. The archive is byte for byte what `numpy.savez` writes, but
+neither writing nor reading it holds all pictures in memory.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, Any
 from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import numpy as np
@@ -16,14 +17,15 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from facm import dist, picture
+from facm.data import KINDS
 from facm.files import whole
 
-GRID = 100  # pictures in a grid, at most
+GRID = 10  # rows and columns of a grid, at most
 PICTURES, LABELS = "arr_0.npy", "arr_1.npy"
 LOCAL_HEADER = 30  # bytes of a zip member's header before its name; the last four are two lengths
 
 Take = Callable[[np.ndarray], None]
-"""Takes in the next pictures, uint8 (B, H, W, C)."""
+"""Takes in the next pictures, uint8 (B, H, W, C), or points, float32 (B, D)."""
 
 
 @contextmanager
@@ -43,8 +45,7 @@ def saving_samples(folder: str | Path, name: str, num: int, labels: Tensor | Non
     if dist.is_main():
         with saving_arrays(path, num, None if labels is None else labels.numpy()) as take:
             yield take
-        sheet = picture.grid(np.asarray(load_samples(path)[0][:GRID]), 10)
-        picture.save(sheet, path.with_name(f"grid_{name}.png"))
+        picture.save(picture.sheet(load_samples(path)[0], GRID, GRID), path.with_name(f"grid_{name}.png"))
     else:
         yield lambda images: None
     dist.barrier()
@@ -71,19 +72,24 @@ def save_arrays(path: str | Path, images: np.ndarray, labels: np.ndarray | None)
 
 @dataclass(frozen=True)
 class Stored:
-    """Pictures of an archive, read when they are asked for: a slice is a uint8 tensor (B, H, W, C).
+    """Pictures or points of an archive, read when they are asked for: a slice is a tensor (B, ...).
 
     Attributes:
         path: the archive.
-        shape: (N, H, W, C).
-        offset: bytes before the first pixel.
+        shape: (N, H, W, C) or (N, D).
+        offset: bytes before the first value.
+        values: type of a value.
     """
-
-    dtype: ClassVar[torch.dtype] = torch.uint8
 
     path: Path
     shape: tuple[int, ...]
     offset: int
+    values: np.dtype
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of a slice."""
+        return torch.from_numpy(np.empty(0, self.values)).dtype
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -91,8 +97,9 @@ class Stored:
     def __getitem__(self, rows: slice) -> Tensor:
         first, end, _ = rows.indices(len(self))
         size, num = int(np.prod(self.shape[1:])), max(0, end - first)
-        pixels = np.fromfile(self.path, np.uint8, num * size, offset=self.offset + first * size)
-        return torch.from_numpy(pixels).view(num, *self.shape[1:])
+        before = self.offset + first * size * self.values.itemsize
+        read = np.fromfile(self.path, self.values, num * size, offset=before)
+        return torch.from_numpy(read).view(num, *self.shape[1:])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """All of them, in memory."""
@@ -100,7 +107,7 @@ class Stored:
 
 
 def load_samples(path: str | Path) -> tuple[Stored, np.ndarray | None]:
-    """Pictures uint8 (N, H, W, C), left on the disk, and labels (N,) int64, None without classes.
+    """Pictures uint8 (N, H, W, C) or points, left on the disk, and labels (N,) int64, None without classes.
 
     Raises:
         ValueError: missing or damaged file, or one of another kind.
@@ -141,11 +148,12 @@ def _stored(path: Path, archive: ZipFile) -> Stored:
         read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, fortran, dtype = read_header(member)
         header = member.tell()
-    if found.compress_type != ZIP_STORED or fortran or dtype != np.uint8 or len(shape) != 4:
-        raise ValueError(f"{PICTURES} is {dtype} {shape}, compressed or transposed; needed is plain uint8 (N, H, W, C)")
-    if found.file_size != header + int(np.prod(shape)):
+    if found.compress_type != ZIP_STORED or fortran or (str(dtype), len(shape)) not in KINDS:
+        needed = "plain uint8 (N, H, W, C), or float32 (N, D)"
+        raise ValueError(f"{PICTURES} is {dtype} {shape}, compressed or transposed; needed is {needed}")
+    if found.file_size != header + int(np.prod(shape)) * dtype.itemsize:
         raise ValueError(f"{PICTURES} has {found.file_size} bytes, its header says {shape}")
     with path.open("rb") as file:
         file.seek(found.header_offset + LOCAL_HEADER - 4)
         name, extra = np.frombuffer(file.read(4), "<u2").tolist()
-    return Stored(path, shape, found.header_offset + LOCAL_HEADER + name + extra + header)
+    return Stored(path, shape, found.header_offset + LOCAL_HEADER + name + extra + header, dtype)

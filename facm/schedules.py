@@ -62,6 +62,16 @@ class TimeSampler:
         return TIME_SAMPLERS[self.name](n, self.mean, self.std)
 
 
+def two_times(n: Tensor, time: TimeSampler, equal: float) -> tuple[Tensor, Tensor]:
+    """Standard normals n (B, 3) -> t and r (B,), t <= r, for methods that jump from t to r.
+
+    Two draws of `time`, the smaller is t; then r = t for a share `equal` of the samples, chosen by the third normal.
+    """
+    a, b = time(n[:, 0]), time(n[:, 1])
+    t, r = torch.minimum(a, b), torch.maximum(a, b)
+    return t, torch.where(torch.special.ndtr(n[:, 2]) < equal, t, r)
+
+
 def one(t: Tensor, p: float) -> Tensor:
     """Return 1 for every t (B,)."""
     return torch.ones_like(t)
@@ -96,6 +106,28 @@ def weighting(name: str, p: float, place: str = "distill.alpha") -> Callable[[Te
     if not p > 0:
         raise ValueError(f"params.yaml, distill.p: {p!r} must be above 0")
     return lambda t: WEIGHTINGS[name](t, p)
+
+
+def sigma_of(t: Tensor) -> Tensor:
+    """Return EDM's noise level sigma = (1 - t) / t of t in (0, 1], any shape: x_t / t is data plus sigma noise."""
+    return (1 - t) / t
+
+
+def time_of(sigma: Tensor) -> Tensor:
+    """Return t = 1 / (1 + sigma) for sigma at least 0, any shape; the inverse of `sigma_of`."""
+    return 1 / (1 + sigma)
+
+
+def karras(num: int, low: float = 0.002, high: float = 80.0, rho: float = 7.0) -> Tensor:
+    """Return `num` noise levels from high to low, evenly spaced in sigma^(1/rho), float64 (Karras et al. 2022, Eq. 5).
+
+    Raises:
+        ValueError: num below 2, or not 0 < low < high.
+    """
+    if num < 2 or not 0 < low < high:
+        raise ValueError(f"karras: num {num} must be at least 2 and 0 < low {low} < high {high}")
+    levels = torch.linspace(high ** (1 / rho), low ** (1 / rho), num, dtype=torch.float64)
+    return levels**rho
 
 
 def shift(t: Tensor, s: float) -> Tensor:

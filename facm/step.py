@@ -15,11 +15,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from facm import dist, flow
 from facm.batch import Batch
+from facm.losses import rms
 from facm.passes import EAGER, Passes, Plan
 from facm.point import Point, Progress
 from facm.schedules import TimeSampler
 from facm.source import Source
-from facm.student import Student
+from facm.student import NONE, Student
 
 
 class Step:
@@ -32,7 +33,8 @@ class Step:
         time: sampler of times.
         plan: see `facm.passes.Plan`.
         null: the label that stands for none; None without classes.
-        averaged: makes the passes through the averaged weights, see `Student`.
+        others: makes the passes through other weights by name, see `Student`.
+        watch_every: steps between two looks at the velocity error, see `gradients`; 0: none.
 
     Raises:
         ValueError: an objective with trained weights of its own, under fsdp.
@@ -47,16 +49,18 @@ class Step:
         plan: Plan = EAGER,
         *,
         null: int | None = None,
-        averaged: Callable[[], Passes] | None = None,
+        others: Mapping[str, Callable[[], Passes]] = NONE,
+        watch_every: int = 0,
     ) -> None:
         self.objective, self.source, self.time, self.plan, self.null = objective, source, time, plan, null
+        self.watch_every = watch_every
         module: nn.Module | None = getattr(objective, "module", None)  # what is trained besides the network
         if plan.sharded and module is not None:
             raise ValueError("params.yaml, train.parallel: fsdp does not fit an objective with weights of its own: ddp")
         self.own = list(module.to(dist.device()).parameters()) if module is not None else []
         self.parameters = [*passes.parameters(), *self.own]
         self.wrapped = self._wrap(passes)
-        self.student = Student(passes, wrapped=self.wrapped, averaged=averaged)
+        self.student = Student(passes, wrapped=self.wrapped, others=others)
 
     def gradients(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Set every `.grad` to that of the loss, averaged over the global batch.
@@ -66,10 +70,12 @@ class Step:
             progress: of the training.
 
         Returns:
-            `loss_<term>` and what the objective watches: this rank's share of the mean over the global batch, () each;
-            the sum over ranks is the mean.
+            `loss_<term>`, what the objective watches and, every `watch_every` steps, `velocity_error`: the root mean
+            square distance of the network at c_FM from v, which grows where the anchor is lost (Sec. 3.1.2). This
+            rank's share of the mean over the global batch, () each; the sum over ranks is the mean.
         """
         shares: dict[str, Tensor] = {}
+        looked = self.watch_every > 0 and progress.step % self.watch_every == 0
 
         def watch(name: str, values: Tensor) -> None:
             shares[name] = shares.get(name, 0.0) + values.detach().sum() / batch.size
@@ -78,8 +84,10 @@ class Step:
             parameter.grad = None
         parts = getattr(self.objective, "parts", (self.objective,)) if self.plan.lean else (self.objective,)
         last = self.plan.accumulate * len(parts) - 1
-        for i, rows in enumerate(batch.split(self.plan.accumulate)):
+        for i, rows in enumerate(batch.split(self.plan.accumulate, getattr(self.objective, "group", 1))):
             point = self._point(rows, progress, watch)
+            if looked:
+                watch("velocity_error", self._velocity_error(point))
             for j, part in enumerate(parts):
                 self.student.begin(rows.keys)
                 with self._synchronised(i * len(parts) + j == last):
@@ -94,6 +102,11 @@ class Step:
     def times(self, rows: Batch, progress: Progress) -> Mapping[str, Tensor]:
         """The objective's times of a batch."""
         return self.objective.times(rows.n, self.time, progress)
+
+    def _velocity_error(self, point: Point) -> Tensor:
+        """Distance of the student at c_FM from the target velocity, (B,)."""
+        fm = flow.c_fm(point.t, self.objective.conditioning)
+        return rms(self.student.frozen()(point.x_t, fm.t, point.y, fm.r) - point.v)
 
     def _point(self, rows: Batch, progress: Progress, watch: Callable[[str, Tensor], None]) -> Point:
         """The rows at the objective's own times."""

@@ -1,6 +1,7 @@
 """The student as an objective sees it: queries in, values and total derivatives out (arXiv 2507.03738, Algorithm 1)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor, nn
 
 from facm.passes import Passes, Question, refuse_backward_hooks
 from facm.point import Answers, Network, Query
+
+NONE: Mapping[str, Callable[[], Passes]] = MappingProxyType({})
 
 
 class Student:
@@ -19,16 +22,16 @@ class Student:
     Args:
         passes: through the network that is trained.
         wrapped: the same behind DDP, asked where gradients are wanted; None: `passes` itself.
-        averaged: makes the passes through the averaged weights, for queries of "ema"; called when first asked.
+        others: by name ("ema", "phase"), what makes the passes through other weights; called where a query asks.
 
     Attributes:
         keys: (B,) int64 of the dropout masks, set per batch; None: no dropout.
     """
 
     def __init__(
-        self, passes: Passes, *, wrapped: nn.Module | None = None, averaged: Callable[[], Passes] | None = None
+        self, passes: Passes, *, wrapped: nn.Module | None = None, others: Mapping[str, Callable[[], Passes]] = NONE
     ) -> None:
-        self.passes, self.wrapped, self.averaged = passes, wrapped or passes, averaged
+        self.passes, self.wrapped, self.others = passes, wrapped or passes, others
         self.keys: Tensor | None = None
         self.asked = False
 
@@ -58,10 +61,10 @@ class Student:
 
     @torch.no_grad()
     def _without_graph(self, query: Query) -> Any:
-        if query.of == "ema" and self.averaged is not None:
-            return self._ask(self.averaged(), [query])[0]
+        if query.of in self.others:
+            return self._ask(self.others[query.of](), [query])[0]
         if query.of != "student":
-            raise ValueError(f"a query of '{query.of}': only student and, where there is an average, ema can answer")
+            raise ValueError(f"a query of '{query.of}': only {', '.join(['student', *self.others])} can answer here")
         return self._ask(self.passes, [query])[0]
 
     def _ask(self, passes: nn.Module, queries: list[Query]) -> list[Any]:
@@ -74,6 +77,8 @@ class Student:
 
     def _question(self, query: Query) -> Question:
         keys = self.keys
+        if keys is not None and query.rows is not None:
+            keys = keys[query.rows]
         if keys is not None and len(query.x) != len(keys):  # [conditional; unconditional] in one call
             keys = keys.repeat(len(query.x) // len(keys))
         if query.dx is None:

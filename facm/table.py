@@ -26,7 +26,7 @@ def render(result: dict[str, Any]) -> str:
         rows.append(("teacher", result["teacher"]))
     rows += [("student", {"nfe": int(name.removeprefix("nfe"))} | scores) for name, scores in result["student"].items()]
     used = [column for column in COLUMNS if any(column in scores for _, scores in rows)]
-    used += sorted({key for _, scores in rows for key in scores if key.startswith("fid_")})
+    used += sorted({key for _, scores in rows for key in scores if key.startswith(("fid_", "map_"))})
     return _align(rows, used)
 
 

@@ -30,6 +30,7 @@ from facm.stop import StopSignals
 from facm.work import Work
 
 PATIENCE = 10  # non-finite steps in a row that stop a run
+LOOKS = 10  # at the velocity error, per line of the log
 
 
 class Diverged(RuntimeError):
@@ -49,6 +50,7 @@ class Job:
     runtime: Runtime
     plan: Plan = EAGER
     derivative: str = "dual"
+    if_diverged: str = "fail"  # fail | record: end early, with the average as it is
 
 
 @dataclass(frozen=True)
@@ -78,13 +80,19 @@ def train(job: Job, work: Work, log_folder: str) -> Trained:
     """Train to `settings.steps`, resuming from the work folder's last save.
 
     Raises:
-        Diverged: ten non-finite steps in a row.
+        Diverged: ten non-finite steps in a row, with `if_diverged` fail.
         SystemExit: a signal at any rank, or the death of DVC, which started the run; the state is saved before.
     """
     loop = _Loop(job, work, log_folder)
     with StopSignals() as signals:
         while loop.step < job.settings.steps:
-            stop = loop.advance(signals.received)
+            try:
+                stop = loop.advance(signals.received)
+            except Diverged as diverged:
+                if job.if_diverged == "fail":
+                    raise
+                say(f"{diverged}\n{job.name}: recorded as unstable, as distill.if_diverged in params.yaml says")
+                return loop.finish(stable=False)
             if stop and loop.step < job.settings.steps:
                 signals.noticed()
                 loop.save(wait=True)
@@ -104,9 +112,17 @@ class _Loop:
         self.network = passes.network
         time = TimeSampler(settings.time.sampler, settings.time.mean, settings.time.std)
         null = job.latents.num_classes or None
-        make = (passes, job.objective, job.source, time, job.plan)
-        self.gradient = Step(*make, null=null, averaged=self._averaged)
-        self.parameters = self.gradient.parameters
+        self.training_step = Step(
+            passes,
+            job.objective,
+            job.source,
+            time,
+            job.plan,
+            null=null,
+            others={"ema": self._averaged, "phase": self._of_phase},
+            watch_every=max(1, job.runtime.log_every // LOOKS),
+        )
+        self.parameters = self.training_step.parameters
         self.optimizer = torch.optim.AdamW(
             self.parameters,
             lr=settings.optimizer.lr,
@@ -116,6 +132,7 @@ class _Loop:
         )
         self.ema = PowerEMA(self.network.state_dict(), settings.ema.sigma_rels)
         self.step, self.skipped, self.in_a_row, self.last_save = 0, 0, 0, 0
+        self.phase, self.phase_weights = -1, dict[str, Tensor]()  # a frozen copy, where the objective has phases
         self.interval: list[dict[str, float]] = []
         rows = self._restore()
         self.first = self.step + 1
@@ -124,8 +141,10 @@ class _Loop:
     def advance(self, stopped: Sequence[int] = ()) -> bool:
         """One optimizer step; returns whether the run must stop, the same on all ranks."""
         settings, self.step = self.job.settings, self.step + 1
-        batch = draw(self.job.latents, settings, self.job.objective.normals, self.step)
-        shares = self.gradient.gradients(batch, Progress(self.step, settings.steps))
+        objective, progress = self.job.objective, Progress(self.step, settings.steps)
+        self._enter_phase(progress)
+        batch = draw(self.job.latents, settings, objective.normals, self.step, getattr(objective, "group", 1))
+        shares = self.training_step.gradients(batch, progress)
         stop = torch.tensor(float(bool(stopped) or self.work.orphaned), device=batch.x0.device)
         told = dist.sum_(torch.stack([*shares.values(), stop])).tolist()
         values = dict(zip(shares, told[:-1], strict=True))
@@ -139,13 +158,13 @@ class _Loop:
         self._tell()
         return told[-1] > 0
 
-    def finish(self) -> Trained:
-        """Averaged weights and figures of the finished run."""
+    def finish(self, *, stable: bool = True) -> Trained:
+        """Averaged weights and figures of the run, finished or, where not `stable`, given up."""
         if self.log is not None:
             self.log.close()
         last = self.log.rows[-1] if self.log is not None and self.log.rows else {}
         figures = {name: value for name, value in last.items() if name.startswith("loss_")}
-        figures |= {"steps": self.step, "skipped": self.skipped}
+        figures |= {"steps": self.step, "skipped": self.skipped, "stable": stable}
         snapshots = sorted((self.work.folder / "ema").glob("*.safetensors"))
         return Trained(dist.whole(self.ema.weights(self.job.settings.ema.sigma_rel)), snapshots, figures)
 
@@ -163,10 +182,11 @@ class _Loop:
             "module": self._module_state(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict(),
+            "phase_weights": self.phase_weights,
         }
         tensors = dist.whole(tensors)
         if self.log is not None:
-            counters = {"step": self.step, "skipped": self.skipped, "in_a_row": self.in_a_row}
+            counters = {"step": self.step, "skipped": self.skipped, "in_a_row": self.in_a_row, "phase": self.phase}
             told = {"rows": self.log.rows, "interval": self.interval}
             self.work.save(tensors | counters | told)
         self.last_save = self.step
@@ -186,6 +206,7 @@ class _Loop:
         for length, saved in state["ema"].items():
             saved.update({n: dist.sharded_like(tensor, averages[length][n]) for n, tensor in saved.items()})
         self.ema.load_state_dict(state["ema"])
+        self.phase, self.phase_weights = state["phase"], state["phase_weights"]
         self.step = self.last_save = state["step"]
         self.skipped, self.in_a_row, self.interval = state["skipped"], state["in_a_row"], state["interval"]
         say(f"{self.job.name}: resumed at step {self.step} from {self.work.folder}")
@@ -195,11 +216,25 @@ class _Loop:
         module = getattr(self.job.objective, "module", None)
         return module.state_dict() if module is not None else {}
 
+    def _enter_phase(self, progress: Progress) -> None:
+        """Copy the averaged weights where the objective begins another phase."""
+        phase = getattr(self.job.objective, "phase", None)
+        if phase is not None and phase(progress) != self.phase:
+            self.phase = phase(progress)
+            weights = self.ema.weights(self.job.settings.ema.sigma_rel)
+            self.phase_weights = {name: tensor.clone() for name, tensor in weights.items()}
+
     def _averaged(self) -> Passes:
         """The passes through the averaged weights."""
+        return self._through(self.ema.weights(self.job.settings.ema.sigma_rel))
+
+    def _of_phase(self) -> Passes:
+        """The passes through the copy of the phase."""
+        return self._through(self.phase_weights)
+
+    def _through(self, weights: dict[str, Tensor]) -> Passes:
         if self.job.plan.sharded:
             raise ValueError("params.yaml, train.parallel: fsdp keeps no network of averaged weights: set it to ddp")
-        weights = self.ema.weights(self.job.settings.ema.sigma_rel)
 
         def network(*args: Any) -> Tensor:
             return torch.func.functional_call(self.network, weights, args)
@@ -220,7 +255,7 @@ class _Loop:
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         if self.in_a_row == PATIENCE:
             self.work.flush()  # a save that failed has its own cause, which is told instead
-            t = self.gradient.times(batch, Progress(self.step, self.job.settings.steps))["t"]
+            t = self.training_step.times(batch, Progress(self.step, self.job.settings.steps))["t"]
             place = f"step {self.last_save} in {self.work.folder}" if self.last_save else "none"
             figures = ", ".join(f"{name} {value:g}" for name, value in values.items())
             raise Diverged(
@@ -238,8 +273,9 @@ class _Loop:
             if self.step == self.first and self.job.plan.compile:
                 self.log.compiled(self.step)
         if (self.step % runtime.log_every == 0 or self.step == settings.steps) and self.interval:
-            names = self.interval[-1]
-            row = {name: sum(values[name] for values in self.interval) / len(self.interval) for name in names}
+            names = dict.fromkeys(name for values in self.interval for name in values)
+            columns = {name: [values[name] for values in self.interval if name in values] for name in names}
+            row = {name: sum(column) / len(column) for name, column in columns.items()}
             row |= {"step": self.step, "grad_norm_max": max(values["grad_norm"] for values in self.interval)}
             row |= {"skipped": self.skipped}
             self.interval = []
@@ -267,7 +303,14 @@ def snapshot_steps(steps: int, num: int) -> set[int]:
 def _check_batch(job: Job) -> None:
     """Raise ValueError unless every process and micro-batch has a row."""
     size, ranks, parts = job.settings.batch_size, dist.world_size(), job.plan.accumulate
-    if size < ranks * parts:
+    group = getattr(job.objective, "group", 1)
+    if size % group or size // group < ranks * parts:
+        if group > 1:
+            raise ValueError(
+                f"params.yaml, {job.name}.batch_size: {size} must hold whole groups of {group} (the objective's "
+                f"`group`), at least {ranks * parts} of them, one for each of {ranks} processes (FACM_NPROC) and "
+                f"{parts} micro-batches (train.accumulate)"
+            )
         raise ValueError(
             f"params.yaml, {job.name}.batch_size: {size} must be at least {ranks * parts}, one for each of {ranks} "
             f"processes (FACM_NPROC) and {parts} micro-batches (train.accumulate)"

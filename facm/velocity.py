@@ -32,7 +32,8 @@ class Guidance:
         null: the label that stands for none; None where the data have no classes, and then nothing is guided.
         conditioning: what c_FM is, see `facm.flow.c_fm`.
         teacher_condition: t | fm, the condition at which the teacher is asked.
-        scratch_form: paper | code, the form of eq. 9 from scratch.
+        scratch_form: paper | code | mixed, the form of eq. 9 from scratch.
+        scratch_kappa: of the mixed form, in [0, 1): how much of the guidance is by the network's own v_cond.
         scratch_condition: fm | t, the condition at which the network is asked from scratch.
 
     Raises:
@@ -46,6 +47,7 @@ class Guidance:
     conditioning: str = "expanded"
     teacher_condition: str = "t"
     scratch_form: str = "paper"
+    scratch_kappa: float = 0.5
     scratch_condition: str = "fm"
 
     def __post_init__(self) -> None:
@@ -56,7 +58,9 @@ class Guidance:
             raise ValueError(f"params.yaml, distill: {interval} must satisfy 0 <= t_low <= t_high <= 1")
         check_conditioning(self.conditioning, "distill.conditioning")
         _one_of(self.teacher_condition, ("t", "fm"), "teacher_condition")
-        _one_of(self.scratch_form, ("paper", "code"), "scratch_form")
+        _one_of(self.scratch_form, ("paper", "code", "mixed"), "scratch_form")
+        if not 0 <= self.scratch_kappa < 1:
+            raise ValueError(f"params.yaml, distill.scratch_kappa: {self.scratch_kappa!r} must be in [0, 1)")
         _one_of(self.scratch_condition, ("fm", "t"), "scratch_condition")
 
     def inside(self, t: Tensor) -> Tensor:
@@ -94,11 +98,17 @@ class Guidance:
         code:   v = v_uncond + w (u - v_uncond), which is u at w = 1. Outside [t_low, t_high] it puts y for the null
                 label, hence u + (w - 1) (u - F(x, t, y)): an extrapolation. Here: kept in this form only.
 
+        mixed:  v = w (1 - k) u + k v_cond + (1 - w (1 - k) - k) v_uncond, k = scratch_kappa: MeanFlow's (Geng et al.
+                2025, arXiv 2505.13447, Sec. 4.2), whose omega is w (1 - k) (XL/2: omega 0.2, k 0.92, so w = 2.5).
+                v_cond comes from a network that learns v, the guided velocity: where it has, v = v_uncond +
+                w (u - v_uncond), as strong as w in `distilled`, and with less noise for larger k. k = 0 is the code's
+                form inside the interval.
+
         Condition. Paper: not said. Code: t, which in the expanded format is the condition of the average velocity.
         Here: c_FM by default. In the auxiliary format both are (t, t).
 
-        v = u where y is the null label (a dropped label has nothing to guide towards; MeanFlow does the same) and, in
-        the paper's form, outside [t_low, t_high].
+        v = u where y is the null label (a dropped label has nothing to guide towards; MeanFlow does the same) and,
+        except in the code's form, outside [t_low, t_high].
 
         Args:
             F: the online or the averaged network, in whatever mode it is.
@@ -118,7 +128,13 @@ class Guidance:
             v_uncond = F(x, c.t, torch.where(self.inside(t), self.null, y), c.r)
             return torch.where(expand(dropped, u), u, v_uncond + self.w * (u - v_uncond))
         v_cond, v_uncond = _both(F, x, c, y, torch.full_like(y, self.null))
-        return torch.where(expand(self.inside(t) & ~dropped, u), u + self.w * (v_cond - v_uncond), u)
+        if self.scratch_form == "mixed":
+            k = self.scratch_kappa
+            omega = self.w * (1 - k)
+            v = omega * u + k * v_cond + (1 - omega - k) * v_uncond
+        else:
+            v = u + self.w * (v_cond - v_uncond)
+        return torch.where(expand(self.inside(t) & ~dropped, u), v, u)
 
     def _condition(self, t: Tensor, condition: str) -> Condition:
         """The time arguments for a condition called t or fm."""

@@ -24,7 +24,7 @@ def main() -> None:
         what = f"{b.sampler} {b.steps}"
         nfe = teacher.draw_into(take, sampler, labels, b.num, b.seed, batch_size=b.batch_size, what=what)
     images, _ = load_samples(OUT / "teacher.npz")
-    scores = evaluate.score(images, labels, reference, kid_subsets=e.kid_subsets, copies=e.copies)
+    scores = evaluate.score(images, labels, reference, kid_subsets=e.kid_subsets, copies=e.copies, seed=b.seed)
     if dist.is_main():
         save_json(Path("metrics/baseline.json"), {"baseline": {"nfe": nfe, "w": w, "num": b.num} | scores})
     dist.teardown()

@@ -37,7 +37,7 @@ def main() -> None:
     velocity = _start(network, config, d, plan)
     inputs = [LATENTS / "meta.json", *([Path(d.teacher) / "config.json"] if d.mode == "distill" else [])]
     work = Work("distill", key(tracked, inputs, __file__))
-    job = train.Job("distill", network, objective, latents, d, velocity, p.runtime, plan, d.derivative)
+    job = train.Job("distill", network, objective, latents, d, velocity, p.runtime, plan, d.derivative, d.if_diverged)
     trained = train.train(job, work, "metrics/distill")
     if dist.is_main():
         checkpoint.save(OUT, trained.weights, config, trained.snapshots)
@@ -55,6 +55,7 @@ def _start(network: nn.Module, config: Config, d: params.Distill, plan: Plan) ->
         "null": config.num_classes or None,
         "scratch_form": d.scratch_form,
         "scratch_condition": d.scratch_condition,
+        "scratch_kappa": d.scratch_kappa,
         "teacher_condition": d.teacher_condition,
     }
     if d.mode == "scratch":

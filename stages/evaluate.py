@@ -7,6 +7,7 @@ from typing import Any
 from facm import check, dist, evaluate, table
 from facm.files import load_json, save_csv, save_json
 from facm.log import say
+from facm.params import Params
 from facm.reference import Reference
 from facm.samples import load_samples
 
@@ -20,42 +21,54 @@ def main() -> None:
     cure = "run `dvc repro`"
     measured = load_json(Path("metrics/reference.json"), cure)["reference"]
     baseline = load_json(Path(params.evaluate.baseline), cure).get("baseline")
+    training = load_json(Path("metrics/distill.json"), cure)["distill_training"]
     reference, student = Reference.open("data/reference"), {}
     drawn = sorted(SAMPLES.glob("nfe*.npz"), key=lambda path: int(path.stem.removeprefix("nfe")))
     if not drawn:
         raise FileNotFoundError(f"{SAMPLES} holds no nfe<N>.npz: {cure}")
     for path in drawn:
         images, labels = load_samples(path)
-        student[path.stem] = evaluate.score(
-            images, labels, reference, kid_subsets=params.evaluate.kid_subsets, copies=params.evaluate.copies
-        )
+        options = {"kid_subsets": params.evaluate.kid_subsets, "copies": params.evaluate.copies}
+        nfe = int(path.stem.removeprefix("nfe"))
+        student[path.stem] = evaluate.score(images, labels, reference, **options, seed=noise_seed(params, nfe))
     if dist.is_main():
         teacher = {"teacher": baseline} if baseline else {}
         key = evaluate.distance_key(reference.yardsticks[0].network.name, len(images))
-        write(measured, teacher, student, num=len(images), key=key)
+        write(measured, teacher | ending(training), student, num=len(images), key=key)
     dist.teardown()
 
 
+def ending(training: dict[str, Any]) -> dict[str, Any]:
+    """Whether the student was trained to its end, and where not (distill.if_diverged), the step it was given up at."""
+    return {"stable": True} if training["stable"] else {"stable": False, "diverged_at": training["steps"]}
+
+
 def write(
-    measured: dict[str, Any], teacher: dict[str, Any], student: dict[str, dict[str, float]], *, num: int, key: str
+    measured: dict[str, Any], beside: dict[str, Any], student: dict[str, dict[str, float]], *, num: int, key: str
 ) -> None:
     """Write the metrics and show them as a table.
 
     Args:
         measured: of metrics/reference.json.
-        teacher: its figures under `teacher`, or nothing.
+        beside: the teacher's figures under `teacher`, or nothing, and how the student's training ended.
         student: scores by nfe<N>.
         num: pictures per NFE.
         key: name of the distance that is drawn over NFE.
     """
     ends = {name: measured[name] for name in ("floor", "class_mean", "pixel_mean", "noise") if name in measured}
     heldout = {name: value for name, value in measured.items() if name.startswith("heldout_")}
-    result = {"features": measured["features"], "num": num} | ends | teacher | {"student": student} | heldout
+    result = {"features": measured["features"], "num": num} | ends | beside | {"student": student} | heldout
     save_json(Path("metrics/evaluate.json"), result)
     columns = {"nfe": [int(name.removeprefix("nfe")) for name in student]}
     save_csv(Path("metrics/quality.csv"), columns | {"distance": [scores[key] for scores in student.values()]})
     say(table.render(json.loads(Path("metrics/evaluate.json").read_text())))
     say("grids: " + " ".join(str(path) for path in sorted(SAMPLES.glob("grid_*.png"))))
+
+
+def noise_seed(params: Params, nfe: int) -> int | None:
+    """Seed of the noise of which the student's samples are a map; None where its sampler adds fresh noise."""
+    sampler = check.student_sampler(params, nfe, check.build_objective(params).conditioning)
+    return params.sample.seed if sampler.draws == 1 else None
 
 
 if __name__ == "__main__":

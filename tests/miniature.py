@@ -35,6 +35,14 @@ TINY = {
     "runtime.log_every": 1,
 }
 
+MIXTURE = {  # points in place of pictures
+    "data__name": "mixture",
+    "reference__features": "exact_map",
+    "latents__codec": "points",
+    "backbone__name": "mlp",
+    "evaluate__copies": False,
+}
+
 
 def plain(**changes: Any) -> dict[str, Any]:
     """params.yaml as plain mappings: presets/base.yaml, made tiny, then `changes`, with `__` for the dot."""

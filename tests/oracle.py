@@ -14,6 +14,7 @@ from torch import Tensor
 
 from facm.backbones.lightningdit import LightningDiT
 from facm.flow import expand
+from facm.mixture import Mixture as Mixture
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -66,54 +67,6 @@ class Gaussian:
         # (s / spread - 1) / (1 - t) = (s^2 - spread^2) / ((1 - t) spread (s + spread)), and s^2 - spread^2 holds 1 - t.
         slope = (self.std**2 * (1 + t) - (1 - t)) / (spread * (self.std + spread))
         return self.mean + slope * (x - t * self.mean)
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """x1 ~ sum_k weights[k] N(means[k], stds[k]^2) in each coordinate: in 2-D a grid of Gaussians.
-
-    In one dimension trajectories cannot cross, so that the flow map keeps quantiles: F_r(flow_map(x)) = F_t(x).
-    """
-
-    weights: tuple[float, ...] = (0.4, 0.6)
-    means: tuple[float, ...] = (-2.0, 1.5)
-    stds: tuple[float, ...] = (0.5, 0.4)
-
-    def components(self, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-        """weights, means, stds at the end, means and stds at time t, with an axis for k in front."""
-        w, m, s = (
-            torch.tensor(values, dtype=x.dtype).reshape(-1, *[1] * x.ndim)
-            for values in (self.weights, self.means, self.stds)
-        )
-        t = expand(t, x)
-        return w, m, s, t * m, ((1 - t) ** 2 + (t * s) ** 2).sqrt()
-
-    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
-        """v(x, t) = sum_k p(k | x) v_k(x, t)."""
-        w, m, s, mean, spread = self.components(x, t)
-        t = expand(t, x)
-        p = torch.softmax(w.log() - spread.log() - ((x - mean) / spread) ** 2 / 2, dim=0)
-        return (p * (m + (t * s**2 - (1 - t)) / spread**2 * (x - mean))).sum(0)
-
-    def cdf(self, x: Tensor, t: Tensor) -> Tensor:
-        """F_t(x), of each coordinate."""
-        w, _, _, mean, spread = self.components(x, t)
-        return (w * torch.special.ndtr((x - mean) / spread)).sum(0)
-
-    def flow_map(self, x: Tensor, t: Tensor, r: Tensor) -> Tensor:
-        """The point at time r of the trajectory through (x, t): F_r^-1(F_t(x)), by bisection."""
-        level = self.cdf(x, t)
-        low, high = torch.full_like(x, -12.0), torch.full_like(x, 12.0)
-        for _ in range(60):
-            middle = (low + high) / 2
-            below = self.cdf(middle, r) < level
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return (low + high) / 2
-
-    def sample(self, num: int, generator: torch.Generator) -> Tensor:
-        """x1 (num, 2)."""
-        k = torch.multinomial(torch.tensor(self.weights), 2 * num, True, generator=generator).reshape(num, 2)
-        return torch.tensor(self.means)[k] + torch.tensor(self.stds)[k] * torch.randn(num, 2, generator=generator)
 
 
 def runge_kutta(velocity, x: Tensor, t: float, r: float, steps: int) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from miniature import parsed, write_latents
 
-from facm.batch import Batch, batch_indices, draw
+from facm.batch import Batch, batch_indices, draw, share
 from facm.data.latents import LatentSet
 
 NAMES = ("x0", "x1", "y", "n", "keys")
@@ -74,6 +74,13 @@ def test_micro_batches_are_the_batch_and_differ_by_a_row_at_most(parts: int, lat
     assert max(sizes) - min(sizes) <= 1
     for name in NAMES:
         assert torch.equal(torch.cat([getattr(piece, name) for piece in pieces]), getattr(whole, name)), name
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_parts_of_groups_hold_whole_groups(parts: int) -> None:
+    rows = [share(12, number, parts, group=3) for number in range(parts)]
+    assert [i for part in rows for i in range(12)[part]] == list(range(12))
+    assert all(part.start % 3 == part.stop % 3 == 0 and part.stop > part.start for part in rows)
 
 
 def test_there_are_no_keys_without_dropout_and_they_change_no_other_draw(latents) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from miniature import ROOT, parsed, plain, write_params
+from miniature import MIXTURE, ROOT, parsed, plain, write_params
 
 from facm import check
 from facm.params import ParamsError
@@ -17,7 +17,9 @@ def refused(**changes) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("names", [["digits"], ["digits", "scratch"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "names", [["digits"], ["digits", "scratch"], ["mixture"], ["mixture", "scratch"]], ids=" ".join
+)
 def test_every_preset_is_in_order(names: list[str]) -> None:
     from facm import preset
     from facm.params import parse
@@ -41,7 +43,8 @@ def test_every_preset_is_in_order(names: list[str]) -> None:
         {"sample__t_grid": [[0.0, 0.7], [0.0, 0.5, 0.7]], "sample__nfe": [1]},
         {"distill__mode": "scratch", "distill__teacher": "data/latents", "distill__scratch_source": "ema"},
         {"objectives__facm__clamp": None, "distill__alpha": "one"},
-        {"backbone__name": "mlp"},
+        MIXTURE,
+        MIXTURE | {"distill__objective": "fm", "sample__sampler": "euler"},
     ],
     ids=str,
 )
@@ -51,7 +54,7 @@ def test_what_goes_together_is_accepted(changes: dict) -> None:
 
 UNKNOWN = [
     ({"data__name": "digit"}, "params.yaml, data.name: unknown 'digit' (did you mean 'digits'?); known: digits"),
-    ({"reference__features": "vgg"}, "params.yaml, reference.features: unknown 'vgg'; known: digits_cnn, inception"),
+    ({"reference__features": "vgg"}, "params.yaml, reference.features: unknown 'vgg'; known: digits_cnn, exact_map"),
     ({"latents__codec": "vae"}, "params.yaml, latents.codec: unknown 'vae'; known: identity"),
     (
         {"backbone__name": "lightningdot"},
@@ -59,7 +62,7 @@ UNKNOWN = [
     ),
     (
         {"distill__objective": "facn"},
-        "params.yaml, distill.objective: unknown 'facn' (did you mean 'facm'?); known: facm",
+        "params.yaml, distill.objective: unknown 'facn' (did you mean 'facm'?); known: cd",
     ),
     ({"sample__sampler": "eular"}, "params.yaml, sample.sampler: unknown 'eular' (did you mean 'euler'?); known: "),
     ({"teacher__time__sampler": "normal"}, "params.yaml, teacher.time.sampler: unknown 'normal'"),
@@ -70,7 +73,7 @@ UNKNOWN = [
         {"objectives__facm__clampp": 1.0},
         "params.yaml, objectives.facm: unknown 'clampp' (did you mean 'clamp'?); known: ",
     ),
-    ({"objectives__facn": {}}, "params.yaml, objectives: unknown 'facn' (did you mean 'facm'?); known: facm, fm"),
+    ({"objectives__facn": {}}, "params.yaml, objectives: unknown 'facn' (did you mean 'facm'?); known: cd, ect, "),
     ({"backbones__lightningdot": {}}, "params.yaml, backbones: unknown 'lightningdot' (did you mean 'lightningdit'?)"),
     ({"objectives__facm__reduction": "means"}, "objectives.facm.reduction: 'means' is not one of mean, sum (did you"),
 ]
@@ -84,7 +87,7 @@ def test_an_unknown_name_is_told_with_its_place_the_nearest_name_and_the_list(ch
 CONFLICTS = [
     (
         {"distill__objective": "fm"},
-        "params.yaml, sample.sampler: 'consistency' does not fit objective 'fm', which has euler, heun",
+        "params.yaml, sample.sampler: 'consistency' does not fit objective 'fm', which has euler, heun, dpmpp",
     ),
     ({"sample__sampler": "heun"}, "sample.nfe: 2 is not 2 N - 1, what Heun takes for N steps: set 1 or 3"),
     ({"sample__t_grid": [[0.1, 0.7]]}, "params.yaml, sample.t_grid: [0.1, 0.7] must start at 0 (noise), increase"),
@@ -99,6 +102,34 @@ CONFLICTS = [
     (
         {"distill__teacher_condition": "fm", "teacher__fraction": 0.0},
         "params.yaml, distill.teacher_condition: 'fm' needs a mixed teacher (teacher.fraction above 0)",
+    ),
+    (
+        {"backbone__name": "mlp"},
+        "params.yaml, backbone.name: 'mlp' is for points, and data.name 'digits' has pictures: set it to lightningdit",
+    ),
+    (
+        MIXTURE | {"backbone__name": "lightningdit"},
+        "params.yaml, backbone.name: 'lightningdit' is for pictures, and data.name 'mixture' has points: set it to mlp",
+    ),
+    (
+        {"latents__codec": "points"},
+        "params.yaml, latents.codec: 'points' is for points, and data.name 'digits' has pic",
+    ),
+    (
+        MIXTURE | {"reference__features": "inception"},
+        "params.yaml, reference.features: 'inception' is for pictures, and data.name 'mixture' has points: set it to e",
+    ),
+    (
+        {"data__name": "mixture"},
+        "params.yaml, reference.features: 'digits_cnn' is for pictures, and data.name 'mixture'",
+    ),
+    (
+        MIXTURE | {"latents__flip": True},
+        "params.yaml, latents.flip: is for pictures, and data.name 'mixture' has points",
+    ),
+    (
+        MIXTURE | {"evaluate__copies": True},
+        "params.yaml, evaluate.copies: is for pictures, and data.name 'mixture' has",
     ),
     ({"teacher__ema__sigma_rel": 0.1}, "params.yaml, teacher.ema.sigma_rel: 0.1 must be one of sigma_rels"),
     ({"teacher__init": "data/older"}, "params.yaml, teacher: init and init_sha256 go together; the sha256 stands in"),

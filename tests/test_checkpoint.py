@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from facm import checkpoint
 from facm.checkpoint import CheckpointError
 from facm.data.latents import LatentSet
+from facm.objectives.facm import FACM
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def test_a_checkpoint_comes_back_without_params_yaml(latents, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     network, loaded = checkpoint.load("data/student")
     assert loaded == config and loaded.shape == (1, 4, 4) and loaded.num_classes == 3 and loaded.codec == "identity"
-    assert loaded.kind == "student" and loaded.samplers == ["consistency", "euler", "heun"] and loaded.step == 4
+    assert loaded.kind == "student" and loaded.samplers == list(FACM.samplers) and loaded.step == 4
     assert loaded.objective == "facm" and loaded.mean == latents.mean.tolist() and loaded.params["distill"]["w"] == 1.75
     stored = load_file("data/student/model.safetensors")
     assert stored.keys() == network.state_dict().keys()
@@ -177,6 +178,14 @@ def test_another_checkpoint_than_the_pinned_one_is_refused(pair) -> None:
     assert "it is not the checkpoint that init_sha256 in params.yaml pins, or it is damaged" in told
     (folder / "model.safetensors").unlink()
     assert "model.safetensors is missing" in refused(checkpoint.start_from, config.build(), config, folder, None)
+
+
+def test_what_no_weight_tells_must_agree_too(latents, tmp_path) -> None:
+    write_checkpoint(tmp_path / "teacher", latents, backbones__lightningdit__pixel_norm=True)
+    config = config_of(tmp_path / "student", latents)
+    told = refused(checkpoint.start_from, config.build(), config, tmp_path / "teacher", None)
+    assert "was trained with pixel_norm True, params.yaml, backbones.lightningdit.pixel_norm is False" in told
+    checkpoint.check_teacher(config, checkpoint.read_config(tmp_path / "teacher"), tmp_path / "teacher", "t")
 
 
 def test_another_width_is_refused_with_the_weights_that_differ(latents, tmp_path) -> None:

@@ -16,7 +16,7 @@ import yaml
 from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 
-from facm import preset
+from facm import objectives, preset, samplers
 
 ROOT = Path(__file__).parents[1]
 # May not change a number, and nothing that they import is handed on. `files` only reads and writes what it is given.
@@ -36,11 +36,16 @@ CHOICES = {  # registry -> the param that names its file; samplers: of the stage
 VARIANTS: dict[str, dict[str, str]] = {
     "params.yaml": {},
     "mlp": {"backbone.name": "mlp"},
-    "fm": {"distill.objective": "fm"},
+    **{name: {"distill.objective": name} for name in objectives.OBJECTIVES},
     "inception": {"reference.features": "inception"},
-    "consistency": {"sample.sampler": "consistency", "baseline.sampler": "euler"},
-    "euler": {"sample.sampler": "euler", "baseline.sampler": "euler"},
-    "heun": {"sample.sampler": "heun", "baseline.sampler": "heun"},
+    "mixture": {
+        "data.name": "mixture",
+        "reference.features": "exact_map",
+        "latents.codec": "points",
+        "backbone.name": "mlp",
+    },
+    **{name: {"sample.sampler": name} for name in samplers.SAMPLERS},
+    **{f"teacher's {name}": {"baseline.sampler": name} for name in ("euler", "heun", "dpmpp", "edm")},
     "scratch": {"distill.mode": "scratch", "distill.teacher": "data/latents"},
 }
 
@@ -234,7 +239,7 @@ def test_every_registry_has_a_param_that_names_its_file() -> None:
 
 
 def test_every_file_of_a_registry_is_chosen_by_a_variant(closures: dict[str, dict[str, set[str]]]) -> None:
-    from facm import backbones, codecs, data, features, objectives, samplers
+    from facm import backbones, codecs, data, features
 
     names = {
         "backbones": backbones.BACKBONES,

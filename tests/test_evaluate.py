@@ -32,7 +32,7 @@ def normal(num: int, width: int, seed: int = 0) -> Tensor:
 class Pixels:
     """A feature network for tests: features are pixels, the class is the brightest one."""
 
-    seeded, batch = False, 500
+    seeded, batch, exact = False, 500, None
 
     def __init__(self, name: str = "pixels"):
         self.name = name

@@ -105,7 +105,7 @@ def test_without_a_name_the_first_sampler_of_the_checkpoint_is_taken(folder: Pat
 def test_a_sampler_that_the_objective_cannot_use_is_refused(name: str, trained: str, folder: Path) -> None:
     told = refused(facm.load(folder / name).sampler, "consistency", nfe=1)
     assert told.startswith(f"sampler 'consistency' does not fit {trained}")
-    assert told.endswith("it has euler, heun; set sample.sampler in params.yaml")
+    assert told.endswith("it has euler, heun, dpmpp, edm; set sample.sampler in params.yaml")
 
 
 def test_labels_that_the_model_does_not_have_are_refused(student: Generator) -> None:

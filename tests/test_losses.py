@@ -64,3 +64,25 @@ def test_norm_l2_is_eq_18_and_its_denominator_carries_no_gradient():
 def test_norm_l2_with_exponent_zero_is_the_squared_error():
     e = torch.rand(4)
     torch.testing.assert_close(losses.norm_l2(e, q=0.0), e)
+
+
+def test_pseudo_huber_is_a_norm_far_away_and_a_square_near():
+    a, b = pair(5, 3, 2, 2)
+    distance = (a - b).flatten(1).norm(dim=1)
+    torch.testing.assert_close(losses.pseudo_huber(a, b), distance)
+    torch.testing.assert_close(losses.pseudo_huber(1e6 * a, 1e6 * b, 0.03), 1e6 * distance - 0.03)
+    near = losses.pseudo_huber(1e-4 * a, 1e-4 * b, 0.5)
+    torch.testing.assert_close(near, (1e-4 * distance) ** 2 / (2 * 0.5), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("c", [0.0, 0.03])
+def test_the_gradient_of_pseudo_huber_is_zero_where_there_is_no_distance(c):
+    a = pair(5, 3, 2, 2)[0].requires_grad_()
+    losses.pseudo_huber(a, a.detach(), c).sum().backward()
+    assert torch.equal(a.grad, torch.zeros_like(a))
+
+
+def test_rms_is_the_root_of_the_mean_square_of_a_sample_without_a_gradient():
+    x = torch.tensor([[[3.0, 4.0]], [[0.0, 2.0]]], requires_grad=True)
+    torch.testing.assert_close(losses.rms(x), torch.tensor([12.5, 2.0]).sqrt())
+    assert not losses.rms(x).requires_grad

@@ -243,8 +243,8 @@ def test_fm_is_eq_10_and_without_cosine_eq_1():
 
 
 @pytest.mark.parametrize("conditioning", ["expanded", "auxiliary"])
-@pytest.mark.parametrize("name", objectives.OBJECTIVES)
-def test_every_objective_trains_for_two_steps(name, conditioning):
+@pytest.mark.parametrize("name", ["facm", "fm"])
+def test_a_second_step_on_the_same_batch_has_a_smaller_loss(name, conditioning):
     objective = objectives.build(name, BASE["objectives"][name], SHARED | {"conditioning": conditioning})
     network = MLP(shape=(3,), num_classes=2, hidden=8, depth=2, auxiliary=conditioning == "auxiliary")
     optimizer, generator = torch.optim.AdamW(network.parameters(), 1e-2), torch.Generator().manual_seed(0)
@@ -268,7 +268,9 @@ def test_every_objective_trains_for_two_steps(name, conditioning):
 def test_the_defaults_of_the_fields_are_those_of_base_yaml(name):
     cls = objectives.load(name)
     fields = {field.name: field.default for field in dataclasses.fields(cls) if field.name not in objectives.SHARED}
-    assert fields == BASE["objectives"][name]
+    assert {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()} == (
+        BASE["objectives"][name]
+    )
     assert dataclasses.asdict(objectives.build(name, BASE["objectives"][name], SHARED)) == dataclasses.asdict(cls())
 
 
@@ -285,7 +287,7 @@ def changed(name="facm", shared=None, drop=None, **constants):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (changed("facn"), r"distill.objective: unknown 'facn' \(did you mean 'facm'\?\); known: facm, fm"),
+        (changed("facn"), r"distill.objective: unknown 'facn' \(did you mean 'facm'\?\); known: cd, ect"),
         (changed(clampp=1), r"objectives.facm: unknown 'clampp' \(did you mean 'clamp'\?\); known: anchor"),
         (changed(alpha="one"), r"objectives.facm: 'alpha' stands under distill"),
         (changed(drop="norm_c"), r"objectives.facm: 'norm_c' is missing; presets/base.yaml"),

@@ -5,9 +5,13 @@ import torch
 from oracle import Gaussian, golden, golden_network
 
 from facm import samplers
+from facm.samplers.anchored import SCHEDULES, Anchored, Schedule, even
 from facm.samplers.consistency import Consistency, uniform_grid
+from facm.samplers.dpmpp import DPMpp
+from facm.samplers.edm import EDM
 from facm.samplers.euler import Euler
 from facm.samplers.heun import Heun
+from facm.samplers.jumps import Jumps
 
 GUIDED = {"w": 2.0, "t_low": 0.125}
 DATA = Gaussian(mean=1.5, std=0.4)
@@ -237,7 +241,7 @@ def test_a_grid_that_is_no_grid_is_refused(grid):
     [
         (
             lambda: samplers.build("huen"),
-            r"sampler: unknown 'huen' \(did you mean 'heun'\?\); known: consistency, euler, heun",
+            r"sampler: unknown 'huen' \(did you mean 'heun'\?\); known: anchored, consistency, dpmpp, edm",
         ),
         (lambda: samplers.build("heun", step=3), r"sampler heun: unknown 'step' \(did you mean 'steps'\?\)"),
         (lambda: samplers.build("consistency", w=2.0), "sampler consistency: unknown 'w'"),
@@ -249,6 +253,20 @@ def test_a_grid_that_is_no_grid_is_refused(grid):
         (lambda: Euler(condition="cm"), "condition 'cm' must be t or fm"),
         (lambda: Heun.length_for(4), "sample.nfe: 4 is not 2 N - 1, what Heun takes for N steps: set 3 or 5"),
         (lambda: Heun.length_for(0), "set 1"),
+        (lambda: EDM.length_for(4), "sample.nfe: 4 is not 2 N - 1, what edm takes for N steps, at least 2: set 3 or 5"),
+        (lambda: EDM.length_for(1), "set 3"),
+        (lambda: EDM(steps=1), "steps 1 must be at least 2 for edm"),
+        (lambda: EDM(shift=0.3), "shift 0.3 has no part in edm"),
+        (lambda: Jumps.length_for(0), "sample.nfe: 0 must be at least 1"),
+        (lambda: Jumps(conditioning="expanded"), "sample.sampler: jumps ask .* conditioning 'expanded' does not know"),
+        (lambda: Jumps(t_grid=(0.5,)), r"sample.t_grid: \[0.5\] must start at 0"),
+        (lambda: Anchored(nfe=17), r"nfe 17 has no schedule, known: 1 to 16"),
+        (lambda: Anchored(nfe=4, flow=(0.0, 0.5)), "this schedule takes 2 evaluations, nfe is 4"),
+        (lambda: Anchored(nfe=2, flow=(0.1, 0.5)), r"flow \[0.1, 0.5\] must start at 0"),
+        (lambda: Anchored(nfe=1, order=3), r"order 3 must be 1 \(Euler\) or 2 \(midpoint\)"),
+        (lambda: Anchored(nfe=2, jumps=(1.0,)), r"jumps \[1.0\] must increase within \(0, 1\)"),
+        (lambda: Anchored(nfe=2, jumps=(0.5,), renoise=1.5), r"renoise 1.5 must be within \[0, 1\]"),
+        (lambda: Anchored(conditioning="plain"), "conditioning 'plain' knows no anchor"),
         (lambda: Euler.length_for(0), "sample.nfe: 0 must be at least 1"),
         (lambda: uniform_grid(0), "sample.nfe: 0 must be at least 1"),
         (lambda: samplers.for_network("heun", "expanded", "t"), "needs nfe or steps"),
@@ -259,3 +277,146 @@ def test_a_grid_that_is_no_grid_is_refused(grid):
 def test_what_cannot_be_sampled_is_refused_with_value_and_rule(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# Jumps
+
+
+def average_between(x, t, y, r):
+    """The exact average velocity from t to r."""
+    return (DATA.flow_map(x.double(), t.double(), r.double()) - x) / (r - t)[:, None]
+
+
+@pytest.mark.parametrize("grid", [(0.0,), (0.0, 0.2, 0.9), uniform_grid(8)])
+def test_exact_jumps_end_where_the_flow_ends(grid):
+    noise, F = x0(), Recorder(average_between)
+    x1, nfe = Jumps(t_grid=grid)(F, noise, None)
+    assert relative(x1, flow_map(noise[0], 0.0)) < 1e-6
+    assert nfe == len(F.calls) == len(grid) and x1.dtype == torch.float64
+    assert [call[1][0].item() for call in F.calls] == pytest.approx(grid)
+    assert [call[3][0].item() for call in F.calls] == pytest.approx([*grid[1:], 1.0])
+
+
+# The teacher's samplers
+
+
+@pytest.mark.parametrize("rule", [DPMpp, EDM])
+def test_the_error_of_the_teachers_samplers_falls_with_the_square_of_the_steps(rule):
+    noise, end = x0(), {DPMpp: 0.0, EDM: 1 / 81}[rule]
+    start = {DPMpp: noise[0], EDM: 80 / 81 * noise[0]}[rule]
+    exact = flow_map(start, end)
+    errors = [relative(rule(steps=n)(velocity, noise, None)[0], exact) for n in (20, 40, 80)]
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.25)
+    assert errors[1] / errors[2] == pytest.approx(4, rel=0.25)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 10])
+def test_dpmpp_takes_any_number_of_steps_and_an_evaluation_for_each(steps):
+    F, sampler = Recorder(), DPMpp(steps=steps)
+    x1, nfe = sampler(F, x0(), None)
+    assert nfe == len(F.calls) == steps and x1.isfinite().all()
+    grid = sampler.grid()
+    assert len(grid) == steps + 1 and grid[0] == 0 and grid[-1] == 1 and sorted(set(grid)) == grid
+
+
+@pytest.mark.parametrize("steps", [3, 9])
+def test_dpmpp_agrees_with_diffusers_where_both_are_defined(steps, monkeypatch):
+    from diffusers import DPMSolverMultistepScheduler
+
+    inner = torch.sigmoid(torch.linspace(-4, 4, steps, dtype=torch.float64)).tolist()
+    monkeypatch.setattr(DPMpp, "grid", lambda self: [*inner, 1.0])
+    start = x0()[0]
+    ours, _ = DPMpp(steps=steps)(velocity, start[None], None)
+    scheduler = DPMSolverMultistepScheduler(
+        algorithm_type="dpmsolver++", solver_order=2, prediction_type="flow_prediction", use_flow_sigmas=True
+    )
+    scheduler.set_timesteps(steps)
+    scheduler.sigmas = torch.tensor([*(1 - t for t in inner), 0.0])
+    x = start.float()
+    for t, timestep in zip(inner, scheduler.timesteps, strict=True):
+        at = torch.full((len(x),), t, dtype=torch.float64)
+        x = scheduler.step(-velocity(x.double(), at).float(), timestep, x).prev_sample
+    assert relative(x.double(), ours) < 1e-5
+
+
+@pytest.mark.parametrize(("sampler", "nfe"), [(DPMpp(steps=8, w=1.5, t_low=0.125), 12), (EDM(steps=4, w=1.5), 14)])
+def test_guided_evaluations_of_the_teachers_samplers_count_two(sampler, nfe):
+    F, y = Recorder(), torch.arange(4)
+    assert sampler(F, x0(4), y, 10)[1] == nfe == sum(len(x) for x, *_ in F.calls) // 4
+
+
+def test_edm_takes_35_evaluations_for_18_steps():
+    F = Recorder()
+    assert EDM(steps=18)(F, x0(), None)[1] == len(F.calls) == 35
+    assert EDM.length_for(35) == 18
+
+
+# The anchored sampler
+
+
+def knows_both(x, t, y, r=None):
+    """An exact student in the expanded format: the average velocity at t, the velocity at 2 - t."""
+    if t[0] <= 1:
+        return DATA.average_velocity(x, t)
+    return DATA.velocity(x, 2 - t)
+
+
+@pytest.mark.parametrize("nfe", SCHEDULES)
+def test_every_recommended_schedule_takes_its_nfe_and_nearly_follows_the_flow(nfe):
+    F, sampler = Recorder(knows_both), samplers.for_network("anchored", "expanded", "fm", nfe=nfe)
+    noise = x0(draws=sampler.draws)
+    x1, counted = sampler(F, noise, None)
+    assert counted == len(F.calls) == nfe
+    if not SCHEDULES[nfe].jumps:
+        assert relative(x1, flow_map(noise[0], 0.0)) < 0.3
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_what_the_velocity_steps_miss_falls_with_their_order(order):
+    noise = x0()
+    exact = flow_map(noise[0], 0.0)
+    errors = []
+    for intervals in (8, 16, 32):
+        sampler = Anchored(nfe=order * intervals + 1, flow=even(0.6, intervals), order=order)
+        errors.append(relative(sampler(knows_both, noise, None)[0], exact))
+    assert errors[0] / errors[1] > 0.8 * 2**order  # the midpoint rule does better here: by 8
+    assert errors[1] / errors[2] > 0.8 * 2**order
+
+
+def test_without_velocity_steps_and_with_fresh_noise_it_is_eq_19():
+    noise = x0(draws=3)
+    ours = Anchored(nfe=3, jumps=(0.3, 0.7))
+    assert ours.draws == 3
+    torch.testing.assert_close(
+        ours(knows_both, noise, None)[0], Consistency(t_grid=(0.0, 0.3, 0.7))(average_velocity, noise, None)[0]
+    )
+
+
+def test_without_fresh_noise_an_exact_student_stays_on_its_trajectory():
+    noise = x0()
+    sampler = Anchored(nfe=4, flow=(0.0, 0.01), jumps=(0.3, 0.7), renoise=0.0)
+    assert sampler.draws == 1
+    once = Anchored(nfe=2, flow=(0.0, 0.01))(knows_both, noise, None)[0]
+    x1 = sampler(knows_both, noise, None)[0]
+    # the noise that a jump implies is that of a straight path, not the trajectory's own: near, not equal
+    assert relative(x1, once) < 0.5 and not torch.allclose(x1, once)
+
+
+def test_part_of_the_noise_can_be_fresh():
+    noise, t = x0(draws=2), 0.0
+    first = flow_map(noise[0], t)
+    x1, _ = Anchored(nfe=2, jumps=(0.7,), renoise=0.6)(knows_both, noise, None)
+    z = 0.8 * noise[0] + 0.6 * noise[1]
+    torch.testing.assert_close(x1, flow_map(0.7 * first + 0.3 * z, 0.7), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("conditioning", ["expanded", "auxiliary"])
+def test_velocities_are_asked_at_c_fm_and_the_jump_at_c_cm(conditioning):
+    F = Recorder(lambda x, t, y, r=None: x)
+    Anchored(nfe=3, flow=(0.0, 0.5), order=2, conditioning=conditioning)(F, x0(4), torch.arange(4))
+    asked = [(t[0].item(), None if r is None else r[0].item()) for _, t, _, r in F.calls]
+    if conditioning == "expanded":
+        assert asked == [(2.0, None), (1.75, None), (0.5, None)]
+    else:
+        assert asked == [(0.0, 0.0), (0.25, 0.25), (0.5, 1.0)]
+    assert Schedule(flow=(0.0, 0.5), order=2).nfe == 3

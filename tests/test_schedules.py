@@ -78,3 +78,21 @@ def test_the_shift_keeps_the_ends_and_is_the_identity_at_0_and_1():
 def test_wrong_names_and_constants_are_refused_with_list_and_place(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_sigma_and_time_are_each_others_inverse():
+    t = torch.linspace(0.01, 1, 50, dtype=torch.float64)
+    torch.testing.assert_close(schedules.time_of(schedules.sigma_of(t)), t)
+    n = torch.linspace(-3, 3, 31, dtype=torch.float64)
+    levels = schedules.time_of(torch.exp(-1.1 + 2.0 * n))  # the log-normal noise level of EDM, ECT
+    torch.testing.assert_close(levels, schedules.logit_normal(n, -1.1, 2.0))
+
+
+def test_karras_levels_fall_evenly_in_the_seventh_root():
+    levels = schedules.karras(18)
+    assert levels[0].item() == pytest.approx(80) and levels[-1].item() == pytest.approx(0.002)
+    torch.testing.assert_close(
+        (levels ** (1 / 7)).diff(), torch.full((17,), (0.002 ** (1 / 7) - 80 ** (1 / 7)) / 17).double()
+    )
+    with pytest.raises(ValueError, match="num 1 must be at least 2"):
+        schedules.karras(1)

@@ -67,6 +67,8 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
         latents.main()
         for kind in ("teacher", "student"):
             write_checkpoint(folder / "data" / kind, LatentSet.open("data/latents"), kind=kind)
+        (folder / "metrics").mkdir(exist_ok=True)
+        (folder / "metrics/distill.json").write_text('{"distill_training": {"stable": true}}')
         run_stages(folder)
     os.chdir(before)
     torch.set_num_threads(1)
@@ -79,6 +81,8 @@ def test_every_stage_writes_the_bytes_of_one_process(num: int, one: Path, tmp_pa
     shutil.copy(one / "params.yaml", tmp_path)
     for kind in ("teacher", "student"):
         shutil.copytree(one / "data" / kind, tmp_path / "data" / kind)
+    (tmp_path / "metrics").mkdir()
+    shutil.copy(one / "metrics/distill.json", tmp_path / "metrics")
     ranks.run(num, run_stages, tmp_path)
     expected = made(one)
     assert len([path for path in expected if path.name.startswith("shard_")]) == 3

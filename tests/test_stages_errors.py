@@ -63,7 +63,7 @@ WRONG = {
     ),
     "wrong type": ({"teacher__steps": "many"}, "params.yaml, teacher.steps: must be a whole number, got 'many'"),
     "out of range": ({"sample__num": 0}, "params.yaml, sample.num: 0 is outside [1, inf)"),
-    "unknown objective": ({"distill__objective": "facn"}, "unknown 'facn' (did you mean 'facm'?); known: facm, fm"),
+    "unknown objective": ({"distill__objective": "facn"}, "unknown 'facn' (did you mean 'facm'?); known: cd, ect, "),
     "unknown backbone": ({"backbone__name": "dit"}, "params.yaml, backbone.name: unknown 'dit'"),
     "unknown weighting": ({"distill__beta": "sin"}, "params.yaml, distill.beta: 'sin' is not one of one, power, cos"),
     "unfit sampler": (
@@ -146,7 +146,10 @@ def test_a_shard_of_another_set_is_refused(here: Path) -> None:
         ({"backbones__lightningdit__heads": 5}, "params.yaml, backbones.lightningdit"),
         ({"backbones__lightningdit__hiden": 5}, "backbones.lightningdit: unknown 'hiden' (did you mean 'hidden'?)"),
         ({"backbones__lightningdit__depth": 0.5}, "backbones.lightningdit.depth: must be a whole number of at least 1"),
-        ({"backbone__name": "mlp"}, "mlp needs points (D,), got shape (1, 4, 4): set backbone.name to lightningdit"),
+        (
+            {"backbone__name": "mlp"},
+            "backbone.name: 'mlp' is for points, and data.name 'digits' has pictures: set it to",
+        ),
     ],
     ids=str,
 )
@@ -252,7 +255,7 @@ def test_a_sampler_that_the_student_on_disk_cannot_use_is_refused(here: Path) ->
     made = LatentSet.open("data/latents")
     write_checkpoint(Path("data/student"), made, kind="student", distill__objective="fm", sample__sampler="euler")
     told = refused(sample)
-    assert told.startswith("sampler 'consistency' does not fit a student trained by 'fm': it has euler, heun;")
+    assert told.startswith("sampler 'consistency' does not fit a student trained by 'fm': it has euler, heun, dpmpp,")
 
 
 def test_an_ema_length_without_snapshots_is_refused(here: Path) -> None:
@@ -268,6 +271,8 @@ def test_evaluation_without_its_inputs_is_refused(here: Path, monkeypatch) -> No
     Path("metrics/reference.json").write_text('{"reference": {"features": "digits_cnn"}}')
     assert refused(evaluate, FileNotFoundError) == "metrics/baseline.json is missing: run `dvc repro`"
     Path("metrics/baseline.json").write_text("{}")
+    assert refused(evaluate, FileNotFoundError) == "metrics/distill.json is missing: run `dvc repro`"
+    Path("metrics/distill.json").write_text('{"distill_training": {"stable": true}}')
     assert "data/reference/meta.json is missing: " in refused(evaluate, FileNotFoundError)
     monkeypatch.setattr(evaluate.Reference, "open", lambda folder: None)
     assert refused(evaluate, FileNotFoundError) == "data/samples holds no nfe<N>.npz: run `dvc repro`"

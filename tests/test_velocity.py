@@ -100,7 +100,22 @@ def test_from_scratch_the_codes_form_extrapolates_outside_the_interval():
     assert counter.evaluations == 1
 
 
-@pytest.mark.parametrize("form", ["paper", "code"])
+@pytest.mark.parametrize("kappa", [0.0, 0.3, 0.9])
+def test_from_scratch_the_mixed_form_divides_the_guidance_between_the_data_and_the_network(kappa):
+    x, t, y, u = batch()
+    fields = {"w": 2.5, "t_low": 0.125, "t_high": 0.9, "null": NULL}
+    v = Guidance(**fields, scratch_form="mixed", scratch_kappa=kappa).scratch(Spy(), x, t, y, u=u)
+    inside = torch.tensor([False, False, True, True, True, False])[:, None]
+    omega, c = 2.5 * (1 - kappa), (2 - t)[:, None]
+    want = omega * u + kappa * (3 * x + c) + (1 - omega - kappa) * (x + c)
+    torch.testing.assert_close(v, torch.where(inside, want, u))
+    guided = x + 2.5 * (u - x)  # what a network whose v_uncond is x shall learn
+    learned = lambda x, t, y, r: torch.where((y == NULL)[:, None], x, guided.repeat(2, 1))  # noqa: E731
+    v = Guidance(**fields, scratch_form="mixed", scratch_kappa=kappa).scratch(learned, x, t, y, u=u)
+    torch.testing.assert_close(v, torch.where(inside, guided, u), msg="a network that has learned it stays so")
+
+
+@pytest.mark.parametrize("form", ["paper", "code", "mixed"])
 def test_from_scratch_a_dropped_label_and_w_1_give_the_datas_velocity(form):
     x, t, y, u = batch()
     dropped = torch.tensor([True, False, True, True, False, True])
@@ -140,6 +155,7 @@ def test_the_analytic_teacher_is_guided_as_eq_9_says():
         ({"conditioning": "both"}, r"distill.conditioning: 'both' is not one of plain"),
         ({"teacher_condition": "cm"}, r"distill.teacher_condition: 'cm' is not one of t, fm"),
         ({"scratch_form": "official"}, r"distill.scratch_form: 'official' is not one of paper, code"),
+        ({"scratch_kappa": 1.0}, r"params.yaml, distill.scratch_kappa: 1.0 must be in \[0, 1\)"),
         ({"scratch_condition": "r"}, r"distill.scratch_condition"),
     ],
 )

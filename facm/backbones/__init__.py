@@ -15,6 +15,7 @@ from torch import nn
 from facm.names import refuse_unknown
 
 BACKBONES = {"lightningdit": "LightningDiT", "mlp": "MLP"}
+POINTS = ("mlp",)  # which of them take points (B, D)
 GIVEN = ("self", "shape", "num_classes", "auxiliary", "dropout")
 
 

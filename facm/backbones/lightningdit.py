@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facm.backbones.dropout import Dropout, number_layers
+from facm.backbones.pixel_norm import pixel_norm
 
 PLACE = "params.yaml, backbones.lightningdit"
 
@@ -44,6 +45,7 @@ class LightningDiT(nn.Module):
         label_std: initial std of the label embedding.
         t_std: initial std of the two layers of the time embedding; one number stands for both.
         gate_bias: initial value of the AdaLN gates; 0 makes every block the identity.
+        pixel_norm: AdaLN's scales and shifts, not its gates, are divided by their rms over the channels, as sCM needs.
         auxiliary: add an embedding of r, whose last layer is zero: nothing changes at initialisation.
         dropout: probability, after the attention's projection and after the MLP.
 
@@ -74,6 +76,7 @@ class LightningDiT(nn.Module):
         label_std: float = 0.02,
         t_std: float | Sequence[float] = 0.02,
         gate_bias: float = 0.0,
+        pixel_norm: bool = False,
         auxiliary: bool = False,
         dropout: float = 0.0,
     ) -> None:
@@ -98,10 +101,11 @@ class LightningDiT(nn.Module):
                 (SwiGLU if swiglu else Mlp)(hidden, mlp_ratio, dropout),
                 rms_norm=rms_norm,
                 shift=shift,
+                pixel_norm=pixel_norm,
             )
             for _ in range(depth)
         )
-        self.final_layer = FinalLayer(hidden, channels, grid, patch_size, rms_norm=rms_norm)
+        self.final_layer = FinalLayer(hidden, channels, grid, patch_size, rms_norm=rms_norm, pixel_norm=pixel_norm)
 
         number_layers(self)
         self.initialise(label_std=label_std, t_stds=t_stds, pos_std=pos_std, gate_bias=gate_bias)
@@ -167,12 +171,14 @@ NEEDS = {
 class Block(nn.Module):
     """Attention and MLP, each behind a norm modulated by c and added through a gate made of c (AdaLN-zero)."""
 
-    def __init__(self, hidden: int, attn: nn.Module, mlp: nn.Module, *, rms_norm: bool, shift: bool) -> None:
+    def __init__(
+        self, hidden: int, attn: nn.Module, mlp: nn.Module, *, rms_norm: bool, shift: bool, pixel_norm: bool = False
+    ) -> None:
         super().__init__()
         self.norm1, self.norm2 = norm(hidden, rms_norm), norm(hidden, rms_norm)
         self.attn, self.mlp = attn, mlp
         self.shift = shift
-        self.adaLN_modulation = Modulation(hidden, 6 if shift else 4)
+        self.adaLN_modulation = Modulation(hidden, 6 if shift else 4, pixel_norm=pixel_norm)
 
     def forward(self, x: Tensor, c: Tensor, rope: "Rope | None", key: Tensor | None = None) -> Tensor:
         """Tokens (B, N, D), condition (B, D), key (B,) -> (B, N, D)."""
@@ -188,12 +194,21 @@ class Block(nn.Module):
 class FinalLayer(nn.Module):
     """Tokens -> latents, through a modulated norm and a linear layer."""
 
-    def __init__(self, hidden: int, channels: int, grid: tuple[int, int], patch_size: int, *, rms_norm: bool) -> None:
+    def __init__(
+        self,
+        hidden: int,
+        channels: int,
+        grid: tuple[int, int],
+        patch_size: int,
+        *,
+        rms_norm: bool,
+        pixel_norm: bool = False,
+    ) -> None:
         super().__init__()
         self.grid, self.patch_size, self.channels = grid, patch_size, channels
         self.norm_final = norm(hidden, rms_norm)
         self.linear = nn.Linear(hidden, patch_size**2 * channels)
-        self.adaLN_modulation = Modulation(hidden, 2)
+        self.adaLN_modulation = Modulation(hidden, 2, pixel_norm=pixel_norm)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Tokens (B, N, D), condition (B, D) -> (B, C, H, W)."""
@@ -268,24 +283,36 @@ class Precise(nn.Sequential):
 
 
 class Modulation(Precise):
-    """AdaLN: the condition c -> `parts` vectors of D to shift, scale and gate with."""
+    """AdaLN: the condition c -> `parts` vectors of D to shift, scale and gate with.
 
-    def __init__(self, hidden: int, parts: int) -> None:
+    With pixel norm, shifts and scales are divided by their root mean square: x (1 + pn(scale)) + pn(shift) (Lu & Song
+    2024, "adaptive double normalization"; ali-vilab/FACM, scm_modulate in ldit/lightningdit.py). The gates are not.
+    """
+
+    def __init__(self, hidden: int, parts: int, *, pixel_norm: bool = False) -> None:
         super().__init__(nn.SiLU(), nn.Linear(hidden, parts * hidden))
-        self.parts = parts
+        self.parts, self.pixel_norm = parts, pixel_norm
+        self.gates = (parts // 2 - 1, parts - 1) if parts > 2 else ()  # the last part of each half
 
     def initialise(self, gate_bias: float) -> None:
-        """Zero weights and biases, except the gates' (the last part of each half)."""
+        """Zero weights and biases, except the gates' biases and, with pixel norm, all others, which are one.
+
+        Pixel norm is steepest at zero, 1 / sqrt(1e-8) = 1e4: from there the first step of an optimizer takes every
+        scale and shift to a random vector of rms one, and its gradient drowns all others where the norm is clipped.
+        The published code starts there. From one, pn is smooth, and x * 2 + 1 for every channel costs nothing.
+        """
         linear = self[1]
         assert isinstance(linear, nn.Linear)
         nn.init.zeros_(linear.weight)
-        nn.init.zeros_(linear.bias)
-        for gate in [self.parts // 2 - 1, self.parts - 1] if self.parts > 2 else []:
-            nn.init.constant_(linear.bias.unflatten(0, (self.parts, -1))[gate], gate_bias)
+        for part, bias in enumerate(linear.bias.unflatten(0, (self.parts, -1))):
+            nn.init.constant_(bias, gate_bias if part in self.gates else float(self.pixel_norm))
 
     def forward(self, c: Tensor) -> Sequence[Tensor]:  # type: ignore[override]
         """(B, D) -> `parts` tensors (B, 1, D)."""
-        return super().forward(c).unsqueeze(1).chunk(self.parts, dim=-1)
+        parts = super().forward(c).unsqueeze(1).chunk(self.parts, dim=-1)
+        if not self.pixel_norm:
+            return parts
+        return [part if i in self.gates else pixel_norm(part) for i, part in enumerate(parts)]
 
 
 class TimeEmbedder(nn.Module):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facm.backbones.dropout import Dropout, number_layers
+from facm.backbones.pixel_norm import pixel_norm
 
 HARMONICS = 4
 
@@ -25,6 +26,7 @@ class MLP(nn.Module):
         num_classes: number of classes, the null label is `num_classes`; 0: unconditional.
         hidden: width of a layer.
         depth: hidden layers.
+        pixel_norm: scales and shifts are divided by their rms over the channels, as in lightningdit.py.
         auxiliary: add an embedding of r, whose last layer is zero: nothing changes at initialisation.
         dropout: probability, after every hidden layer.
 
@@ -39,6 +41,7 @@ class MLP(nn.Module):
         num_classes: int,
         hidden: int,
         depth: int,
+        pixel_norm: bool = False,
         auxiliary: bool = False,
         dropout: float = 0.0,
     ) -> None:
@@ -46,6 +49,7 @@ class MLP(nn.Module):
         if len(shape) != 1:
             raise ValueError(f"mlp needs points (D,), got shape {tuple(shape)}: set backbone.name to lightningdit")
         widths = [shape[0]] + depth * [hidden]
+        self.pixel_norm = pixel_norm
         self.t_embedder = time_embedder(hidden)
         self.y_embedder = nn.Embedding(num_classes + 1, hidden) if num_classes else None
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
@@ -87,6 +91,8 @@ class MLP(nn.Module):
         c = F.silu(c)
         for layer, modulation, dropout in zip(self.layers, self.modulations, self.dropouts, strict=True):
             shift, scale = modulation(c).chunk(2, dim=-1)
+            if self.pixel_norm:
+                shift, scale = pixel_norm(shift), pixel_norm(scale)
             x = dropout(F.silu(layer(x) * (1 + scale) + shift), key)
         return self.head(x)
 

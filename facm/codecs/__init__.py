@@ -8,7 +8,8 @@ from torch import Tensor
 
 from facm.names import refuse_unknown
 
-CODECS = {"identity": "Identity"}
+CODECS = {"identity": "Identity", "points": "Points"}
+POINTS = ("points",)  # which of them take points
 
 
 class Codec(Protocol):
@@ -17,12 +18,12 @@ class Codec(Protocol):
     name: str
 
     def encode(self, images: Tensor) -> Tensor:
-        """Pictures uint8 (B, H, W, C) -> latents float32 (B, C', H', W'), not normalised."""
+        """Pictures uint8 (B, H, W, C) -> latents float32 (B, C', H', W'), not normalised; points (B, D) likewise."""
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C', H', W'), not normalised -> pictures uint8 (B, H, W, C)."""
 
-    def latent_shape(self, image_shape: Sequence[int]) -> tuple[int, int, int]:
+    def latent_shape(self, image_shape: Sequence[int]) -> tuple[int, ...]:
         """Shape of a picture (H, W, C) -> of its latent (C', H', W')."""
 
 

@@ -2,9 +2,11 @@
 
 A dataset is a class made from its folder (`data.root`, or None) whose `load(split)` returns `Images`; it has the
 splits "train" and "heldout". What lies in `data.root` DVC does not see, so its content is pinned by a fingerprint.
+Points take the place of pictures where `kind` says so: the toy problems whose answer is known.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -17,16 +19,18 @@ from facm.names import refuse_unknown
 from facm.params import PATH
 from facm.work import repository_root
 
-DATASETS = {"digits": "Digits"}
+DATASETS = {"digits": "Digits", "mixture": "MixturePoints"}
+POINTS = ("mixture",)  # which of them have points
 SPLITS = ("train", "heldout")
+KINDS = {("uint8", 4): "pictures", ("float32", 2): "points"}  # of samples, by type and number of axes
 
 
 @dataclass(frozen=True)
 class Images:
-    """Pictures with labels.
+    """Pictures with labels, or points.
 
     Attributes:
-        images: uint8 (N, H, W, C).
+        images: uint8 (N, H, W, C), or of points float32 (N, D).
         labels: int64 (N,) in 0 .. num_classes - 1; None without classes.
         num_classes: 0 without classes.
     """
@@ -37,8 +41,7 @@ class Images:
 
     def __post_init__(self) -> None:
         """Raise ValueError where pictures and labels are not what the attributes say."""
-        if self.images.dtype != torch.uint8 or self.images.dim() != 4:
-            raise ValueError(f"pictures must be uint8 (N, H, W, C), got {self.images.dtype} {tuple(self.images.shape)}")
+        kind(self.images.dtype, self.images.shape)
         if (self.labels is None) != (self.num_classes == 0):
             raise ValueError(f"labels go with classes: {self.num_classes} classes, labels {type(self.labels).__name__}")
         if self.labels is not None:
@@ -47,9 +50,30 @@ class Images:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def kind(self) -> str:
+        """pictures | points."""
+        return kind(self.images.dtype, self.images.shape)
+
     def unlabelled(self) -> "Images":
         """The same pictures, for models without classes."""
         return Images(self.images, None, 0)
+
+
+def kind(dtype: object, shape: Sequence[int]) -> str:
+    """What samples are: pictures, uint8 (N, H, W, C), or points, float32 (N, D).
+
+    Args:
+        dtype: of torch or numpy.
+        shape: of all samples.
+
+    Raises:
+        ValueError: neither.
+    """
+    found = KINDS.get((str(dtype).removeprefix("torch."), len(shape)))
+    if found is None:
+        raise ValueError(f"pictures must be uint8 (N, H, W, C), or points float32 (N, D), got {dtype} {tuple(shape)}")
+    return found
 
 
 def load(name: str, root: str | Path | None, split: str) -> Images:

@@ -1,6 +1,7 @@
 """data/latents: a dataset's pictures, encoded once, in few large shards, with the statistics that normalise them.
 
-* shard_00000.safetensors ...: latents (n, C, H, W) float32, latents_flip (of mirrored pictures), labels (n,) int64
+* shard_00000.safetensors ...: latents (n, C, H, W), or of points (n, D), float32, latents_flip (of mirrored pictures),
+  labels (n,) int64
 * stats.safetensors: mean (C,), std (C,) float32, of the unflipped latents of the whole set
 * meta.json: what it is and, per file, bytes and sha256; written last: without it the set is unfinished
 """
@@ -75,6 +76,8 @@ def write(
 class Moments:
     """Mean and variance per channel of some latents, in float64 (Chan et al. 1979: merging two samples).
 
+    A point's coordinates are its channels.
+
     Attributes:
         num: values per channel.
         mean: (C,), or () of none.
@@ -92,7 +95,7 @@ class Moments:
 
     @classmethod
     def of(cls, latents: Tensor) -> "Moments":
-        """Of latents (N, C, H, W)."""
+        """Of latents (N, C, ...)."""
         values = latents.double().transpose(0, 1).flatten(1)
         mean = values.mean(1)
         return cls(values.shape[1], mean, (values - mean[:, None]).square().sum(1))
@@ -122,7 +125,7 @@ class LatentSet:
 
     Attributes:
         num: latents in the set.
-        shape: of one, (C, H, W).
+        shape: of one, (C, H, W) or (D,).
         num_classes: 0: no labels.
         mean: float32 (C,).
         std: float32 (C,).
@@ -134,7 +137,7 @@ class LatentSet:
     """
 
     num: int
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     num_classes: int
     mean: Tensor
     std: Tensor
@@ -170,7 +173,7 @@ class LatentSet:
         )
 
     def batch(self, indices: Tensor | Iterable[int], flips: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Normalised latents x1 float32 (B, C, H, W) and labels y int64 (B,), None without classes.
+        """Normalised latents x1 float32 (B, C, ...) and labels y int64 (B,), None without classes.
 
         Args:
             indices: int64 (B,) in 0 .. num - 1, in any order.
@@ -186,7 +189,8 @@ class LatentSet:
         if flips is not None and not self.flips:
             raise ValueError("the latents were made without mirrored pictures: set latents.flip: true in params.yaml")
         z = self._rows(indices, torch.zeros(len(indices), dtype=torch.bool) if flips is None else flips)
-        z.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
+        mean, std = (values.view(-1, *[1] * (z.dim() - 2)) for values in (self.mean, self.std))
+        z.sub_(mean).div_(std)
         return z, self._labels[indices] if self.num_classes else None
 
     def _rows(self, indices: Tensor, flips: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ Not every data set has a published scale: on small pictures a small classifier, 
 place of Inception, and its distances are comparable within one data/reference only.
 """
 
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -13,7 +14,8 @@ from torch import Tensor
 from facm.data import Images
 from facm.names import refuse_unknown
 
-FEATURES = {"digits_cnn": "DigitsCNN", "inception": "Inception"}
+FEATURES = {"digits_cnn": "DigitsCNN", "exact_map": "ExactMap", "inception": "Inception"}
+POINTS = ("exact_map",)  # which of them look at points
 
 
 class FeatureNetwork(Protocol):
@@ -41,13 +43,17 @@ class FeatureNetwork(Protocol):
         """Write what `load` needs as safetensors; returns `file`, `bytes`, `sha256`."""
 
     def extract(self, images: Tensor) -> Tensor:
-        """Pictures uint8 (N, H, W, C) -> features float32 (N, D), on the CPU."""
+        """Pictures uint8 (N, H, W, C), or points float32 -> features float32 (N, D), on the CPU."""
 
     def classify(self, features: Tensor) -> Tensor | None:
         """Features (N, D) of `extract` -> logits (N, classes) on the CPU; None where it knows other classes."""
 
     def to(self, device: Any) -> Any:
         """Move it to a device."""
+
+    @property
+    def exact(self) -> Callable[[Tensor], Tensor] | None:
+        """The exact map of noise float64 (N, D) to samples in the data's units; None where nobody knows it."""
 
 
 def network_class(name: str) -> type[FeatureNetwork]:

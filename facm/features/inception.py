@@ -25,6 +25,7 @@ class Inception:
     name: ClassVar[str] = "inception"
     seeded: ClassVar[bool] = False
     batch: ClassVar[int] = 64
+    exact: ClassVar[None] = None
 
     def __init__(self, weights: Path):
         """

@@ -13,7 +13,19 @@ from typing import Any
 
 from facm.names import refuse_unknown
 
-OBJECTIVES = {"facm": "FACM", "fm": "FM"}
+OBJECTIVES = {
+    "cd": "CD",
+    "ect": "ECT",
+    "facm": "FACM",
+    "fm": "FM",
+    "ict": "ICT",
+    "imeanflow": "IMeanFlow",
+    "imm": "IMM",
+    "meanflow": "MeanFlow",
+    "scm": "SCM",
+    "shortcut": "Shortcut",
+    "tract": "TRACT",
+}
 SHARED = ("conditioning", "alpha", "beta", "p")
 
 

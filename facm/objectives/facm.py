@@ -60,7 +60,7 @@ class FACM:
     cosine_eps: float = 1e-3
 
     normals: ClassVar[int] = 1
-    samplers: ClassVar[tuple[str, ...]] = ("consistency", "euler", "heun")
+    samplers: ClassVar[tuple[str, ...]] = ("consistency", "anchored", "euler", "heun", "dpmpp", "edm")
     terms: ClassVar[tuple[str, ...]] = ("fm", "cm")
 
     def __post_init__(self) -> None:

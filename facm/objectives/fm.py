@@ -41,7 +41,7 @@ class FM:
     cosine_eps: float = 1e-3
 
     normals: ClassVar[int] = 2
-    samplers: ClassVar[tuple[str, ...]] = ("euler", "heun")
+    samplers: ClassVar[tuple[str, ...]] = ("euler", "heun", "dpmpp", "edm")
     terms: ClassVar[tuple[str, ...]] = ("fm",)
 
     def __post_init__(self) -> None:

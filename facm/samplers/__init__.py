@@ -14,7 +14,15 @@ from facm.samplers.noise import noise
 
 __all__ = ["SAMPLERS", "build", "for_network", "noise"]
 
-SAMPLERS = {"consistency": "Consistency", "euler": "Euler", "heun": "Heun"}
+SAMPLERS = {
+    "anchored": "Anchored",
+    "consistency": "Consistency",
+    "dpmpp": "DPMpp",
+    "edm": "EDM",
+    "euler": "Euler",
+    "heun": "Heun",
+    "jumps": "Jumps",
+}
 
 
 def build(name: str, **fields: Any) -> Any:

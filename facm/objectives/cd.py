@@ -1,0 +1,94 @@
+"""Consistency distillation (Song et al. 2023, arXiv 2303.01469): neighbours on a fixed grid, a teacher's step apart.
+
+    L = d(f(x_t, t), sg f_target(x_s, s)),    f(x, t) = x + (1 - t) F
+
+with t and s neighbours among N of EDM's noise levels sigma = (1 - t) / t, evenly spaced in sigma^(1/7) from 0.002 to
+80, and x_s one step of a solver from x_t along the guided velocity.
+
+Source of the constants: the paper, not read again. There: Heun's rule in EDM's variables; f is the identity at the
+least level; a target with averaged weights, whose decay on CIFAR-10 is 0, the network itself; LPIPS as the best d.
+Here: the rule in x_t and t; the least level counts as 0, t = 1, where our f is the identity; no LPIPS yet. From scratch
+the velocity is the data's, and a step stays on the sample's own straight path: consistency training.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from facm.flow import c_cm, check_conditioning, endpoint, expand
+from facm.losses import pseudo_huber, rms, squared_error
+from facm.objectives import check_choice, check_number
+from facm.point import FTheta, Point, Progress, Query
+from facm.schedules import TimeSampler, karras, time_of, uniform
+
+
+@dataclass(frozen=True, kw_only=True)
+class CD:
+    """The CD loss.
+
+    Attributes:
+        conditioning: expanded or auxiliary; asked at c_CM.
+        levels: noise levels N, at least 2.
+        solver: euler | heun, the teacher's step: one or two guided velocities.
+        target: online | ema, whose f is the target.
+        distance: l2 (mean of squares) | pseudo_huber.
+        c: of pseudo_huber, at least 0.
+
+    Raises:
+        ValueError: a value that breaks its rule; the message names value, rule and key.
+    """
+
+    conditioning: str = "expanded"
+    levels: int = 18
+    solver: str = "heun"
+    target: str = "online"
+    distance: str = "l2"
+    c: float = 0.03
+
+    normals: ClassVar[int] = 1
+    samplers: ClassVar[tuple[str, ...]] = ("consistency",)
+    terms: ClassVar[tuple[str, ...]] = ("cd",)
+
+    def __post_init__(self) -> None:
+        check_conditioning(self.conditioning, "distill.conditioning")
+        check_number(self.levels, "objectives.cd.levels", 2)
+        if not isinstance(self.levels, int):
+            raise ValueError(f"params.yaml, objectives.cd.levels: {self.levels!r} must be a whole number")
+        check_choice(self.solver, "objectives.cd.solver", ("euler", "heun"))
+        check_choice(self.target, "objectives.cd.target", ("online", "ema"))
+        check_choice(self.distance, "objectives.cd.distance", ("l2", "pseudo_huber"))
+        check_number(self.c, "objectives.cd.c", 0)
+
+    def times(self, n: Tensor, time: TimeSampler, progress: Progress) -> dict[str, Tensor]:
+        """Standard normals n (B, 1) -> t and s (B,), neighbours on the grid, each pair as often; t < s <= 1."""
+        sigma = karras(self.levels).flip(0).to(n.device)
+        sigma[0] = 0.0
+        i = (uniform(n[:, 0], 0.0, 1.0) * (self.levels - 1)).long().clamp(max=self.levels - 2)
+        return {"t": time_of(sigma[i + 1]).to(n.dtype), "s": time_of(sigma[i]).to(n.dtype)}
+
+    def __call__(self, F_theta: FTheta, point: Point) -> dict[str, Tensor]:
+        """Return the loss per sample, (B,); the target carries no gradient.
+
+        Args:
+            F_theta: the student.
+            point: x_t (B, ...), t and s (B,) as `times` gave them, v like x_t, y (B,) or None.
+        """
+        t, s, x_t = point.t, point.times["s"], point.x_t
+        dt, x_s = expand(s - t, x_t), self.solved(point)
+        here, there = c_cm(t, self.conditioning), c_cm(s, self.conditioning)
+        of = "ema" if self.target == "ema" else "student"
+        asked = Query(x_s, there.t, point.y, there.r, grad=False, of=of)
+        F, F_s = F_theta(Query(x_t, here.t, point.y, here.r), asked)
+        f_t, f_s = endpoint(x_t, t, F), endpoint(x_s, s, F_s).detach()
+        point.watch("g", rms((f_t - f_s) / dt))
+        point.watch("tangent", rms((F_s - F) / dt))
+        return {"cd": squared_error(f_t, f_s) if self.distance == "l2" else pseudo_huber(f_t, f_s, self.c)}
+
+    def solved(self, point: Point) -> Tensor:
+        """x_s, one step of the solver from x_t, like x_t."""
+        s, dt = point.times["s"], expand(point.times["s"] - point.t, point.x_t)
+        x_s = point.x_t + dt * point.v
+        if self.solver == "euler":
+            return x_s
+        return point.x_t + dt * (point.v + point.velocity(x_s, s, point.y)) / 2
