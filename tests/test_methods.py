@@ -185,9 +185,10 @@ def test_the_fake_student_of_these_tests_is_asked_as_the_real_one() -> None:
 
 def test_some_rows_keep_the_dropout_masks_that_they_have_in_the_whole_batch() -> None:
     network = randomised(MLP(shape=(2,), num_classes=0, hidden=8, depth=1, dropout=0.5)).train()
-    x, t, rows = torch.randn(6, 2), torch.rand(6), torch.tensor([True, False, True, True, False, False])
+    x, t = torch.randn(6, 2, generator=torch.Generator().manual_seed(0)), torch.linspace(0, 1, 6)
+    rows = torch.tensor([True, False, True, True, False, False])
     asking = student(network, keys=torch.arange(6))
     (whole,) = asking(Query(x, t, None, grad=False))
     (some,) = asking(Query(x[rows], t[rows], None, grad=False, rows=rows))
-    assert torch.equal(some, whole[rows])
-    assert not torch.equal(some, network(x[rows], t[rows])), "there are masks"
+    torch.testing.assert_close(some, whole[rows])
+    assert not torch.allclose(some, network(x[rows], t[rows]), atol=0.01), "there are masks"

@@ -1,0 +1,1 @@
+"""Studies: the paper's tables and figures as DVC experiments, `python -m studies NAME`."""

@@ -1,0 +1,65 @@
+"""CPU-hours of runs, stated before they start: passes of the network, counted, times the seconds of one, measured here.
+
+A step of a method costs the forward passes that docs/methods.md tells, a teacher's three. What drawing and scoring
+cost on digits stands in LOG.md by stage; DVC's own share is a guess.
+"""
+
+import copy
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from facm import backbones, params
+from studies.plan import Run, override
+
+OVERHEAD_S = 35.0  # CPU seconds per run: sample 7, evaluate 14, DVC
+BASELINE_S = 30.0  # per teacher
+TABLE = Path(__file__).parents[1] / "docs/methods.md"
+
+
+def passes() -> dict[str, float]:
+    """Forward passes per step by objective."""
+    text = TABLE.read_text().partition("## What a step costs")[2]
+    rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", text, re.MULTILINE)
+    return {name: float(cells.split("|")[4]) for name, cells in rows}
+
+
+def hours(runs: list[Run], raw: dict[str, Any], seconds: float) -> float:
+    """CPU-hours of runs; a teacher that several share is counted once.
+
+    Args:
+        runs: what is to be run.
+        raw: params.yaml as plain mappings.
+        seconds: of one forward pass of one picture.
+    """
+    costs, teachers, total = passes(), set(), 0.0
+    for run in runs:
+        mapping = copy.deepcopy(raw)
+        override(mapping, run.set)
+        teacher, distill = mapping["teacher"], mapping["distill"]
+        total += OVERHEAD_S + costs[distill["objective"]] * distill["steps"] * distill["batch_size"] * seconds
+        key = repr((teacher, mapping["backbone"], mapping["backbones"]))
+        if distill["mode"] == "distill" and key not in teachers:
+            teachers.add(key)
+            total += BASELINE_S + 3 * teacher["steps"] * teacher["batch_size"] * seconds
+    return total / 3600
+
+
+@torch.no_grad()
+def seconds_per_picture(raw: dict[str, Any], shape: tuple[int, ...] = (1, 8, 8), classes: int = 10) -> float:
+    """CPU seconds of one forward pass of the configured network, per picture of a distillation batch."""
+    p = params.parse(raw)
+    torch.set_num_threads(1)
+    name = p.backbone.name
+    network = backbones.build(name, p.backbones[name], shape=shape, num_classes=classes)
+    batch = p.distill.batch_size
+    asked = torch.randn(batch, *shape), torch.rand(batch), torch.zeros(batch, dtype=torch.int64)
+    taken = []
+    for _ in range(20):
+        start = time.process_time()
+        network(*asked)
+        taken.append(time.process_time() - start)
+    return sorted(taken)[10] / batch

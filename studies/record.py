@@ -1,0 +1,34 @@
+"""What a study has measured, in git: studies/results/NAME.json, a run per line, complete enough to draw the table."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from studies.plan import FOLDER, Run
+
+OUT = FOLDER / "results"
+KEPT = ("stable", "diverged_at", "teacher", "student", "num", "features", "floor", "class_mean")
+
+
+def read(study: str, folder: Path = OUT) -> dict[str, dict[str, Any]]:
+    """Records by the run's name; none where nothing was measured."""
+    path = folder / f"{study}.json"
+    return {record["name"]: record for record in json.loads(path.read_text())} if path.exists() else {}
+
+
+def write(study: str, records: dict[str, dict[str, Any]], folder: Path = OUT) -> None:
+    """Write them, a line each, by name."""
+    folder.mkdir(exist_ok=True)
+    lines = ",\n".join(json.dumps(records[name], sort_keys=True) for name in sorted(records))
+    (folder / f"{study}.json").write_text(f"[\n{lines}\n]\n")
+
+
+def of(run: Run, baseline: str, result: dict[str, Any]) -> dict[str, Any]:
+    """A record: the run, the commit whose code ran, what of metrics/evaluate.json is kept."""
+    kept = {key: result[key] for key in KEPT if key in result}
+    return {"name": run.name, "cell": run.cell, "seed": run.seed, "set": run.set, "code": baseline, "result": kept}
+
+
+def serves(record: dict[str, Any] | None, run: Run) -> bool:
+    """Whether a record is of this very run: the same overrides, whatever code."""
+    return record is not None and record["set"] == json.loads(json.dumps(run.set))

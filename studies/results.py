@@ -1,0 +1,52 @@
+"""Scores of a study's runs -> mean and spread per cell, ties with the reference cell."""
+
+import math
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One metric of one cell: mean, standard deviation (None with one run), number of stable and unstable runs."""
+
+    mean: float | None
+    sd: float | None
+    n: int
+    unstable: int
+
+
+def look_up(result: dict[str, Any], path: str) -> float | None:
+    """A dotted path in evaluate.json, None where it is not there or not finite."""
+    value: Any = result
+    for part in path.split("."):
+        if not isinstance(value, dict) or part not in value:
+            return None
+        value = value[part]
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def entry(results: list[dict[str, Any]], path: str) -> Entry:
+    """Over the seeds of one cell. Unstable runs are counted and not averaged."""
+    stable = [result for result in results if result.get("stable", True)]
+    values = [value for value in (look_up(result, path) for result in stable) if value is not None]
+    mean = statistics.fmean(values) if values else None
+    sd = statistics.stdev(values) if len(values) > 1 else None
+    return Entry(mean, sd, len(values), len(results) - len(stable))
+
+
+def tie(a: Entry, b: Entry) -> bool:
+    """Whether the means differ by no more than the pooled standard deviation; never so with a single run."""
+    if a.mean is None or b.mean is None or a.sd is None or b.sd is None:
+        return False
+    pooled = math.sqrt(((a.n - 1) * a.sd**2 + (b.n - 1) * b.sd**2) / (a.n + b.n - 2))
+    return abs(a.mean - b.mean) <= pooled
+
+
+def told(e: Entry, *, best: bool = False, tied: bool = False) -> str:
+    """A cell of the table, such as `**0.86 +- 0.03** (3)`."""
+    marks = ("; tie" if tied else "") + (f"; {e.unstable} unstable" if e.unstable else "")
+    if e.mean is None:
+        return f"no score{marks}" if e.n + e.unstable else "not run"
+    text = f"{e.mean:.3f}" + (f" +- {e.sd:.3f}" if e.sd is not None else "")
+    return f"{f'**{text}**' if best else text} ({e.n}{marks})"
