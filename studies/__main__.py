@@ -1,33 +1,69 @@
-"""`python -m studies NAME`: the plan, the runs that are missing, the table, the plot."""
+"""`python -m studies NAME ...`: the plan, the runs that are missing, the tables, the plots."""
 
 import argparse
+import copy
+import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from facm import params
-from studies import cost, page, plan, record, results, runs
+import yaml
+
+from studies import cost, page, plan, pool, record, results, tuning, worker
+
+Records = dict[str, dict[str, Any]]  # by the run's name
 
 
-def collected(study: plan.Study) -> dict[str, dict[str, Any]]:
-    """Records of the study's runs: experiments of this clone first, then what was committed."""
-    known, records = runs.experiments(), record.read(study.name)
-    for run in plan.runs(study):
-        found = runs.finished(run, known)
-        if found is not None:
-            records[run.name] = record.of(run, found.baseline, found.result)
+@dataclass
+class Progress:
+    """What has ended of what was to run, written down run by run."""
+
+    studies: dict[str, plan.Study]  # by the run's name
+    total: int
+    ended: int = 0
+    failed: list[str] = field(default_factory=list)
+
+    def __call__(self, task: pool.Task, done: dict[str, Any] | str) -> None:
+        """Record a task that has ended, and tell."""
+        name = task.run.name
+        if isinstance(done, str):
+            self.failed.append(name)
+            print(f"{name}: {done}", flush=True)
+        elif name not in self.studies:
+            print(f"{name}: made", flush=True)
+        else:
+            self.ended += 1
+            study = self.studies[name]
+            records = collected(study)
+            records[name] = record.of(task.run, done)
+            write(study, records)
+            values = [results.look_up(done["result"], metric) for metric in study.metrics]
+            told = " ".join("-" if value is None else f"{value:.3f}" for value in values)
+            print(f"[{self.ended} of {self.total}] {name}: {told}, {done['cpu_s']:.0f} s of CPU", flush=True)
+
+
+def collected(study: plan.Study) -> Records:
+    """What was measured of the study's runs as they are now stated."""
+    records = record.read(study.name)
     return {run.name: records[run.name] for run in plan.runs(study) if record.serves(records.get(run.name), run)}
 
 
-def write(study: plan.Study, records: dict[str, dict[str, Any]]) -> None:
-    """Write results/NAME.json, .md and .svg, and show the table."""
-    found = {cell.name: [r["result"] for r in records.values() if r["cell"] == cell.name] for cell in study.cells}
+def write(study: plan.Study, records: Records) -> None:
+    """Write results/NAME.json, .md and .svg, and of a tuning study what it chooses."""
+    found = {
+        cell.name: [seen(cell, r["result"]) for r in records.values() if r["cell"] == cell.name] for cell in study.cells
+    }
     entries = {name: {m: results.entry(scores, m) for m in study.metrics} for name, scores in found.items()}
     record.write(study.name, records)
-    codes = sorted({str(r["code"])[:7] for r in records.values()})
-    (record.OUT / f"{study.name}.md").write_text(page.page(study, entries, codes))
+    (record.OUT / f"{study.name}.md").write_text(page.page(study, entries, page.provenance(records)))
     (record.OUT / f"{study.name}.svg").write_text(page.svg(study, entries))
-    print(page.table(study, entries), end="")
+    if study.grid:
+        tuning.write(study, found)
+
+
+def seen(cell: plan.Cell, result: dict[str, Any]) -> dict[str, Any]:
+    """A result as the cell counts it."""
+    return results.of_teacher(result) if cell.of == "teacher" else result
 
 
 def chosen(study: plan.Study, cells: str | None, seeds: str | None) -> list[plan.Run]:
@@ -46,52 +82,56 @@ def chosen(study: plan.Study, cells: str | None, seeds: str | None) -> list[plan
 
 
 def main() -> None:
-    """State the plan and its CPU-hours, run what is missing, write table and plot."""
+    """State the plan and its CPU-hours, run what is missing, write tables and plots."""
     parser = argparse.ArgumentParser(prog="python -m studies", description=main.__doc__)
-    parser.add_argument("name", nargs="?", help="a file of studies/ without .yaml")
+    parser.add_argument("names", nargs="*", help="files of studies/ without .yaml")
     parser.add_argument("--list", action="store_true", help="the studies")
     parser.add_argument("--plan", action="store_true", help="state the plan only")
-    parser.add_argument("--collect", action="store_true", help="write the table from what is there")
+    parser.add_argument("--collect", action="store_true", help="write tables and plots from what is there")
     parser.add_argument("--cells", help="run these cells only, a,b")
     parser.add_argument("--seeds", help="run these seeds only, 0,1")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one CPU thread each")
+    parser.add_argument("--minutes", type=float, help="start no run after so many minutes")
     a = parser.parse_args()
     paths = {path.stem: path for path in sorted(plan.FOLDER.glob("*.yaml"))}
-    if a.list or a.name not in paths:
-        print("\n".join(f"{name:16s}{plan.read(path).title}" for name, path in paths.items()))
-        sys.exit(0 if a.list else f"studies: unknown study '{a.name}'")
-    study = plan.read(paths[a.name])
-    records = collected(study)
-    if not a.collect:
+    if a.list or not a.names:
+        for name, path in paths.items():
+            print(f"{name:24s}{yaml.safe_load(path.read_text())['title']}")
+        sys.exit(0 if a.list else "studies: name a study")
+    unknown = [name for name in a.names if name not in paths]
+    if unknown:
+        raise ValueError(f"unknown study '{unknown[0]}'; `python -m studies --list` has them")
+    studies = [plan.read(paths[name]) for name in a.names]
+    if a.collect:
+        for study in studies:
+            write(study, collected(study))
+            print((record.OUT / f"{study.name}.md").read_text())
+        return
+    progress = Progress({}, 0)
+    queue: list[tuple[plan.Run, str, dict[str, Any]]] = []
+    for study in studies:
+        done, start = collected(study), worker.baseline(study.preset)
+        raw = yaml.safe_load(worker.git("show", f"{start}:params.yaml"))
         wanted = chosen(study, a.cells, a.seeds)
-        missing = [run for run in wanted if run.name not in records]
-        raw = params.raw()
-        hours = cost.hours(missing, raw, cost.seconds_per_picture(raw)) if missing else 0.0
+        missing = [run for run in wanted if run.name not in done]
+        hours = cost.hours([(run, raw) for run in missing]) if missing else 0.0
         print(f"{study.title}: {len(wanted)} runs, {len(missing)} missing, about {hours:.1f} CPU-hours")
-        print("".join(f"  {run.name}\n" for run in missing), end="", flush=True)
-        if a.plan:
-            return
-        failed = run_all(study, missing)
-        if failed:
-            sys.exit(f"studies: {', '.join(failed)} failed; the same command goes on from their last saves")
-    else:
-        write(study, records)
-
-
-def run_all(study: plan.Study, missing: list[plan.Run]) -> list[str]:
-    """Run them one after another, writing what there is after each; returns the names of those that failed."""
-    if missing:
-        runs.require_clean()
-    failed = []
-    for number, run in enumerate(missing):
-        print(f"== {run.name} ({number + 1} of {len(missing)})", flush=True)
-        if not runs.start(run):
-            failed.append(run.name)
-        write(study, collected(study))
-    return failed
+        progress.studies |= {run.name: study for run in missing}
+        queue += [(run, start, copy.deepcopy(raw)) for run in missing]
+    progress.total = len(queue)
+    print("".join(f"  {run.name}\n" for run, _, _ in queue), end="", flush=True)
+    if a.plan or not queue:
+        return
+    worker.require_clean()
+    pool.run_all(pool.tasks(queue), a.jobs, progress, a.minutes)
+    for study in studies:
+        print(f"\n{(record.OUT / f'{study.name}.md').read_text()}")
+    if progress.failed:
+        sys.exit(f"studies: {', '.join(progress.failed)} failed; the same command goes on from their last saves")
 
 
 if __name__ == "__main__":
     try:
         main()
-    except (runs.StudyError, ValueError) as error:
+    except (worker.StudyError, ValueError, subprocess.CalledProcessError) as error:
         sys.exit(f"studies: {error}")

@@ -27,39 +27,38 @@ def passes() -> dict[str, float]:
     return {name: float(cells.split("|")[4]) for name, cells in rows}
 
 
-def hours(runs: list[Run], raw: dict[str, Any], seconds: float) -> float:
-    """CPU-hours of runs; a teacher that several share is counted once.
-
-    Args:
-        runs: what is to be run.
-        raw: params.yaml as plain mappings.
-        seconds: of one forward pass of one picture.
-    """
-    costs, teachers, total = passes(), set(), 0.0
-    for run in runs:
-        mapping = copy.deepcopy(raw)
-        override(mapping, run.set)
-        teacher, distill = mapping["teacher"], mapping["distill"]
-        total += OVERHEAD_S + costs[distill["objective"]] * distill["steps"] * distill["batch_size"] * seconds
+def hours(runs: list[tuple[Run, dict[str, Any]]]) -> float:
+    """CPU-hours of runs, each with the params that it starts from; a teacher that several share is counted once."""
+    costs, teachers, total, seconds = passes(), set(), 0.0, {}
+    for run, raw in runs:
+        name = raw["backbone"]["name"]
+        if name not in seconds:
+            seconds[name] = seconds_per_sample(raw)
+        mapping = override(copy.deepcopy(raw), run.set)
+        teacher, distill, each = mapping["teacher"], mapping["distill"], seconds[name]
+        total += OVERHEAD_S + costs[distill["objective"]] * distill["steps"] * distill["batch_size"] * each
         key = repr((teacher, mapping["backbone"], mapping["backbones"]))
         if distill["mode"] == "distill" and key not in teachers:
             teachers.add(key)
-            total += BASELINE_S + 3 * teacher["steps"] * teacher["batch_size"] * seconds
+            total += BASELINE_S + 3 * teacher["steps"] * teacher["batch_size"] * each
     return total / 3600
 
 
 @torch.no_grad()
-def seconds_per_picture(raw: dict[str, Any], shape: tuple[int, ...] = (1, 8, 8), classes: int = 10) -> float:
-    """CPU seconds of one forward pass of the configured network, per picture of a distillation batch."""
+def seconds_per_sample(raw: dict[str, Any]) -> float:
+    """CPU seconds of one forward pass of the configured network, per sample of a distillation batch."""
     p = params.parse(raw)
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     name = p.backbone.name
+    shape, classes = ((2,), 0) if name in backbones.POINTS else ((1, 8, 8), 10)
     network = backbones.build(name, p.backbones[name], shape=shape, num_classes=classes)
     batch = p.distill.batch_size
-    asked = torch.randn(batch, *shape), torch.rand(batch), torch.zeros(batch, dtype=torch.int64)
+    asked = torch.randn(batch, *shape), torch.rand(batch), torch.zeros(batch, dtype=torch.int64) if classes else None
     taken = []
     for _ in range(20):
         start = time.process_time()
         network(*asked)
         taken.append(time.process_time() - start)
+    torch.set_num_threads(threads)
     return sorted(taken)[10] / batch

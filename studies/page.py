@@ -1,13 +1,13 @@
 """A study's table (Markdown) and plot (SVG)."""
 
-from html import escape
+from typing import Any
 
+from studies import curves
 from studies.plan import Study
-from studies.results import Entry, tie, told
+from studies.results import tie, told
+from studies.svg import COLORS, Entries, start, text
 
-Entries = dict[str, dict[str, Entry]]  # by cell, by metric
 WIDTH, ROW, LEFT, RIGHT, TOP = 720, 26, 240, 30, 30
-COLORS = ("#1b6ca8", "#c8553d", "#5b8c5a", "#7d5ba6")
 
 
 def table(study: Study, entries: Entries) -> str:
@@ -25,33 +25,52 @@ def table(study: Study, entries: Entries) -> str:
     return "\n".join(lines) + "\n"
 
 
-def page(study: Study, entries: Entries, codes: list[str]) -> str:
-    """Title, claim, table, how to read it, what it says; `codes` are the commits whose code ran."""
+def page(study: Study, entries: Entries, made: str) -> str:
+    """Title, claim, table, how to read it, what it says; `made`: of `provenance`."""
+    claim = f"Claim of the paper: {study.claim}.\n\n" if study.claim else ""
     note = "Mean +- standard deviation over seeds (n). `tie`: no further from the reference row than the pooled sd."
-    untuned = "" if study.tuned else "\nConstants as shipped; nothing was tuned for this study.\n"
+    if study.grid:
+        note = (
+            f"Trials on seed {study.seeds[0]}, which no table uses; the choice is in studies/tuned/{study.name}.yaml."
+        )
+    elif study.tuned:
+        note += f"\n\nEach method as `python -m studies {study.tuned}` chose it, within one budget of trials."
+    else:
+        note += "\n\nConstants as shipped; nothing was tuned for this study."
     reading = f"\nReading: {study.reading}\n" if study.reading else ""
-    code = f"\n`python -m studies {study.name}`, code of {', '.join(codes)}.\n" if codes else ""
     plot = f"\n![{study.title}]({study.name}.svg)\n"
-    body = f"# {study.title}\n\nClaim of the paper: {study.claim}.\n\n{table(study, entries)}\n{note}\n"
-    return body + untuned + reading + code + plot
+    ran = f"\n`python -m studies {study.name}`{made}.\n"
+    return f"# {study.title}\n\n{claim}{table(study, entries)}\n{note}\n{reading}{ran}{plot}"
+
+
+def provenance(records: dict[str, dict[str, Any]]) -> str:
+    """Commits and machines of some records, and what they cost."""
+    if not records:
+        return ", not run yet"
+    codes = sorted({str(r["code"])[:7] for r in records.values()})
+    machines = sorted({r["machine"] for r in records.values() if "machine" in r})
+    hours = sum(r.get("cpu_s", 0.0) for r in records.values()) / 3600
+    spent = f"; {hours:.1f} CPU-hours beside features and teachers" if hours else ""
+    return f", code of {', '.join(codes)}" + (f"; {'; '.join(machines)}" if machines else "") + spent
 
 
 def svg(study: Study, entries: Entries) -> str:
-    """A row per cell, a point with its error bar per metric, on one common axis from zero."""
+    """Curves over x where the study has it, else a row per cell; every metric, with its spread, from zero."""
+    if study.curve:
+        return curves.svg(study, entries)
     ends = [e.mean + (e.sd or 0) for cell in entries.values() for e in cell.values() if e.mean is not None]
     top = max(ends, default=1.0) * 1.05 or 1.0
     height = TOP + ROW * len(study.cells) + 20 + 18 * len(study.metrics)
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" font-family="sans-serif">']
-    parts.append('<rect width="100%" height="100%" fill="white"/>')
+    parts = start(WIDTH, height)
 
     def x(value: float) -> float:
         return round(LEFT + max(value, 0.0) / top * (WIDTH - LEFT - RIGHT), 1)
 
     for i in range(5):
-        parts.append(_text(x(top * i / 4), TOP - 12, f"{top * i / 4:.2f}", "middle"))
+        parts.append(text(x(top * i / 4), TOP - 12, f"{top * i / 4:.2f}", "middle"))
     for row, cell in enumerate(study.cells):
         y = TOP + ROW * row + ROW / 2
-        parts.append(_text(LEFT - 10, y + 4, cell.label, "end"))
+        parts.append(text(LEFT - 10, y + 4, cell.label, "end"))
         for k, metric in enumerate(study.metrics):
             e, color = entries[cell.name][metric], COLORS[k % len(COLORS)]
             at = y + 4 * (k - (len(study.metrics) - 1) / 2)
@@ -62,9 +81,5 @@ def svg(study: Study, entries: Entries) -> str:
     for k, metric in enumerate(study.metrics):
         y = TOP + ROW * len(study.cells) + 20 + 18 * k
         parts.append(f'<circle cx="{LEFT}" cy="{y - 4}" r="3" fill="{COLORS[k % len(COLORS)]}"/>')
-        parts.append(_text(LEFT + 10, y, metric, "start"))
+        parts.append(text(LEFT + 10, y, metric, "start"))
     return "\n".join([*parts, "</svg>"]) + "\n"
-
-
-def _text(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x}" y="{y}" font-size="12" text-anchor="{anchor}">{escape(text)}</text>'

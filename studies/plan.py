@@ -1,27 +1,47 @@
 """A study as its YAML file states it, and the runs (cell, seed) that it consists of."""
 
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 FOLDER = Path(__file__).parent
+TUNED = FOLDER / "tuned"
 ALWAYS = {"distill.if_diverged": "record"}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of the table; `set` holds overrides by dotted key."""
+    """One row of the table.
+
+    Attributes:
+        name: unique in its study.
+        label: as the table shows it.
+        set: overrides by dotted key.
+        of: student | teacher, whose scores count; a teacher's stand under the NFE that the baseline stage took.
+        variants: overrides of as many runs per seed; each fills the metrics that it has.
+    """
 
     name: str
     label: str
     set: dict[str, Any]
+    of: str = "student"
+    variants: tuple[dict[str, Any], ...] = ({},)
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study file. `metrics` are dotted paths in metrics/evaluate.json, smaller is better."""
+    """A study file.
+
+    Attributes:
+        metrics: dotted paths in metrics/evaluate.json, smaller is better.
+        preset: of params.yaml, `python -m facm.preset NAME`; None: params.yaml as it is committed.
+        tuned: the tuning study whose choice each cell starts from; None: constants as shipped.
+        grid: whether this is a tuning study: one seed, cells are the trials of a method.
+        curve: x values by cell, for a plot of curves rather than rows; cells called alike up to the last `_` are one.
+    """
 
     name: str
     title: str
@@ -29,9 +49,12 @@ class Study:
     seeds: tuple[int, ...]
     metrics: tuple[str, ...]
     reference: str
-    tuned: bool
     reading: str
     cells: tuple[Cell, ...]
+    preset: str | None = None
+    tuned: str | None = None
+    grid: bool = False
+    curve: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -48,35 +71,84 @@ def read(path: Path) -> Study:
     """A study from its file.
 
     Raises:
-        ValueError: a name that stands twice, or a reference that is no cell.
+        ValueError: a name that stands twice, a reference that is no cell, or a tuning that has not run.
     """
     loaded = yaml.safe_load(path.read_text())
-    cells = tuple(Cell(c["name"], c["label"], {**loaded.get("set", {}), **c.get("set", {})}) for c in loaded["cells"])
+    shared, chosen = loaded.get("set", {}), tuned(loaded.get("tuned"))
+    cells = tuple(
+        Cell(c["name"], c["label"], _overrides(c, shared, chosen), c.get("of", "student"), _variants(c))
+        for c in loaded.get("cells") or trials(loaded["grids"])
+    )
     names = [cell.name for cell in cells]
     if len(set(names)) < len(names):
         raise ValueError(f"{path.name}, cells: each name must stand once, got {names}")
-    if loaded["reference"] not in names:
-        raise ValueError(f"{path.name}, reference: '{loaded['reference']}' is no cell; cells: {', '.join(names)}")
+    reference = loaded.get("reference", names[0])
+    if reference not in names:
+        raise ValueError(f"{path.name}, reference: '{reference}' is no cell; cells: {', '.join(names)}")
     return Study(
         name=path.stem,
         title=loaded["title"],
-        claim=loaded["claim"],
+        claim=loaded.get("claim", ""),
         seeds=tuple(loaded["seeds"]),
         metrics=tuple(loaded["metrics"]),
-        reference=loaded["reference"],
-        tuned=loaded["tuned"],
+        reference=reference,
         reading=loaded.get("reading", ""),
         cells=cells,
+        preset=loaded.get("preset"),
+        tuned=loaded.get("tuned"),
+        grid="grids" in loaded,
+        curve={c["name"]: float(c["x"]) for c in loaded.get("cells", []) if "x" in c} or None,
     )
 
 
+def trials(grids: dict[str, dict[str, list[Any]]]) -> list[dict[str, Any]]:
+    """Cells of a tuning study: per method every combination of its lists, the first of each being the shipped value."""
+    cells = []
+    for method, grid in grids.items():
+        for number, values in enumerate(product(*grid.values())):
+            chosen = dict(zip(grid, values, strict=True))
+            told = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in chosen.items())
+            sets = {"distill.objective": method} | chosen
+            cells.append({"name": f"{method}_{number}", "label": f"{method}, {told}", "set": sets})
+    return cells
+
+
+def tuned(study: str | None) -> dict[str, dict[str, Any]]:
+    """Overrides by method that a tuning study has chosen; none without a study.
+
+    Raises:
+        ValueError: it has not run.
+    """
+    if study is None:
+        return {}
+    path = TUNED / f"{study}.yaml"
+    if not path.exists():
+        raise ValueError(f"{path.relative_to(FOLDER.parent)} is missing: run `python -m studies {study}` first")
+    return {method: entry["set"] for method, entry in yaml.safe_load(path.read_text()).items()}
+
+
+def _overrides(cell: dict[str, Any], shared: dict[str, Any], chosen: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    own = shared | cell.get("set", {})
+    return chosen.get(own.get("distill.objective", ""), {}) | own
+
+
+def _variants(cell: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    return tuple(cell.get("variants", [{}]))
+
+
 def runs(study: Study) -> list[Run]:
-    """All runs, by seed first: a seed's teacher is trained once and then comes from the run cache."""
+    """All runs, by seed first."""
     return [
-        Run(f"{study.name}-{cell.name}-s{seed}".replace("_", "-"), cell.name, seed, {**cell.set, **seeded(seed)})
+        Run(_name(study, cell, number, seed), cell.name, seed, {**cell.set, **variant, **seeded(seed)})
         for seed in study.seeds
         for cell in study.cells
+        for number, variant in enumerate(cell.variants)
     ]
+
+
+def _name(study: Study, cell: Cell, number: int, seed: int) -> str:
+    variant = f"-v{number}" if len(cell.variants) > 1 else ""
+    return f"{study.name}-{cell.name}{variant}-s{seed}".replace("_", "-")
 
 
 def seeded(seed: int) -> dict[str, Any]:
@@ -85,8 +157,8 @@ def seeded(seed: int) -> dict[str, Any]:
     return own | ALWAYS
 
 
-def override(mapping: dict[str, Any], sets: dict[str, Any]) -> None:
-    """Set dotted keys in nested mappings, in place.
+def override(mapping: dict[str, Any], sets: dict[str, Any]) -> dict[str, Any]:
+    """Set dotted keys in nested mappings, in place; returns them.
 
     Raises:
         KeyError: a key that is not there.
@@ -99,3 +171,4 @@ def override(mapping: dict[str, Any], sets: dict[str, Any]) -> None:
         if last not in block:
             raise KeyError(key)
         block[last] = value
+    return mapping

@@ -23,10 +23,15 @@ def write(study: str, records: dict[str, dict[str, Any]], folder: Path = OUT) ->
     (folder / f"{study}.json").write_text(f"[\n{lines}\n]\n")
 
 
-def of(run: Run, baseline: str, result: dict[str, Any]) -> dict[str, Any]:
-    """A record: the run, the commit whose code ran, what of metrics/evaluate.json is kept."""
-    kept = {key: result[key] for key in KEPT if key in result}
-    return {"name": run.name, "cell": run.cell, "seed": run.seed, "set": run.set, "code": baseline, "result": kept}
+def of(run: Run, done: dict[str, Any]) -> dict[str, Any]:
+    """A record: the run, what of metrics/evaluate.json is kept, and where from.
+
+    Args:
+        run: what ran.
+        done: `result`, and `code` (the commit), `machine`, `cpu_s` of the whole run.
+    """
+    kept = {key: done["result"][key] for key in KEPT if key in done["result"]}
+    return {"name": run.name, "cell": run.cell, "seed": run.seed, "set": run.set} | done | {"result": kept}
 
 
 def serves(record: dict[str, Any] | None, run: Run) -> bool:

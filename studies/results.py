@@ -26,6 +26,11 @@ def look_up(result: dict[str, Any], path: str) -> float | None:
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
+def of_teacher(result: dict[str, Any]) -> dict[str, Any]:
+    """A result in which the teacher's scores stand as a student's, under the NFE that they took."""
+    return {"student": {f"nfe{result['teacher']['nfe']}": result["teacher"]}}
+
+
 def entry(results: list[dict[str, Any]], path: str) -> Entry:
     """Over the seeds of one cell. Unstable runs are counted and not averaged."""
     stable = [result for result in results if result.get("stable", True)]

@@ -1,14 +1,19 @@
 """Studies: every cell can be run, names are their own, means, spreads and ties."""
 
 import copy
+import math
+import threading
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from facm import check, params
-from studies import cost, page, plan, record, runs
+from facm import check, params, preset
+from studies import cost, curves, page, plan, pool, record, tuning, worker
 from studies.__main__ import chosen, collected
-from studies.results import Entry, entry, tie, told
+from studies.results import Entry, entry, of_teacher, tie, told
 
 FILES = sorted(plan.FOLDER.glob("*.yaml"))
 ROOT = Path(__file__).parents[1]
@@ -16,18 +21,33 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_cell_is_accepted_by_the_check(path: Path) -> None:
-    raw = params.raw(ROOT / "params.yaml")
-    for run in plan.runs(plan.read(path)):
-        mapping = copy.deepcopy(raw)
-        plan.override(mapping, run.set)
-        check.check(params.parse(mapping))
+    study = plan.read(path)
+    raw = raw_of(study)
+    for run in plan.runs(study):
+        check.check(params.parse(plan.override(copy.deepcopy(raw), run.set)))
 
 
-def test_every_study_has_three_seeds_and_all_runs_have_their_own_names() -> None:
+def raw_of(study: plan.Study) -> dict[str, Any]:
+    if study.preset is None:
+        return params.raw(ROOT / "params.yaml")
+    return yaml.safe_load(preset.render(study.preset.split(), ROOT / "presets"))
+
+
+def test_every_table_has_three_seeds_and_all_runs_have_their_own_names() -> None:
     studies = [plan.read(path) for path in FILES]
-    assert all(len(set(study.seeds)) >= 3 for study in studies)
+    assert all(len(set(study.seeds)) >= 3 for study in studies if not study.grid)
     names = [run.name for study in studies for run in plan.runs(study)]
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem.startswith("tuning")], ids=lambda p: p.stem)
+def test_tuning_gives_every_method_the_same_trials_on_a_seed_that_no_table_uses(path: Path) -> None:
+    study = plan.read(path)
+    methods = [cell.set["distill.objective"] for cell in study.cells]
+    counts = {methods.count(method) for method in methods}
+    assert study.grid and len(counts) == 1 and counts.pop() >= 6
+    used = {seed for p in FILES if (s := plan.read(p)).tuned == study.name for seed in s.seeds}
+    assert used and not used & set(study.seeds)
 
 
 def test_runs_are_ordered_by_seed() -> None:
@@ -68,9 +88,13 @@ def run_of(name: str = "a-s0", **sets: object) -> plan.Run:
     return plan.Run(name, name.split("-")[0], 0, {"distill.seed": 0, "sample.nfe": [1, 2], **sets})
 
 
+def done_with(**result: object) -> dict[str, Any]:
+    return {"result": result, "code": "c0ffee", "machine": "one", "cpu_s": 1.0}
+
+
 def test_a_committed_result_serves_runs_with_the_same_overrides_only(tmp_path: Path) -> None:
-    result = {"stable": True, "student": {"nfe1": {"fd": 1.0}}, "heldout_accuracy": 1.0}
-    record.write("s", {"a-s0": record.of(run_of(), "c0ffee", result)}, tmp_path)
+    done = done_with(stable=True, student={"nfe1": {"fd": 1.0}}, heldout_accuracy=1.0)
+    record.write("s", {"a-s0": record.of(run_of(), done)}, tmp_path)
     (kept,) = record.read("s", tmp_path).values()
     assert kept["code"] == "c0ffee" and kept["result"] == {"stable": True, "student": {"nfe1": {"fd": 1.0}}}
     assert record.serves(kept, run_of()) and not record.serves(None, run_of())
@@ -78,14 +102,133 @@ def test_a_committed_result_serves_runs_with_the_same_overrides_only(tmp_path: P
     assert record.read("other", tmp_path) == {}
 
 
-def test_results_that_are_committed_stay_where_no_experiment_is_at_hand(tmp_path: Path, monkeypatch) -> None:
+def test_results_that_are_committed_are_not_run_again(tmp_path: Path, monkeypatch) -> None:
     study = plan.read(plan.FOLDER / "table4.yaml")
     first = plan.runs(study)[0]
-    record.write(study.name, {first.name: record.of(first, "c0ffee", {"student": {"nfe1": {"fd": 1.0}}})}, tmp_path)
-    monkeypatch.setattr(record, "OUT", tmp_path)
+    record.write(study.name, {first.name: record.of(first, done_with(student={"nfe1": {"fd": 1.0}}))}, tmp_path)
     monkeypatch.setattr(record.read, "__defaults__", (tmp_path,))
-    monkeypatch.setattr(runs, "experiments", dict)
     assert list(collected(study)) == [first.name]
+
+
+def test_a_teachers_scores_stand_under_the_evaluations_that_it_took() -> None:
+    assert of_teacher({"teacher": {"nfe": 8, "fd": 1.0}, "student": {"nfe8": {"fd": 2.0}}}) == {
+        "student": {"nfe8": {"nfe": 8, "fd": 1.0}}
+    }
+
+
+GRID = replace(
+    plan.read(plan.FOLDER / "tuning.yaml"),
+    cells=tuple(
+        plan.Cell(f"{m}_{i}", "", {"distill.objective": m, "distill.p": float(i)}) for m in ("a", "b") for i in range(3)
+    ),
+    metrics=("student.nfe1.fd", "student.nfe2.fd"),
+)
+
+
+def trial(one: float, two: float, stable: bool = True) -> list[dict[str, Any]]:
+    return [{"student": {"nfe1": {"fd": one}, "nfe2": {"fd": two}}, "stable": stable}]
+
+
+def test_tuning_takes_the_least_geometric_mean_of_stable_trials_once_all_have_run(tmp_path: Path, monkeypatch) -> None:
+    found = {"a_0": trial(2, 2), "a_1": trial(1, 3), "a_2": trial(0.1, 0.1, stable=False)}
+    found |= {"b_0": trial(1, 1), "b_1": trial(1, 1), "b_2": []}
+    chosen = tuning.choose(GRID, found)
+    assert chosen == {"a": {"set": {"distill.p": 1.0}, "score": 1.732, "shipped": 2.0, "trials": 3}}
+    assert tuning.score(trial(1, 1, stable=False)[0], GRID.metrics) == math.inf
+    monkeypatch.setattr(plan, "TUNED", tmp_path)
+    tuning.write(GRID, found)
+    assert plan.tuned(GRID.name) == {"a": {"distill.p": 1.0}}
+
+
+def test_a_study_starts_from_what_tuning_chose_and_its_own_overrides_come_last(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(plan, "TUNED", tmp_path / "tuned")
+    text = "title: x\ntuned: t\nseeds: [0]\nmetrics: [m]\ncells:\n- {name: a, label: a, set: "
+    (tmp_path / "s.yaml").write_text(text + "{distill.objective: facm, distill.p: 2.0}}\n")
+    monkeypatch.setattr(plan, "FOLDER", tmp_path / "studies")
+    with pytest.raises(ValueError, match=r"tuned/t\.yaml is missing: run `python -m studies t` first"):
+        plan.read(tmp_path / "s.yaml")
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned/t.yaml").write_text("facm: {set: {distill.p: 1.0, distill.beta: one}}\n")
+    assert plan.read(tmp_path / "s.yaml").cells[0].set == {
+        "distill.objective": "facm",
+        "distill.p": 2.0,
+        "distill.beta": "one",
+    }
+
+
+def test_trials_are_all_combinations_the_shipped_values_first() -> None:
+    cells = plan.trials({"facm": {"distill.optimizer.lr": [1, 2], "distill.beta": ["cos", "one"]}})
+    assert [cell["name"] for cell in cells] == ["facm_0", "facm_1", "facm_2", "facm_3"]
+    assert cells[0]["set"] == {"distill.objective": "facm", "distill.optimizer.lr": 1, "distill.beta": "cos"}
+    assert cells[3]["label"] == "facm, lr 2, beta one"
+
+
+# Several at a time
+
+
+def test_what_runs_share_is_made_once_before_them() -> None:
+    raw = params.raw(ROOT / "params.yaml")
+    sets = [
+        {"teacher.seed": 0, "sample.nfe": [1]},
+        {"teacher.seed": 0, "sample.nfe": [2]},
+        {"teacher.seed": 0, "distill.alpha": "one"},
+        {"teacher.seed": 1},
+        {"teacher.seed": 1, "distill.mode": "scratch", "distill.teacher": "data/latents"},
+    ]
+    work = pool.tasks([(plan.Run(f"r{i}", "", 0, s), "c" * 40, copy.deepcopy(raw)) for i, s in enumerate(sets)])
+    assert [task.target for task in work] == [pool.SHARED, "baseline", "baseline", "distill", *["evaluate"] * 5]
+    names = {task.run.name: [need.target for need in task.needs] for task in work if task.target == "evaluate"}
+    assert names == {"r0": ["distill"], "r1": ["distill"], "r2": ["baseline"], "r3": ["baseline"], "r4": [pool.SHARED]}
+    student = next(task for task in work if task.target == "distill")
+    assert student.run.set == {"teacher.seed": 0} and student.needs[0].run.set == {"teacher.seed": 0, "sample.nfe": [1]}
+
+
+class FakeWorker:
+    """Notes what runs; a run whose name starts with `bad` fails."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+    def run(self, run: plan.Run, baseline: str, target: str) -> dict[str, Any]:
+        with LOCK:
+            RAN.append(run.name)
+        if run.name.startswith("bad"):
+            raise worker.StudyError("no")
+        return {}
+
+
+LOCK, RAN = threading.Lock(), list[str]()
+
+
+def test_a_run_waits_for_its_needs_and_falls_with_them(monkeypatch) -> None:
+    monkeypatch.setattr(pool, "Worker", FakeWorker)
+    RAN.clear()
+    good, bad = (pool.Task(plan.Run(name, "", 0, {}), "c", "baseline") for name in ("good", "bad"))
+    after = [pool.Task(plan.Run(f"after-{n.run.name}", "", 0, {}), "c", needs=[n]) for n in (good, bad)]
+    told = {}
+    failed = pool.run_all([*after, good, bad], 3, lambda task, done: told.update({task.run.name: done}))
+    assert {task.run.name for task in failed} == {"bad", "after-bad"} and "after-bad" not in RAN
+    assert RAN.index("good") < RAN.index("after-good")
+    assert told["bad"] == "no" and told["after-bad"] == "not started: bad failed" and told["after-good"] == {}
+
+
+def test_after_the_minutes_no_run_is_started(monkeypatch) -> None:
+    monkeypatch.setattr(pool, "Worker", FakeWorker)
+    RAN.clear()
+    task = pool.Task(plan.Run("late", "", 0, {}), "c")
+    assert pool.run_all([task], 1, lambda task, done: None, minutes=-1) == [] and not RAN and task.state == "waiting"
+
+
+# Plots
+
+
+def test_cells_along_an_axis_are_drawn_as_curves() -> None:
+    study = plan.read(plan.FOLDER / "figure3b.yaml")
+    entries = {cell.name: {m: Entry(1.0, 0.1, 3, 0) for m in study.metrics} for cell in study.cells}
+    found = curves.lines(study, entries)
+    assert list(found) == ["facm, nfe1.fd", "facm, nfe2.fd", "scm, nfe1.fd", "scm, nfe2.fd"]
+    assert [x for x, _, _ in found["scm, nfe2.fd"]] == [500, 1000, 2000, 4000]
+    assert "scm, nfe2.fd" in page.svg(study, entries)
 
 
 def test_a_cell_that_a_study_has_not_is_refused() -> None:
@@ -95,7 +238,7 @@ def test_a_cell_that_a_study_has_not_is_refused() -> None:
         chosen(study, "one_on", None)
 
 
-def test_cpu_hours_count_a_shared_teacher_once() -> None:
+def test_cpu_hours_count_a_shared_teacher_once(monkeypatch) -> None:
     raw = params.raw(ROOT / "params.yaml")
     facm, scm, other = (
         run_of(f"{name}-s0", **{"distill.objective": name, "teacher.seed": seed})
@@ -104,10 +247,15 @@ def test_cpu_hours_count_a_shared_teacher_once() -> None:
     teacher, distill = raw["teacher"], raw["distill"]
     teaching = 3 * teacher["steps"] * teacher["batch_size"]
     steps = distill["steps"] * distill["batch_size"]
-    assert cost.hours([facm, scm], raw, 1.0) * 3600 == pytest.approx(
+    monkeypatch.setattr(cost, "seconds_per_sample", lambda raw: 1.0)
+    assert cost.hours([(facm, raw), (scm, raw)]) * 3600 == pytest.approx(
         cost.BASELINE_S + teaching + (9 + 6) * steps + 2 * cost.OVERHEAD_S
     )
-    assert cost.hours([facm, other], raw, 1.0) * 3600 == pytest.approx(
+    assert cost.hours([(facm, raw), (other, raw)]) * 3600 == pytest.approx(
         2 * (cost.BASELINE_S + teaching + 9 * steps + cost.OVERHEAD_S)
     )
-    assert 0 < cost.seconds_per_picture(raw) < 1
+
+
+def test_a_forward_pass_is_timed_on_pictures_and_on_points() -> None:
+    mixture = yaml.safe_load(preset.render(["mixture"], ROOT / "presets"))
+    assert all(0 < cost.seconds_per_sample(raw) < 1 for raw in (params.raw(ROOT / "params.yaml"), mixture))

@@ -7,6 +7,7 @@ import pytest
 from clone import PYTHON, Clone, make, ran
 
 pytestmark = pytest.mark.slow
+LOG = ".work/studies/worker-0.log"
 STUDY = """\
 title: Two weightings
 claim: none
@@ -35,11 +36,18 @@ def test_a_study_is_killed_gone_on_with_and_then_complete(clone: Clone) -> None:
     assert "2 runs, 2 missing, about" in clone.run(*study, "--plan")
     clone.killed(*study, when=lambda: len(clone.saves("distill")) >= 2, timeout_s=180)
     assert "2 runs, 2 missing" in clone.run(*study, "--plan")
-    output = clone.run(*study, timeout_s=400)
-    assert "distill: resumed at step" in output
-    assert ran(output).count("distill") == 2 and "teacher" not in ran(output), "trained once, for both"
+    before = (clone.root / LOG).stat().st_size
+    told = clone.run(*study, "--jobs", "2", timeout_s=400)
+    assert "[2 of 2] tiny-" in told and " s of CPU" in told
+    log = "".join(
+        (clone.root / LOG.replace("0", number)).read_text()[start:] for number, start in zip("01", (before, 0))
+    )
+    assert "distill: resumed at step" in log
+    assert ran(log).count("distill") == 2 and "teacher" not in ran(log), "trained once, for both"
     first, second = json.loads(clone.read("studies/results/tiny.json"))
     assert [first["cell"], second["cell"]] == ["cos", "one"] and first["result"]["stable"] is True
+    assert first["code"] == clone.git("rev-parse", "HEAD").strip() and "torch" in first["machine"]
+    assert {"tiny-cos-s0", "tiny-one-s0"} <= set(clone.dvc("exp", "list", "--name-only").split()), "brought home"
     page = clone.read("studies/results/tiny.md").decode()
     assert "| alpha one | " in page and "not run" not in page
     assert "2 runs, 0 missing" in clone.run(*study)

@@ -1,0 +1,55 @@
+"""What a tuning study chooses: per method the trial with the least geometric mean of the study's metrics.
+
+Written to studies/tuned/NAME.yaml, from which other studies' cells start.
+"""
+
+import math
+from typing import Any
+
+import yaml
+
+from studies import plan
+from studies.results import look_up
+
+Results = dict[str, list[dict[str, Any]]]  # by cell
+
+
+def score(result: dict[str, Any], metrics: tuple[str, ...]) -> float:
+    """Geometric mean of the metrics; infinite where the run was unstable or has no score."""
+    values = [look_up(result, metric) for metric in metrics]
+    if not result.get("stable", True) or any(value is None or value <= 0 for value in values):
+        return math.inf
+    return math.exp(sum(math.log(value) for value in values if value is not None) / len(values))
+
+
+def choose(study: plan.Study, results: Results) -> dict[str, dict[str, Any]]:
+    """The choice by method, of methods all of whose trials have run.
+
+    Returns:
+        `set`: the overrides beside the method's name; `score`; `shipped`: the first trial's; `trials`: how many.
+    """
+    methods: dict[str, list[plan.Cell]] = {}
+    for cell in study.cells:
+        methods.setdefault(cell.set["distill.objective"], []).append(cell)
+    chosen = {}
+    for method, cells in methods.items():
+        if not all(results[cell.name] for cell in cells):
+            continue
+        scores = [score(results[cell.name][0], study.metrics) for cell in cells]
+        best = min(range(len(cells)), key=scores.__getitem__)
+        sets = {key: value for key, value in cells[best].set.items() if key != "distill.objective"}
+        told = {"score": _round(scores[best]), "shipped": _round(scores[0]), "trials": len(cells)}
+        chosen[method] = {"set": sets} | told
+    return chosen
+
+
+def write(study: plan.Study, results: Results) -> None:
+    """Write studies/tuned/NAME.yaml."""
+    plan.TUNED.mkdir(exist_ok=True)
+    head = f"# Written by `python -m studies {study.name}`: the best of each method's trials.\n"
+    chosen = yaml.safe_dump(choose(study, results), sort_keys=False)
+    (plan.TUNED / f"{study.name}.yaml").write_text(head + chosen)
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.4g}")
