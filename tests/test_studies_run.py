@@ -11,7 +11,6 @@ LOG = ".work/studies/worker-0.log"
 STUDY = """\
 title: Two weightings
 claim: none
-tuned: false
 seeds: [0]
 reference: one
 metrics: [student.nfe1.fd]
