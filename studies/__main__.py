@@ -125,7 +125,8 @@ def main() -> None:
     worker.require_clean()
     pool.run_all(pool.tasks(queue), a.jobs, progress, a.minutes)
     for study in studies:
-        print(f"\n{(record.OUT / f'{study.name}.md').read_text()}")
+        if (record.OUT / f"{study.name}.md").exists():
+            print(f"\n{(record.OUT / f'{study.name}.md').read_text()}")
     if progress.failed:
         sys.exit(f"studies: {', '.join(progress.failed)} failed; the same command goes on from their last saves")
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+import yaml
 
-from studies.plan import Run
+from studies.plan import Run, override
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / ".work/studies"
@@ -79,11 +80,15 @@ class Worker:
         self._prepare(baseline)
         for ref in git("for-each-ref", "--format=%(refname)", "refs/exps", cwd=self.path).splitlines():
             git("update-ref", "-d", ref, cwd=self.path)
-        sets = [part for key, value in run.set.items() for part in ("-S", f"{key}={text(value)}")]
         with self.log.open("a") as log:
             log.write(f"== {run.name}, {target}\n")
             log.flush()
-            code, cpu_s = self._dvc(["exp", "run", "-n", run.name, *sets, *target.split()], log)
+            if target == "evaluate":
+                sets = [part for key, value in run.set.items() for part in ("-S", f"{key}={text(value)}")]
+                code, cpu_s = self._dvc(["exp", "run", "-n", run.name, *sets, target], log)
+            else:  # an experiment of some stages fails where the others' outputs are nowhere, as in a fresh clone
+                self._set(run)
+                code, cpu_s = self._dvc(["repro", *target.split()], log)
         if code:
             raise StudyError(f"{run.name} failed, see {self.log.relative_to(ROOT)}")
         if target != "evaluate":
@@ -110,6 +115,11 @@ class Worker:
         with REPOSITORY:
             git("fetch", "-q", str(ROOT), baseline, cwd=self.path)
         git("checkout", "-q", "-f", "--detach", baseline, cwd=self.path)
+
+    def _set(self, run: Run) -> None:
+        """Write a run's overrides into the clone's params.yaml."""
+        path = self.path / "params.yaml"
+        path.write_text(yaml.safe_dump(override(yaml.safe_load(path.read_text()), run.set), sort_keys=False))
 
     def _dvc(self, arguments: list[str], log: IO[str]) -> tuple[int, float]:
         """Exit status of a DVC command, and CPU seconds of it and what it started."""
