@@ -115,6 +115,8 @@ class Worker:
         with REPOSITORY:
             git("fetch", "-q", str(ROOT), baseline, cwd=self.path)
         git("checkout", "-q", "-f", "--detach", baseline, cwd=self.path)
+        # What the committed lock says of unchanged stages hides the run cache, and may have been made elsewhere.
+        (self.path / "dvc.lock").unlink(missing_ok=True)
 
     def _set(self, run: Run) -> None:
         """Write a run's overrides into the clone's params.yaml."""
