@@ -167,7 +167,8 @@ def _check_stages(p: Params, objective: Any) -> None:
 def _needs_copies(objective: Any) -> bool:
     """Whether an objective asks averaged or frozen weights, or a number of rows that differs between processes."""
     averaged = "ema" in (getattr(objective, "target", None), getattr(objective, "self_teacher", None))
-    return averaged or hasattr(objective, "phase") or getattr(objective, "ragged", False)
+    target = getattr(objective, "target_decay", None) is not None
+    return averaged or target or hasattr(objective, "phase") or getattr(objective, "ragged", False)
 
 
 def _check_sampling(p: Params, objective: Any) -> None:

@@ -5,10 +5,14 @@
 with t and s neighbours among N of EDM's noise levels sigma = (1 - t) / t, evenly spaced in sigma^(1/7) from 0.002 to
 80, and x_s one step of a solver from x_t along the guided velocity.
 
-Source of the constants: the paper, not read again. There: Heun's rule in EDM's variables; f is the identity at the
-least level; a target with averaged weights, whose decay on CIFAR-10 is 0, the network itself; LPIPS as the best d.
-Here: the rule in x_t and t; the least level counts as 0, t = 1, where our f is the identity; no LPIPS yet. From scratch
-the velocity is the data's, and a step stays on the sample's own straight path: consistency training.
+Sources: the paper's constants, not read again (N = 18 and, on CIFAR-10, mu = 0: the network itself is the target);
+cm/karras_diffusion.py, cm/train_util.py and scripts/launch.sh of the published code (openai/consistency_models), read,
+which have ImageNet-64 and LSUN only: N = 40, mu = 0.95, from the first weights on. There: Heun's rule in EDM's
+variables; f is the identity at the least level. Here: the rule in x_t and t; the least level counts as 0, t = 1, where
+our f is the identity. From scratch the velocity is the data's, and a step stays on the sample's own straight path:
+consistency training.
+
+Published code: d is LPIPS best, of pictures in pixels. Here: no LPIPS yet.
 """
 
 from dataclasses import dataclass
@@ -31,7 +35,9 @@ class CD:
         conditioning: expanded or auxiliary; asked at c_CM.
         levels: noise levels N, at least 2.
         solver: euler | heun, the teacher's step: one or two guided velocities.
-        target: online | ema, whose f is the target.
+        target: online | ema | target, whose f is the target: the student's, the long average that is the result, or
+            an average with a constant decay.
+        decay: mu of `target: target`, 0 to 0.9999.
         distance: l2 (mean of squares) | pseudo_huber.
         c: of pseudo_huber, at least 0.
 
@@ -43,6 +49,7 @@ class CD:
     levels: int = 18
     solver: str = "heun"
     target: str = "online"
+    decay: float = 0.95
     distance: str = "l2"
     c: float = 0.03
 
@@ -56,9 +63,15 @@ class CD:
         if not isinstance(self.levels, int):
             raise ValueError(f"params.yaml, objectives.cd.levels: {self.levels!r} must be a whole number")
         check_choice(self.solver, "objectives.cd.solver", ("euler", "heun"))
-        check_choice(self.target, "objectives.cd.target", ("online", "ema"))
+        check_choice(self.target, "objectives.cd.target", ("online", "ema", "target"))
+        check_number(self.decay, "objectives.cd.decay", 0, 0.9999)
         check_choice(self.distance, "objectives.cd.distance", ("l2", "pseudo_huber"))
         check_number(self.c, "objectives.cd.c", 0)
+
+    @property
+    def target_decay(self) -> float | None:
+        """The decay of the network that queries of "target" ask; None: none is asked."""
+        return self.decay if self.target == "target" else None
 
     def times(self, n: Tensor, time: TimeSampler, progress: Progress) -> dict[str, Tensor]:
         """Standard normals n (B, 1) -> t and s (B,), neighbours on the grid, each pair as often; t < s <= 1."""
@@ -77,7 +90,7 @@ class CD:
         t, s, x_t = point.t, point.times["s"], point.x_t
         dt, x_s = expand(s - t, x_t), self.solved(point)
         here, there = c_cm(t, self.conditioning), c_cm(s, self.conditioning)
-        of = "ema" if self.target == "ema" else "student"
+        of = "student" if self.target == "online" else self.target
         asked = Query(x_s, there.t, point.y, there.r, grad=False, of=of)
         F, F_s = F_theta(Query(x_t, here.t, point.y, here.r), asked)
         f_t, f_s = endpoint(x_t, t, F), endpoint(x_s, s, F_s).detach()

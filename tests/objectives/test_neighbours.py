@@ -86,10 +86,11 @@ def test_the_loss_is_the_papers(kind):
     assert torch.equal(asked[1].t, s) and not asked[1].grad and asked[1].of == "student"
 
 
-def test_cd_can_ask_the_average_and_take_squares():
+@pytest.mark.parametrize(("of", "decay"), [("ema", None), ("target", 0.95)])
+def test_cd_can_ask_an_average_and_take_squares(of, decay):
     F, F_s, x, asked = normal(5, 3), normal(5, 3, seed=1), normal(5, 3, seed=2), []
-    (loss,) = CD(target="ema")(lambda *queries: asked.extend(queries) or (F, F_s), point(T + 0.01, x_t=x)).values()
-    assert asked[1].of == "ema"
+    (loss,) = CD(target=of)(lambda *queries: asked.extend(queries) or (F, F_s), point(T + 0.01, x_t=x)).values()
+    assert asked[1].of == of and CD(target=of).target_decay == decay and CD().target_decay is None
     f_s = asked[1].x + (0.99 - T)[:, None] * F_s
     torch.testing.assert_close(loss, (x + (1 - T)[:, None] * F - f_s).square().mean(1))
 
@@ -169,7 +170,8 @@ def test_extreme_draws_stay_finite(kind, extreme):
         (lambda: ICT(huber="1e-3"), r"objectives.ict.huber: must be a number, got '1e-3' \(YAML"),
         (lambda: CD(levels=1), "objectives.cd.levels: 1 must be at least 2"),
         (lambda: CD(solver="heum"), r"objectives.cd.solver: 'heum' is not one of euler, heun \(did you mean 'heun'"),
-        (lambda: CD(target="mean"), "objectives.cd.target: 'mean' is not one of online, ema"),
+        (lambda: CD(target="mean"), "objectives.cd.target: 'mean' is not one of online, ema, target"),
+        (lambda: CD(decay=1), "objectives.cd.decay: 1 must be at least 0, at most 0.9999"),
         (lambda: CD(distance="lpips"), "objectives.cd.distance: 'lpips' is not one of l2, pseudo_huber"),
     ],
 )
