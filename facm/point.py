@@ -79,7 +79,9 @@ class Point:
         velocity: (x, t, y) -> v, the guided velocity anywhere (Eq. 9).
         progress: of the training.
         null: the label that stands for none; None without classes.
-        tools: further functions by name, for objectives that say they need them.
+        tools: further functions by name, for objectives that say they need them (`tools`, names). The stage makes them,
+            since objectives know tensors only. `lpips`: (a, b) like x_t -> their perceptual distance (B,), with a
+            gradient to a alone.
         watch: (name, values (B,)) -> None; the step logs their mean.
     """
 

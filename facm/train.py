@@ -7,8 +7,8 @@ resumed run of up to two processes; with more, DDP's first step after a start su
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class Job:
     runtime: Runtime
     plan: Plan = EAGER
     derivative: str = "dual"
+    tools: Mapping[str, Callable[..., Any]] = field(default_factory=dict)  # of facm.point.Point
     if_diverged: str = "fail"  # fail | record: end early, with the average as it is
 
 
@@ -121,6 +122,7 @@ class _Loop:
             job.plan,
             null=null,
             others={"ema": self._averaged, "phase": self._of_phase, "target": self._of_target},
+            tools=job.tools,
             watch_every=max(1, job.runtime.log_every // LOOKS),
         )
         self.parameters = self.training_step.parameters

@@ -16,6 +16,7 @@ from torch import nn
 from facm import backbones, check, checkpoint, dist, ema, flow, source, train
 from facm.batch import Batch, draw
 from facm.data.latents import LatentSet
+from facm.lpips import LPIPS, Distance
 from facm.objectives.cd import CD
 from facm.objectives.facm import FACM
 from facm.objectives.fm import FM
@@ -681,3 +682,21 @@ def test_the_stage_objectives_are_built_from_params_alone() -> None:
     fm = parsed(distill__objective="fm", sample__sampler="euler", distill__conditioning="auxiliary")
     assert check.build_objective(fm) == FM(conditioning="auxiliary")
     assert dist.world_size() == 1
+
+
+# A tool
+
+
+def test_consistency_distillation_by_lpips_trains_through_the_tool_and_without_it_is_refused(latents, tmp_path) -> None:
+    torch.manual_seed(0)
+    distance = Distance(LPIPS(((4, 1), (4, 1))), torch.tensor([0.1]), torch.tensor([0.5]))
+    objective = CD(distance="lpips", target="target", solver="euler")
+    run = loop(job(latents, objective, distill__steps=2, tools={"lpips": distance}), tmp_path)
+    before = {name: weight.clone() for name, weight in run.network.state_dict().items()}
+    run.advance()
+    run.advance()
+    assert 0 < run.log.rows[-1]["loss_cd"] < 10 and run.log.rows[-1]["grad_norm"] > 0 and run.skipped == 0
+    name = "final_layer.linear.weight"
+    assert not torch.equal(run.network.state_dict()[name], before[name])
+    with pytest.raises(ValueError, match="CD asks for the tools lpips: none were given"):
+        loop(job(latents, objective, distill__steps=2), tmp_path, "without")

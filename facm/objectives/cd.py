@@ -12,7 +12,8 @@ variables; f is the identity at the least level. Here: the rule in x_t and t; th
 our f is the identity. From scratch the velocity is the data's, and a step stays on the sample's own straight path:
 consistency training.
 
-Published code: d is LPIPS best, of pictures in pixels. Here: no LPIPS yet.
+Published code: d is LPIPS best, of pictures in pixels. Here: `distance: lpips`, see facm/lpips.py, which is handed in
+as `point.tools["lpips"]`; not the default, because it needs weights from outside and pictures.
 """
 
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from facm.objectives import check_choice, check_number
 from facm.point import FTheta, Point, Progress, Query
 from facm.schedules import TimeSampler, karras, time_of, uniform
 
+DISTANCES = ("l2", "pseudo_huber", "lpips")
+
 
 @dataclass(frozen=True, kw_only=True)
 class CD:
@@ -38,7 +41,7 @@ class CD:
         target: online | ema | target, whose f is the target: the student's, the long average that is the result, or
             an average with a constant decay.
         decay: mu of `target: target`, 0 to 0.9999.
-        distance: l2 (mean of squares) | pseudo_huber.
+        distance: l2 (mean of squares) | pseudo_huber | lpips (of pictures; asks for a tool).
         c: of pseudo_huber, at least 0.
 
     Raises:
@@ -65,13 +68,18 @@ class CD:
         check_choice(self.solver, "objectives.cd.solver", ("euler", "heun"))
         check_choice(self.target, "objectives.cd.target", ("online", "ema", "target"))
         check_number(self.decay, "objectives.cd.decay", 0, 0.9999)
-        check_choice(self.distance, "objectives.cd.distance", ("l2", "pseudo_huber"))
+        check_choice(self.distance, "objectives.cd.distance", DISTANCES)
         check_number(self.c, "objectives.cd.c", 0)
 
     @property
     def target_decay(self) -> float | None:
         """The decay of the network that queries of "target" ask; None: none is asked."""
         return self.decay if self.target == "target" else None
+
+    @property
+    def tools(self) -> tuple[str, ...]:
+        """Which of `point.tools` are asked."""
+        return ("lpips",) if self.distance == "lpips" else ()
 
     def times(self, n: Tensor, time: TimeSampler, progress: Progress) -> dict[str, Tensor]:
         """Standard normals n (B, 1) -> t and s (B,), neighbours on the grid, each pair as often; t < s <= 1."""
@@ -96,7 +104,13 @@ class CD:
         f_t, f_s = endpoint(x_t, t, F), endpoint(x_s, s, F_s).detach()
         point.watch("g", rms((f_t - f_s) / dt))
         point.watch("tangent", rms((F_s - F) / dt))
-        return {"cd": squared_error(f_t, f_s) if self.distance == "l2" else pseudo_huber(f_t, f_s, self.c)}
+        return {"cd": self.between(f_t, f_s, point)}
+
+    def between(self, f_t: Tensor, f_s: Tensor, point: Point) -> Tensor:
+        """d(f_t, f_s), (B,)."""
+        if self.distance == "lpips":
+            return point.tools["lpips"](f_t, f_s)
+        return squared_error(f_t, f_s) if self.distance == "l2" else pseudo_huber(f_t, f_s, self.c)
 
     def solved(self, point: Point) -> Tensor:
         """x_s, one step of the solver from x_t, like x_t."""

@@ -1,5 +1,6 @@
 """ECT, iCT and CD: consistency of two neighbouring points of one trajectory."""
 
+import dataclasses
 import math
 from itertools import pairwise
 
@@ -95,6 +96,23 @@ def test_cd_can_ask_an_average_and_take_squares(of, decay):
     torch.testing.assert_close(loss, (x + (1 - T)[:, None] * F - f_s).square().mean(1))
 
 
+def test_cd_can_leave_the_distance_to_a_tool():
+    F, F_s, x, asked = normal(5, 3), normal(5, 3, seed=1), normal(5, 3, seed=2), []
+    cd, handed = CD(distance="lpips"), []
+
+    def lpips(a, b):
+        handed.extend((a, b))
+        return (a - b).abs().sum(1)
+
+    at = dataclasses.replace(point(T + 0.01, x_t=x), tools={"lpips": lpips})
+    (loss,) = cd(lambda *queries: asked.extend(queries) or (F, F_s), at).values()
+    f_t, f_s = x + (1 - T)[:, None] * F, asked[1].x + (0.99 - T)[:, None] * F_s
+    torch.testing.assert_close(handed[0], f_t)
+    torch.testing.assert_close(handed[1], f_s)
+    torch.testing.assert_close(loss, (f_t - f_s).abs().sum(1))
+    assert cd.tools == ("lpips",) and CD().tools == ()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_gradient_reaches_the_target(kind):
     F, F_s = normal(5, 3).requires_grad_(), normal(5, 3, seed=1).requires_grad_()
@@ -172,7 +190,7 @@ def test_extreme_draws_stay_finite(kind, extreme):
         (lambda: CD(solver="heum"), r"objectives.cd.solver: 'heum' is not one of euler, heun \(did you mean 'heun'"),
         (lambda: CD(target="mean"), "objectives.cd.target: 'mean' is not one of online, ema, target"),
         (lambda: CD(decay=1), "objectives.cd.decay: 1 must be at least 0, at most 0.9999"),
-        (lambda: CD(distance="lpips"), "objectives.cd.distance: 'lpips' is not one of l2, pseudo_huber"),
+        (lambda: CD(distance="lpip"), r"objectives.cd.distance: 'lpip' is not one of l2, .*did you mean 'lpips'"),
     ],
 )
 def test_wrong_constants_are_refused_with_value_rule_and_key(call, message):
