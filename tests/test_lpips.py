@@ -3,6 +3,8 @@
 The weights are random, in files of exactly the published names, shapes and formats.
 """
 
+import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as functional
-from miniature import MIXTURE, parsed
+from miniature import MIXTURE, parsed, write_checkpoint, write_latents, write_params
 from torch import Tensor, nn
 
-from facm import check, lpips
+from facm import check, checkpoint, lpips
 from facm.lpips import BLOCKS, LPIPS, Distance
 from facm.params import ParamsError
+from stages import distill
 
 TINY = ((4, 1), (3, 2))
 
@@ -273,3 +276,23 @@ def test_fetching_checks_each_file_by_its_sha256_and_tells_where_they_are(cache:
 def test_lpips_of_what_is_no_picture_is_refused_with_the_reason() -> None:
     with pytest.raises(ParamsError, match=r"objectives.cd.distance: 'lpips' compares pictures, and with latents.codec"):
         check.check(parsed(**MIXTURE, **ASKED))
+
+
+def test_the_distill_stage_finds_the_files_and_trains_by_them(cache: Path, files, tmp_path: Path, monkeypatch) -> None:
+    """With pictures enlarged to 32 x 32 only, for time's sake."""
+    monkeypatch.chdir(tmp_path)
+    cache.mkdir()
+    for path, (name, (url, _)) in zip(files, list(lpips.FILES.items()), strict=True):
+        shutil.copy(path, cache / name)
+        monkeypatch.setitem(lpips.FILES, name, (url, lpips.sha256(path)))
+    monkeypatch.setattr(lpips, "SIDE", 32)
+    made = write_latents(Path("data/latents"))
+    write_checkpoint(Path("data/teacher"), made)
+    write_params(tmp_path, **ASKED, distill__steps=2)
+    threads = torch.get_num_threads()
+    distill.main()
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+    figures = json.loads(Path("metrics/distill.json").read_text())["distill_training"]
+    assert figures["skipped"] == 0 and 0 < figures["loss_cd"] < 100
+    assert checkpoint.load("data/student")[1].objective == "cd"
