@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from facm import backbones, codecs, data, features, objectives, params, samplers
+from facm import backbones, codecs, data, features, lpips, objectives, params, samplers
 from facm.names import refuse_unknown
 from facm.params import PATH, Params, ParamsError
 from facm.schedules import TIME_SAMPLERS
@@ -54,6 +54,16 @@ def check(p: Params) -> None:
     objective = build_objective(p)
     _check_stages(p, objective)
     _check_sampling(p, objective)
+
+
+def at_hand(p: Params) -> None:
+    """Raise where a file from outside the repository that a training needs is not there, or is another one.
+
+    Raises:
+        FileNotFoundError, ValueError: as `facm.lpips.find_weights` does.
+    """
+    if "lpips" in getattr(build_objective(p), "tools", ()):
+        lpips.find_weights()
 
 
 def build_objective(p: Params) -> Any:
@@ -159,6 +169,11 @@ def _check_stages(p: Params, objective: Any) -> None:
             f"{PATH}, train.parallel: 'fsdp' does not fit objective '{distill.objective}' with these constants, which "
             "asks copies of the network, or other numbers of rows on each process: set ddp"
         )
+    if "lpips" in getattr(objective, "tools", ()) and p.latents.codec != "identity":
+        raise ParamsError(
+            f"{PATH}, objectives.{distill.objective}.distance: 'lpips' compares pictures, and with latents.codec "
+            f"'{p.latents.codec}' a student makes none without a decoder: set l2 or pseudo_huber, or codec identity"
+        )
     knows = p.teacher.conditioning != "plain" and p.teacher.fraction > 0
     if distill.mode == "distill" and distill.teacher_condition == "fm" and not knows:
         raise ParamsError(f"{PATH}, distill.teacher_condition: 'fm' needs a mixed teacher (teacher.fraction above 0)")
@@ -167,7 +182,8 @@ def _check_stages(p: Params, objective: Any) -> None:
 def _needs_copies(objective: Any) -> bool:
     """Whether an objective asks averaged or frozen weights, or a number of rows that differs between processes."""
     averaged = "ema" in (getattr(objective, "target", None), getattr(objective, "self_teacher", None))
-    return averaged or hasattr(objective, "phase") or getattr(objective, "ragged", False)
+    target = getattr(objective, "target_decay", None) is not None
+    return averaged or target or hasattr(objective, "phase") or getattr(objective, "ragged", False)
 
 
 def _check_sampling(p: Params, objective: Any) -> None:
@@ -203,8 +219,8 @@ def sampler_fields(p: Params, nfe: int) -> dict[str, Any]:
 def main() -> None:
     """Check params.yaml."""
     try:
-        read()
-    except ValueError as error:
+        at_hand(read())
+    except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
     print(f"{PATH}: in order")
 

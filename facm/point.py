@@ -49,7 +49,8 @@ class Query:
         dr: tangent of r, the same way; None: r does not move.
         grad: False: the answer carries no graph. dF_dt never carries one.
         of: whose weights answer: student | ema (the average) | phase (a copy of the average, made when the objective's
-            phase began); the last two never with a graph.
+            phase began) | target (weights that follow the student's with the objective's `target_decay`); all but the
+            student's never with a graph.
         rows: which rows of the batch these are, (B,) bool, where they are not all; they keep their dropout masks.
     """
 
@@ -78,7 +79,9 @@ class Point:
         velocity: (x, t, y) -> v, the guided velocity anywhere (Eq. 9).
         progress: of the training.
         null: the label that stands for none; None without classes.
-        tools: further functions by name, for objectives that say they need them.
+        tools: further functions by name, for objectives that say they need them (`tools`, names). The stage makes them,
+            since objectives know tensors only. `lpips`: (a, b) like x_t -> their perceptual distance (B,), with a
+            gradient to a alone.
         watch: (name, values (B,)) -> None; the step logs their mean.
     """
 

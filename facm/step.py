@@ -7,6 +7,7 @@ backward 4, where a is attention's share of F; three plain flow-matching steps.
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from facm.schedules import TimeSampler
 from facm.source import Source
 from facm.student import NONE, Student
 
+NO_TOOLS: Mapping[str, Callable[..., Any]] = MappingProxyType({})
+
 
 class Step:
     """Fills the gradients of a student's weights for one batch.
@@ -34,10 +37,12 @@ class Step:
         plan: see `facm.passes.Plan`.
         null: the label that stands for none; None without classes.
         others: makes the passes through other weights by name, see `Student`.
+        tools: what `Point.tools` holds.
         watch_every: steps between two looks at the velocity error, see `gradients`; 0: none.
 
     Raises:
-        ValueError: an objective with trained weights of its own, under fsdp.
+        ValueError: an objective with trained weights of its own, under fsdp, or one that asks for a tool that is not
+            there.
     """
 
     def __init__(
@@ -50,10 +55,13 @@ class Step:
         *,
         null: int | None = None,
         others: Mapping[str, Callable[[], Passes]] = NONE,
+        tools: Mapping[str, Callable[..., Any]] = NO_TOOLS,
         watch_every: int = 0,
     ) -> None:
         self.objective, self.source, self.time, self.plan, self.null = objective, source, time, plan, null
-        self.watch_every = watch_every
+        self.watch_every, self.tools = watch_every, tools
+        if missing := [name for name in getattr(objective, "tools", ()) if name not in tools]:
+            raise ValueError(f"{type(objective).__name__} asks for the tools {', '.join(missing)}: none were given")
         module: nn.Module | None = getattr(objective, "module", None)  # what is trained besides the network
         if plan.sharded and module is not None:
             raise ValueError("params.yaml, train.parallel: fsdp does not fit an objective with weights of its own: ddp")
@@ -121,6 +129,7 @@ class Step:
             velocity=self.source(rows.x1 - rows.x0, self.student.frozen(), self.student.frozen("ema")),
             progress=progress,
             null=self.null,
+            tools=self.tools,
             watch=watch,
         )
 

@@ -22,7 +22,8 @@ class Student:
     Args:
         passes: through the network that is trained.
         wrapped: the same behind DDP, asked where gradients are wanted; None: `passes` itself.
-        others: by name ("ema", "phase"), what makes the passes through other weights; called where a query asks.
+        others: by name ("ema", "phase", "target"), what makes the passes through other weights; called where a query
+            asks.
 
     Attributes:
         keys: (B,) int64 of the dropout masks, set per batch; None: no dropout.

@@ -7,8 +7,8 @@ resumed run of up to two processes; with more, DDP's first step after a start su
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from facm.schedules import TimeSampler
 from facm.source import Source
 from facm.step import Step
 from facm.stop import StopSignals
+from facm.target import Target
 from facm.work import Work
 
 PATIENCE = 10  # non-finite steps in a row that stop a run
@@ -50,6 +51,7 @@ class Job:
     runtime: Runtime
     plan: Plan = EAGER
     derivative: str = "dual"
+    tools: Mapping[str, Callable[..., Any]] = field(default_factory=dict)  # of facm.point.Point
     if_diverged: str = "fail"  # fail | record: end early, with the average as it is
 
 
@@ -119,7 +121,8 @@ class _Loop:
             time,
             job.plan,
             null=null,
-            others={"ema": self._averaged, "phase": self._of_phase},
+            others={"ema": self._averaged, "phase": self._of_phase, "target": self._of_target},
+            tools=job.tools,
             watch_every=max(1, job.runtime.log_every // LOOKS),
         )
         self.parameters = self.training_step.parameters
@@ -131,6 +134,7 @@ class _Loop:
             fused=True,
         )
         self.ema = PowerEMA(self.network.state_dict(), settings.ema.sigma_rels)
+        self.target = self._make_target()
         self.step, self.skipped, self.in_a_row, self.last_save = 0, 0, 0, 0
         self.phase, self.phase_weights = -1, dict[str, Tensor]()  # a frozen copy, where the objective has phases
         self.interval: list[dict[str, float]] = []
@@ -183,6 +187,7 @@ class _Loop:
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict(),
             "phase_weights": self.phase_weights,
+            "target": self.target.weights if self.target is not None else {},
         }
         tensors = dist.whole(tensors)
         if self.log is not None:
@@ -206,7 +211,10 @@ class _Loop:
         for length, saved in state["ema"].items():
             saved.update({n: dist.sharded_like(tensor, averages[length][n]) for n, tensor in saved.items()})
         self.ema.load_state_dict(state["ema"])
-        self.phase, self.phase_weights = state["phase"], state["phase_weights"]
+        self.phase = state["phase"]
+        self.phase_weights = {name: tensor.to(own[name].device) for name, tensor in state["phase_weights"].items()}
+        if self.target is not None:
+            self.target.load(state["target"])
         self.step = self.last_save = state["step"]
         self.skipped, self.in_a_row, self.interval = state["skipped"], state["in_a_row"], state["interval"]
         say(f"{self.job.name}: resumed at step {self.step} from {self.work.folder}")
@@ -215,6 +223,14 @@ class _Loop:
     def _module_state(self) -> dict[str, Tensor]:
         module = getattr(self.job.objective, "module", None)
         return module.state_dict() if module is not None else {}
+
+    def _make_target(self) -> Target | None:
+        """The target network, where the objective states its decay."""
+        decay = getattr(self.job.objective, "target_decay", None)
+        if decay is None:
+            return None
+        self._refuse_sharded()
+        return Target(self.network.state_dict(), decay)
 
     def _enter_phase(self, progress: Progress) -> None:
         """Copy the averaged weights where the objective begins another phase."""
@@ -232,14 +248,29 @@ class _Loop:
         """The passes through the copy of the phase."""
         return self._through(self.phase_weights)
 
+    def _of_target(self) -> Passes:
+        """The passes through the target network.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.target is None:
+            name = type(self.job.objective).__name__
+            raise ValueError(f"{name} asks a target network, but states no `target_decay`: none is kept")
+        return self._through(self.target.weights)
+
     def _through(self, weights: dict[str, Tensor]) -> Passes:
-        if self.job.plan.sharded:
-            raise ValueError("params.yaml, train.parallel: fsdp keeps no network of averaged weights: set it to ddp")
+        self._refuse_sharded()
 
         def network(*args: Any) -> Tensor:
             return torch.func.functional_call(self.network, weights, args)
 
         return Passes(network, self.job.derivative, self.job.plan.precision)
+
+    def _refuse_sharded(self) -> None:
+        """Raise ValueError under fsdp, which spreads the weights that a copy would be made of."""
+        if self.job.plan.sharded:
+            raise ValueError("params.yaml, train.parallel: fsdp keeps no network of averaged weights: set it to ddp")
 
     def _update(self, values: dict[str, float]) -> None:
         settings, self.in_a_row = self.job.settings, 0
@@ -248,6 +279,8 @@ class _Loop:
             group["lr"] = rate
         self.optimizer.step()
         self.ema.update(self.network.state_dict(), self.step)
+        if self.target is not None:
+            self.target.update(self.network.state_dict())
         self.interval.append(values | {"lr": rate})
 
     def _skip(self, batch: Batch, values: dict[str, float]) -> None:

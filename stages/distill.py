@@ -1,12 +1,13 @@
 """The few-step student, distilled from the teacher or trained from scratch (Algorithm 1) -> data/student."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from facm import check, checkpoint, dist, params, source, train
+from facm import check, checkpoint, dist, lpips, params, source, train
 from facm.checkpoint import Config
 from facm.data.latents import LatentSet
 from facm.files import save_csv, save_json
@@ -23,6 +24,7 @@ LATENTS, OUT = Path("data/latents"), Path("data/student")
 def main() -> None:
     p, raw = check.read(), params.raw()
     check.writable("data", "metrics", ".work")
+    check.at_hand(p)
     dist.setup(p.runtime.threads)
     latents, d, objective = LatentSet.open(LATENTS), p.distill, check.build_objective(p)
     check.fits(p, latents.shape)
@@ -37,7 +39,19 @@ def main() -> None:
     velocity = _start(network, config, d, plan)
     inputs = [LATENTS / "meta.json", *([Path(d.teacher) / "config.json"] if d.mode == "distill" else [])]
     work = Work("distill", key(tracked, inputs, __file__))
-    job = train.Job("distill", network, objective, latents, d, velocity, p.runtime, plan, d.derivative, d.if_diverged)
+    job = train.Job(
+        "distill",
+        network,
+        objective,
+        latents,
+        d,
+        velocity,
+        p.runtime,
+        plan,
+        d.derivative,
+        tools=_tools(objective, latents),
+        if_diverged=d.if_diverged,
+    )
     trained = train.train(job, work, "metrics/distill")
     if dist.is_main():
         checkpoint.save(OUT, trained.weights, config, trained.snapshots)
@@ -66,6 +80,14 @@ def _start(network: nn.Module, config: Config, d: params.Distill, plan: Plan) ->
     checkpoint.check_teacher(config, described, d.teacher, d.teacher_condition)
     checkpoint.start_from(network, config, d.init or d.teacher, d.init_sha256 or described.sha256)
     return source.teacher(teacher, Guidance(**guidance, conditioning=described.conditioning), plan)
+
+
+def _tools(objective: Any, latents: LatentSet) -> dict[str, Callable[..., Any]]:
+    """What the objective asks for beyond tensors."""
+    if "lpips" not in getattr(objective, "tools", ()):
+        return {}
+    network = lpips.from_weights(*lpips.find_weights()).to(dist.device())
+    return {"lpips": lpips.Distance(network, latents.mean, latents.std)}
 
 
 def _write_weightings(path: Path, d: params.Distill) -> None:

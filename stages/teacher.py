@@ -16,6 +16,7 @@ LATENTS, OUT = Path("data/latents"), Path("data/teacher")
 def main() -> None:
     p, raw = check.read(), params.raw()
     check.writable("data", "metrics", ".work")
+    check.at_hand(p)
     dist.setup(p.runtime.threads)
     latents, t, tracked = LatentSet.open(LATENTS), p.teacher, params.tracked(raw, "teacher")
     check.fits(p, latents.shape)

@@ -134,6 +134,10 @@ CONFLICTS = [
     ({"teacher__ema__sigma_rel": 0.1}, "params.yaml, teacher.ema.sigma_rel: 0.1 must be one of sigma_rels"),
     ({"teacher__init": "data/older"}, "params.yaml, teacher: init and init_sha256 go together; the sha256 stands in"),
     ({"distill__init_sha256": "0" * 64}, "params.yaml, distill: init and init_sha256 go together"),
+    (
+        {"distill__objective": "cd", "objectives__cd__target": "target", "train__parallel": "fsdp"},
+        "params.yaml, train.parallel: 'fsdp' does not fit objective 'cd' with these constants, which asks copies of",
+    ),
     ({"objectives__facm__norm_q": 2.0}, "params.yaml, objectives.facm.norm_q: 2.0 must be at least 0, at most 1"),
     ({"objectives__facm__clamp": -1.0}, "params.yaml, objectives.facm.clamp (null: no clamp): -1.0 must be above 0"),
 ]

@@ -161,7 +161,7 @@ def test_a_step_costs_the_forward_passes_that_the_docs_tell(name) -> None:
     network.register_forward_pre_hook(asked)
     teacher.register_forward_pre_hook(teacher_asked)
     passes = Passes(network)
-    others = {"ema": lambda: Passes(network), "phase": lambda: Passes(network)}
+    others = dict.fromkeys(("ema", "phase", "target"), lambda: Passes(network))
     velocity = source.teacher(teacher, Guidance(w=2.0, null=3))
     step = Step(passes, objective, velocity, TimeSampler(), null=3, others=others)
     y = torch.arange(ROWS) % 3

@@ -313,3 +313,12 @@ def test_a_second_process_of_the_same_run_is_refused(here: Path, monkeypatch) ->
     with pytest.raises(Busy, match=r"another process is training this very run \(\.work/teacher-k\)"):
         teacher.main()
     running.close()
+
+
+@pytest.mark.parametrize("stage", [teacher, distill], ids=["teacher", "distill"])
+def test_weights_of_a_distance_that_are_not_there_are_told_before_any_training(stage, here: Path, monkeypatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(here / "cache"))
+    write_params(here, distill__objective="cd", objectives__cd__distance="lpips")
+    told = refused(stage, FileNotFoundError)
+    assert told.startswith("params.yaml, objectives.cd.distance: 'lpips' needs ")
+    assert "vgg16-397923af.pth: run `python -m facm.lpips`" in told

@@ -16,8 +16,11 @@ from torch import nn
 from facm import backbones, check, checkpoint, dist, ema, flow, source, train
 from facm.batch import Batch, draw
 from facm.data.latents import LatentSet
+from facm.lpips import LPIPS, Distance
+from facm.objectives.cd import CD
 from facm.objectives.facm import FACM
 from facm.objectives.fm import FM
+from facm.objectives.tract import TRACT
 from facm.params import Optimizer
 from facm.passes import Plan
 from facm.point import Progress, Query
@@ -76,6 +79,7 @@ def everything(run: train._Loop) -> dict[str, Any]:
         **{f"network.{name}": value.clone() for name, value in run.network.state_dict().items()},
         **{f"ema.{s}.{name}": v.clone() for s, average in run.ema.state_dict().items() for name, v in average.items()},
         **{f"adam.{i}.{name}": v.clone() for i, values in moments.items() for name, v in values.items()},
+        **{f"target.{name}": v.clone() for name, v in (run.target.weights if run.target else {}).items()},
         "rows": [dict(row) for row in run.log.rows],
         "skipped": run.skipped,
     }
@@ -120,6 +124,8 @@ RESUMED = {
         {"dropout": 0.3},
         scratch("ema", "auxiliary"),
     ),
+    "TRACT by its target network, with dropout": (TRACT(), {"dropout": 0.3}, lambda latents: source.data()),
+    "consistency distillation to its target network": (CD(target="target"), {}, lambda latents: source.data()),
 }
 
 
@@ -147,7 +153,10 @@ def test_five_steps_a_kill_and_five_steps_are_ten_steps_bit_for_bit(name: str, l
     assert_same(everything(whole), everything(second))
     for run, key in ((whole, "whole"), (second, "parts")):
         run.finish()
-        assert len((tmp_path / f"metrics/{key}/plots/metrics/loss_fm.tsv").read_text().splitlines()) == 1 + 4
+        assert (
+            len((tmp_path / f"metrics/{key}/plots/metrics/loss_{objective.terms[0]}.tsv").read_text().splitlines())
+            == 1 + 4
+        )
     assert not (tmp_path / "metrics/parts/metrics.json").exists()
 
 
@@ -326,6 +335,63 @@ def test_queries_of_the_phase_are_answered_by_the_average_at_its_begin_also_afte
     resumed = loop(job(latents, Phased(), distill__steps=6), tmp_path, "b")
     resumed.advance()
     assert torch.equal(resumed.job.objective.seen[-1], undisturbed.job.objective.seen[-1])
+
+
+class Aiming(FM):
+    """Flow matching that asks its target network, and remembers the answers."""
+
+    target_decay = 0.75
+
+    def __call__(self, F_theta, point):
+        self.__dict__.setdefault("seen", []).append(F_theta(Query(point.x_t, point.t, point.y, of="target"))[0])
+        return super().__call__(F_theta, point)
+
+
+def test_queries_of_the_target_are_answered_by_weights_that_follow_with_its_decay(latents, tmp_path) -> None:
+    run = loop(job(latents, Sick(Aiming(), {4}), distill__steps=6, distill__optimizer__lr=0.05), tmp_path)
+    expected = {name: w.double() for name, w in run.network.state_dict().items()}
+    for step in range(1, 7):
+        batch, objective = drawn(run, step), run.job.objective.objective
+        network_then = network(latents)
+        network_then.load_state_dict({name: w.float() for name, w in expected.items()})
+        run.advance()
+        times = run.training_step.times(batch, Progress(step, 6))
+        x_t = flow.interpolate(batch.x0, batch.x1, times["t"])
+        torch.testing.assert_close(objective.seen[-1], network_then(x_t, times["t"], batch.y), rtol=1e-4, atol=1e-5)
+        assert not objective.seen[-1].requires_grad
+        if step != 4:  # a step that was skipped moves nothing
+            expected = {name: 0.75 * w + 0.25 * run.network.state_dict()[name] for name, w in expected.items()}
+    assert run.skipped == 1
+    name = "final_layer.linear.weight"
+    assert not torch.allclose(run.target.weights[name], run.network.state_dict()[name], rtol=1e-2)
+
+
+@pytest.mark.parametrize("plan", [Plan(accumulate=2), Plan(lean=True)], ids=["accumulate", "lean"])
+def test_a_target_network_is_the_same_in_any_plan(plan: Plan, latents, tmp_path) -> None:
+    def trained(key: str, plan: Plan) -> train._Loop:
+        run = loop(job(latents, TRACT(segments=(4, 1), grid=16), distill__steps=4, plan=plan), tmp_path, key)
+        for _ in range(4):
+            run.advance()
+        return run
+
+    whole, parts = trained("whole", Plan()), trained("parts", plan)
+    assert whole.target is not None and parts.target is not None
+    for name, weight in whole.target.weights.items():
+        torch.testing.assert_close(parts.target.weights[name], weight, rtol=1e-3, atol=1e-4)
+
+
+def test_no_target_network_is_kept_or_saved_unless_the_objective_states_its_decay(latents, tmp_path) -> None:
+    run = loop(job(latents, CD(), distill__steps=4), tmp_path)
+    run.advance()
+    run.save(wait=True)
+    state = run.work.load()
+    assert run.target is None and state is not None and state["target"] == {}
+
+    class Undecided(Aiming):
+        target_decay = None
+
+    with pytest.raises(ValueError, match="Undecided asks a target network, but states no `target_decay`: none is kept"):
+        loop(job(latents, Undecided(), distill__steps=4), tmp_path, "undecided").advance()
 
 
 class Grouped(FM):
@@ -616,3 +682,21 @@ def test_the_stage_objectives_are_built_from_params_alone() -> None:
     fm = parsed(distill__objective="fm", sample__sampler="euler", distill__conditioning="auxiliary")
     assert check.build_objective(fm) == FM(conditioning="auxiliary")
     assert dist.world_size() == 1
+
+
+# A tool
+
+
+def test_consistency_distillation_by_lpips_trains_through_the_tool_and_without_it_is_refused(latents, tmp_path) -> None:
+    torch.manual_seed(0)
+    distance = Distance(LPIPS(((4, 1), (4, 1))), torch.tensor([0.1]), torch.tensor([0.5]))
+    objective = CD(distance="lpips", target="target", solver="euler")
+    run = loop(job(latents, objective, distill__steps=2, tools={"lpips": distance}), tmp_path)
+    before = {name: weight.clone() for name, weight in run.network.state_dict().items()}
+    run.advance()
+    run.advance()
+    assert 0 < run.log.rows[-1]["loss_cd"] < 10 and run.log.rows[-1]["grad_norm"] > 0 and run.skipped == 0
+    name = "final_layer.linear.weight"
+    assert not torch.equal(run.network.state_dict()[name], before[name])
+    with pytest.raises(ValueError, match="CD asks for the tools lpips: none were given"):
+        loop(job(latents, objective, distill__steps=2), tmp_path, "without")

@@ -11,15 +11,17 @@ from torch import Tensor
 
 from facm import backbones, dist, source, train
 from facm.data.latents import LatentSet
+from facm.objectives.cd import CD
 from facm.objectives.facm import FACM
 from facm.passes import Plan
 from facm.velocity import Guidance
 from facm.work import Work
 
 STEPS, SLOW = 6, pytest.mark.slow
+AIMING = CD(target="target", decay=0.7)
 
 
-def loop(folder: Path, plan: Plan, key: str) -> train._Loop:
+def loop(folder: Path, plan: Plan, key: str, objective: Any = FACM()) -> train._Loop:  # noqa: B008
     """A student of a guided teacher, with dropout; no batch of five can be shared evenly."""
     changes: dict[str, Any] = {"distill__steps": STEPS, "distill__batch_size": 5, "distill__dropout": 0.2}
     p, latents = parsed(**changes, distill__ema__snapshots=2), LatentSet.open(folder / "latents")
@@ -28,7 +30,7 @@ def loop(folder: Path, plan: Plan, key: str) -> train._Loop:
         return randomised(backbones.build("lightningdit", NETWORK, shape=(1, 4, 4), num_classes=3, dropout=0.2), seed)
 
     teacher = source.teacher(network(1), Guidance(w=2.0, null=3), plan)
-    job = train.Job("distill", network(2), FACM(), latents, p.distill, teacher, p.runtime, plan)
+    job = train.Job("distill", network(2), objective, latents, p.distill, teacher, p.runtime, plan)
     return train._Loop(job, Work("distill", key, folder), str(folder / "metrics" / key))
 
 
@@ -104,3 +106,31 @@ def saved(folder: Path) -> None:
         run.advance()
     run.save(wait=True)
     run.work.close()
+
+
+@pytest.mark.slow
+def test_two_processes_keep_the_target_network_of_one_and_resume_it(folder: Path) -> None:
+    single = loop(folder, Plan(), "one target", AIMING)
+    for _ in range(STEPS):
+        single.advance()
+    ranks.run(2, aimed, folder)
+    found = torch.load(folder / "target.pt")
+    assert single.target is not None and found.keys() == single.target.weights.keys()
+    moved = single.network.state_dict()
+    for name, weight in single.target.weights.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-4)
+    assert any(not torch.allclose(found[name], weight, rtol=1e-2, atol=1e-3) for name, weight in moved.items())
+
+
+def aimed(folder: Path) -> None:
+    """On each rank: three steps, a save, a kill, and the rest; rank 0 writes the target network."""
+    for last in (3, STEPS):
+        run = loop(folder, Plan(), "targets", AIMING)
+        while run.step < last:
+            run.advance()
+        run.save(wait=True)
+        run.work.close()
+        dist.barrier()
+    assert run.target is not None
+    if dist.is_main():
+        torch.save(run.target.weights, folder / "target.pt")

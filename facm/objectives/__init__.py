@@ -3,6 +3,12 @@
 An objective is a frozen dataclass whose fields are its paper's constants. It draws nothing: `times(n, time,
 progress)` turns standard normals n (B, normals) into times, `__call__(F_theta, point)` gives per-sample losses by
 term. Fields called as in SHARED come from `distill` in params.yaml, all others from `objectives.<name>`.
+
+What it may have beside these: `phase(progress)`, whose changes copy the average for queries of "phase";
+`target_decay`, the decay of the network that answers queries of "target", None where it asks none; `tools`, names of
+functions that it asks of `point.tools`, which the stage makes (stages/distill.py); `module`, trained weights of its
+own; `group`, rows that belong together; `parts`, the terms apart, for `train.lean`; `ragged`, other numbers of rows in
+every step.
 """
 
 import difflib

@@ -5,10 +5,15 @@
 with t and s neighbours among N of EDM's noise levels sigma = (1 - t) / t, evenly spaced in sigma^(1/7) from 0.002 to
 80, and x_s one step of a solver from x_t along the guided velocity.
 
-Source of the constants: the paper, not read again. There: Heun's rule in EDM's variables; f is the identity at the
-least level; a target with averaged weights, whose decay on CIFAR-10 is 0, the network itself; LPIPS as the best d.
-Here: the rule in x_t and t; the least level counts as 0, t = 1, where our f is the identity; no LPIPS yet. From scratch
-the velocity is the data's, and a step stays on the sample's own straight path: consistency training.
+Sources: the paper's constants, not read again (N = 18 and, on CIFAR-10, mu = 0: the network itself is the target);
+cm/karras_diffusion.py, cm/train_util.py and scripts/launch.sh of the published code (openai/consistency_models), read,
+which have ImageNet-64 and LSUN only: N = 40, mu = 0.95, from the first weights on. There: Heun's rule in EDM's
+variables; f is the identity at the least level. Here: the rule in x_t and t; the least level counts as 0, t = 1, where
+our f is the identity. From scratch the velocity is the data's, and a step stays on the sample's own straight path:
+consistency training.
+
+Published code: d is LPIPS best, of pictures in pixels. Here: `distance: lpips`, see facm/lpips.py, which is handed in
+as `point.tools["lpips"]`; not the default, because it needs weights from outside and pictures.
 """
 
 from dataclasses import dataclass
@@ -22,6 +27,8 @@ from facm.objectives import check_choice, check_number
 from facm.point import FTheta, Point, Progress, Query
 from facm.schedules import TimeSampler, karras, time_of, uniform
 
+DISTANCES = ("l2", "pseudo_huber", "lpips")
+
 
 @dataclass(frozen=True, kw_only=True)
 class CD:
@@ -31,8 +38,10 @@ class CD:
         conditioning: expanded or auxiliary; asked at c_CM.
         levels: noise levels N, at least 2.
         solver: euler | heun, the teacher's step: one or two guided velocities.
-        target: online | ema, whose f is the target.
-        distance: l2 (mean of squares) | pseudo_huber.
+        target: online | ema | target, whose f is the target: the student's, the long average that is the result, or
+            an average with a constant decay.
+        decay: mu of `target: target`, 0 to 0.9999.
+        distance: l2 (mean of squares) | pseudo_huber | lpips (of pictures; asks for a tool).
         c: of pseudo_huber, at least 0.
 
     Raises:
@@ -43,6 +52,7 @@ class CD:
     levels: int = 18
     solver: str = "heun"
     target: str = "online"
+    decay: float = 0.95
     distance: str = "l2"
     c: float = 0.03
 
@@ -56,9 +66,20 @@ class CD:
         if not isinstance(self.levels, int):
             raise ValueError(f"params.yaml, objectives.cd.levels: {self.levels!r} must be a whole number")
         check_choice(self.solver, "objectives.cd.solver", ("euler", "heun"))
-        check_choice(self.target, "objectives.cd.target", ("online", "ema"))
-        check_choice(self.distance, "objectives.cd.distance", ("l2", "pseudo_huber"))
+        check_choice(self.target, "objectives.cd.target", ("online", "ema", "target"))
+        check_number(self.decay, "objectives.cd.decay", 0, 0.9999)
+        check_choice(self.distance, "objectives.cd.distance", DISTANCES)
         check_number(self.c, "objectives.cd.c", 0)
+
+    @property
+    def target_decay(self) -> float | None:
+        """The decay of the network that queries of "target" ask; None: none is asked."""
+        return self.decay if self.target == "target" else None
+
+    @property
+    def tools(self) -> tuple[str, ...]:
+        """Which of `point.tools` are asked."""
+        return ("lpips",) if self.distance == "lpips" else ()
 
     def times(self, n: Tensor, time: TimeSampler, progress: Progress) -> dict[str, Tensor]:
         """Standard normals n (B, 1) -> t and s (B,), neighbours on the grid, each pair as often; t < s <= 1."""
@@ -77,13 +98,19 @@ class CD:
         t, s, x_t = point.t, point.times["s"], point.x_t
         dt, x_s = expand(s - t, x_t), self.solved(point)
         here, there = c_cm(t, self.conditioning), c_cm(s, self.conditioning)
-        of = "ema" if self.target == "ema" else "student"
+        of = "student" if self.target == "online" else self.target
         asked = Query(x_s, there.t, point.y, there.r, grad=False, of=of)
         F, F_s = F_theta(Query(x_t, here.t, point.y, here.r), asked)
         f_t, f_s = endpoint(x_t, t, F), endpoint(x_s, s, F_s).detach()
         point.watch("g", rms((f_t - f_s) / dt))
         point.watch("tangent", rms((F_s - F) / dt))
-        return {"cd": squared_error(f_t, f_s) if self.distance == "l2" else pseudo_huber(f_t, f_s, self.c)}
+        return {"cd": self.between(f_t, f_s, point)}
+
+    def between(self, f_t: Tensor, f_s: Tensor, point: Point) -> Tensor:
+        """d(f_t, f_s), (B,)."""
+        if self.distance == "lpips":
+            return point.tools["lpips"](f_t, f_s)
+        return squared_error(f_t, f_s) if self.distance == "l2" else pseudo_huber(f_t, f_s, self.c)
 
     def solved(self, point: Point) -> Tensor:
         """x_s, one step of the solver from x_t, like x_t."""

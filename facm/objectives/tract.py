@@ -19,8 +19,9 @@ only. F at c_FM is never trained.
 Checked against the published code (apple/ml-tract, tc_distill.py).
 Published code: times even in the angle of a cosine noise schedule. Here: even in t.
 Published code: predictions of x1 clipped to [-1, 1]. Here: not, latents have no such bounds.
-Published code: the self-teacher is an average of weights with momentum 0.5, of about the last two steps. Here: the
-online weights, `self_teacher: online`; the one average that is kept (`ema`) is a long one and lags behind.
+Published code (and lib/optim.py): the self-teacher is an average of weights with momentum 0.5, whose first update
+copies, with the bias correction 1 - 0.5^k of step k. Here: the same average without that correction, from the first
+weights on, which have a share of 0.5^k in it; with `self_teacher: online` none, with `ema` the long average.
 Published code: errors are sums over the picture. Here: means, as everywhere.
 Published code: distils from a teacher only. Here: from scratch too; the first phase's step is then interpolation.
 """
@@ -48,7 +49,9 @@ class TRACT:
         grid: steps of the first phase's teacher from t = 0 to 1.
         segments: how many segments each phase has. Each number divides the one before (`grid` before the first) and
             is smaller; the last is 1. Phases have equal shares of the training's steps.
-        self_teacher: online | ema, which weights jump from s to e.
+        self_teacher: target | online | ema, which weights jump from s to e: an average with a constant decay, the
+            student's own, or the long average that is the result.
+        decay: of the target's weights per step, 0 to 0.9999.
 
     Raises:
         ValueError: a value that breaks its rule; the message names value, rule and key.
@@ -57,7 +60,8 @@ class TRACT:
     conditioning: str = "expanded"
     grid: int = 1024
     segments: tuple[int, ...] = (32, 1)
-    self_teacher: str = "online"
+    self_teacher: str = "target"
+    decay: float = 0.5
 
     normals: ClassVar[int] = 1
     samplers: ClassVar[tuple[str, ...]] = ("consistency",)
@@ -65,7 +69,8 @@ class TRACT:
 
     def __post_init__(self) -> None:
         check_conditioning(self.conditioning, "distill.conditioning")
-        check_choice(self.self_teacher, "objectives.tract.self_teacher", ("online", "ema"))
+        check_choice(self.self_teacher, "objectives.tract.self_teacher", ("target", "online", "ema"))
+        check_number(self.decay, "objectives.tract.decay", 0, 0.9999)
         place = "objectives.tract.segments"
         if not isinstance(self.segments, list | tuple) or not self.segments:
             raise ValueError(f"params.yaml, {place}: {self.segments!r} must be a list such as 32, 1")
@@ -82,6 +87,11 @@ class TRACT:
                 )
         if self.segments[-1] != 1:
             raise ValueError(f"params.yaml, {place}: {list(self.segments)} must end in 1, the map to the data")
+
+    @property
+    def target_decay(self) -> float | None:
+        """The decay of the network that queries of "target" ask; None: none is asked."""
+        return self.decay if self.self_teacher == "target" else None
 
     def phase(self, progress: Progress) -> int:
         """The number of the phase, 0 .. len(segments) - 1, at a step of the training."""
@@ -132,7 +142,7 @@ class TRACT:
     def self_query(self, x_s: Tensor, point: Point) -> Query:
         """The self-teacher at (x_s, s), without a graph."""
         c = c_cm(point.times["s"], self.conditioning)
-        of = "ema" if self.self_teacher == "ema" else "student"
+        of = "student" if self.self_teacher == "online" else self.self_teacher
         return Query(x_s, c.t, point.y, c.r, grad=False, of=of)
 
     def watch(self, point: Point, F: Tensor, F_s: Tensor, F_tar: Tensor) -> None:

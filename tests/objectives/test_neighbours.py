@@ -1,5 +1,6 @@
 """ECT, iCT and CD: consistency of two neighbouring points of one trajectory."""
 
+import dataclasses
 import math
 from itertools import pairwise
 
@@ -86,12 +87,30 @@ def test_the_loss_is_the_papers(kind):
     assert torch.equal(asked[1].t, s) and not asked[1].grad and asked[1].of == "student"
 
 
-def test_cd_can_ask_the_average_and_take_squares():
+@pytest.mark.parametrize(("of", "decay"), [("ema", None), ("target", 0.95)])
+def test_cd_can_ask_an_average_and_take_squares(of, decay):
     F, F_s, x, asked = normal(5, 3), normal(5, 3, seed=1), normal(5, 3, seed=2), []
-    (loss,) = CD(target="ema")(lambda *queries: asked.extend(queries) or (F, F_s), point(T + 0.01, x_t=x)).values()
-    assert asked[1].of == "ema"
+    (loss,) = CD(target=of)(lambda *queries: asked.extend(queries) or (F, F_s), point(T + 0.01, x_t=x)).values()
+    assert asked[1].of == of and CD(target=of).target_decay == decay and CD().target_decay is None
     f_s = asked[1].x + (0.99 - T)[:, None] * F_s
     torch.testing.assert_close(loss, (x + (1 - T)[:, None] * F - f_s).square().mean(1))
+
+
+def test_cd_can_leave_the_distance_to_a_tool():
+    F, F_s, x, asked = normal(5, 3), normal(5, 3, seed=1), normal(5, 3, seed=2), []
+    cd, handed = CD(distance="lpips"), []
+
+    def lpips(a, b):
+        handed.extend((a, b))
+        return (a - b).abs().sum(1)
+
+    at = dataclasses.replace(point(T + 0.01, x_t=x), tools={"lpips": lpips})
+    (loss,) = cd(lambda *queries: asked.extend(queries) or (F, F_s), at).values()
+    f_t, f_s = x + (1 - T)[:, None] * F, asked[1].x + (0.99 - T)[:, None] * F_s
+    torch.testing.assert_close(handed[0], f_t)
+    torch.testing.assert_close(handed[1], f_s)
+    torch.testing.assert_close(loss, (f_t - f_s).abs().sum(1))
+    assert cd.tools == ("lpips",) and CD().tools == ()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -169,8 +188,9 @@ def test_extreme_draws_stay_finite(kind, extreme):
         (lambda: ICT(huber="1e-3"), r"objectives.ict.huber: must be a number, got '1e-3' \(YAML"),
         (lambda: CD(levels=1), "objectives.cd.levels: 1 must be at least 2"),
         (lambda: CD(solver="heum"), r"objectives.cd.solver: 'heum' is not one of euler, heun \(did you mean 'heun'"),
-        (lambda: CD(target="mean"), "objectives.cd.target: 'mean' is not one of online, ema"),
-        (lambda: CD(distance="lpips"), "objectives.cd.distance: 'lpips' is not one of l2, pseudo_huber"),
+        (lambda: CD(target="mean"), "objectives.cd.target: 'mean' is not one of online, ema, target"),
+        (lambda: CD(decay=1), "objectives.cd.decay: 1 must be at least 0, at most 0.9999"),
+        (lambda: CD(distance="lpip"), r"objectives.cd.distance: 'lpip' is not one of l2, .*did you mean 'lpips'"),
     ],
 )
 def test_wrong_constants_are_refused_with_value_rule_and_key(call, message):

@@ -40,7 +40,11 @@ def point_at(times, progress, velocity=None, y=None, seen=None) -> Point:
 
 
 def student(**networks):
-    """F_theta whose weights, by name, are functions of (x, t, r); answers carry a graph where they may."""
+    """F_theta whose weights, by name, are functions of (x, t, r); answers carry a graph where they may.
+
+    The target network has the student's weights unless it is named.
+    """
+    networks = {"target": networks["student"]} | networks
 
     def F_theta(*queries):
         answers = [networks[query.of](query.x, query.t, query.r) for query in queries]
@@ -149,7 +153,7 @@ def test_from_scratch_the_first_phases_step_is_interpolation():
     assert not self_query.grad
 
 
-@pytest.mark.parametrize(("self_teacher", "of"), [("online", "student"), ("ema", "ema")])
+@pytest.mark.parametrize(("self_teacher", "of"), [("online", "student"), ("ema", "ema"), ("target", "target")])
 def test_later_phases_ask_the_student_of_the_phase_before_and_the_self_teacher_that_is_named(self_teacher, of):
     asked = []
 
@@ -162,6 +166,7 @@ def test_later_phases_ask_the_student_of_the_phase_before_and_the_self_teacher_t
         tract(F_theta, point_at(every_time(tract, progress), progress))
     first = [("student", True), (of, False)]
     assert asked == [first, [("phase", False)], first]
+    assert tract.target_decay == (0.5 if self_teacher == "target" else None), "the published momentum"
 
 
 @pytest.mark.parametrize("conditioning", ["expanded", "auxiliary"])
@@ -262,7 +267,8 @@ def test_everything_is_finite_in_single_precision_up_to_the_last_step_of_a_fine_
         ({"segments": (2.0, 1)}, r"segments: 2.0 must be a whole number"),
         ({"segments": ("32", 1)}, r"segments: must be a number, got '32'"),
         ({"grid": 0}, r"objectives.tract.grid: 0 must be at least 1"),
-        ({"self_teacher": "emma"}, r"objectives.tract.self_teacher: 'emma' is not one of online, ema"),
+        ({"self_teacher": "emma"}, r"objectives.tract.self_teacher: 'emma' is not one of target, online, ema"),
+        ({"decay": 1.0}, r"objectives.tract.decay: 1.0 must be at least 0, at most 0.9999"),
         ({"conditioning": "auxilary"}, r"distill.conditioning: 'auxilary' is not one of plain, expanded, auxiliary"),
     ],
 )
