@@ -18,7 +18,7 @@ PIECE_BYTES = {"cpu": 2**21, "cuda": 2**28}
 """Device -> largest (..., rows, M) matrix, as softmax holds it, that is made at once; three such are alive at most.
 That of CPUs is chosen by their caches: with 4 MiB attention took 1.2x, with 32 MiB 1.7x as long. Others: as cuda."""
 
-FLASH_HEADS = (16, 32, 64, 128, 256)
+FLASH_HEADS = (32, 64, 128, 256)
 FLASH_ROWS = 32
 FLASH_TOKENS = 1024
 """Head dimensions of jvp_flash_attention 0.14; the block whose multiple N must be, because the kernel reads whole

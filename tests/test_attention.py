@@ -160,7 +160,7 @@ def test_choice_follows_device_dtype_and_shape(q: Tensor, backend: str, monkeypa
         (fake(2, 4, 64, 64, dtype=torch.float32), None, "bfloat16 or float16 on cuda"),
         (fake(2, 4, 64, 64, device="cpu"), None, "on cpu, it needs .* on cuda"),
         (fake(2, 4, 64, 64), fake(2, 4, 32, 64), r"needs one shape \(B, heads, N, d\)"),
-        (fake(2, 4, 64, 72), None, r"needs d in \(16, 32, 64, 128, 256\) and N a multiple of 32"),
+        (fake(2, 4, 64, 72), None, r"needs d in \(32, 64, 128, 256\) and N a multiple of 32"),
         (fake(2, 4, 66, 64), None, "needs d in .* and N a multiple of 32"),
     ],
     ids=["dtype", "device", "cross", "head", "tokens"],
