@@ -125,7 +125,8 @@ class Worker:
 
     def _dvc(self, arguments: list[str], log: IO[str]) -> tuple[int, float]:
         """Exit status of a DVC command, and CPU seconds of it and what it started."""
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # dvc.yaml says `python`
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": path}
         process = subprocess.Popen(
             [*DVC, *arguments], cwd=self.path, env=environment, stdout=log, stderr=subprocess.STDOUT
         )
