@@ -9,6 +9,10 @@ def main() -> None:
     check.writable("data")
     dist.setup(params.runtime.threads)
     fingerprint = dist.from_main(lambda: data.verify(params.data.name, params.data.root, params.data.fingerprint))
+    asked = params.latents.tokens
+    encoding = None
+    if asked.encoder is not None and asked.weights is not None and asked.sha256 is not None:
+        encoding = encoder.load(asked.encoder, asked.weights, asked.sha256, asked.side).to(dist.device())
     images = data.load(params.data.name, params.data.root, "train")
     latents.write(
         "data/latents",
@@ -20,13 +24,12 @@ def main() -> None:
         dataset_name=params.data.name,
         fingerprint=fingerprint,
     )
-    asked = params.latents.tokens
-    if asked.encoder is not None and asked.weights is not None and asked.sha256 is not None:
+    if encoding is not None:
         tokens.write(
             "data/latents",
             lambda part: images.images[part.start : part.stop],
             len(images),
-            encoder.load(asked.encoder, asked.weights, asked.sha256, asked.side).to(dist.device()),
+            encoding,
             flip=params.latents.flip,
             shard_size=params.latents.shard_size,
             batch_size=params.latents.batch_size,
