@@ -1,7 +1,7 @@
 """The dataset's train split, encoded -> data/latents."""
 
-from facm import check, codecs, data, dist
-from facm.data import latents
+from facm import check, codecs, data, dist, encoder
+from facm.data import latents, tokens
 
 
 def main() -> None:
@@ -9,6 +9,10 @@ def main() -> None:
     check.writable("data")
     dist.setup(params.runtime.threads)
     fingerprint = dist.from_main(lambda: data.verify(params.data.name, params.data.root, params.data.fingerprint))
+    asked = params.latents.tokens
+    encoding = None
+    if asked.encoder is not None and asked.weights is not None and asked.sha256 is not None:
+        encoding = encoder.load(asked.encoder, asked.weights, asked.sha256, asked.side).to(dist.device())
     images = data.load(params.data.name, params.data.root, "train")
     latents.write(
         "data/latents",
@@ -20,6 +24,17 @@ def main() -> None:
         dataset_name=params.data.name,
         fingerprint=fingerprint,
     )
+    if encoding is not None:
+        tokens.write(
+            "data/latents",
+            lambda part: images.images[part.start : part.stop],
+            len(images),
+            encoding,
+            flip=params.latents.flip,
+            shard_size=params.latents.shard_size,
+            batch_size=params.latents.batch_size,
+            fingerprint=fingerprint,
+        )
     dist.teardown()
 
 
