@@ -51,6 +51,7 @@ def check(p: Params) -> None:
             raise ParamsError(
                 f"{PATH}, {name}: init and init_sha256 go together; the sha256 stands in the checkpoint's config.json"
             )
+    _check_imported(p)
     objective = build_objective(p)
     _check_stages(p, objective)
     _check_sampling(p, objective)
@@ -119,6 +120,24 @@ def _check_kind(p: Params) -> None:
             raise ParamsError(
                 f"{PATH}, {place}: is for pictures, and data.name '{p.data.name}' has points: set it false"
             )
+
+
+def _check_imported(p: Params) -> None:
+    """Raise ParamsError unless a checkpoint is named where, and only where, one takes the teacher's place."""
+    imported, importing = p.imported, p.teacher.stage == "import_teacher"
+    if importing != (imported.code == "facm/convert"):
+        raise ParamsError(
+            f"{PATH}, imported.code: '{imported.code}' with teacher.stage '{p.teacher.stage}': import_teacher depends "
+            "on facm/convert (`python -m facm.preset digits imported` sets both), any other stage on data/latents"
+        )
+    if not importing:
+        return
+    from facm.convert import FORMATS
+
+    for name in ("source", "format", "sha256"):
+        if getattr(imported, name) is None:
+            raise ParamsError(f"{PATH}, imported.{name}: is null: say which checkpoint is to be the teacher")
+    refuse_unknown([imported.format or ""], FORMATS, f"{PATH}, imported.format")
 
 
 def writable(*folders: str | Path) -> None:

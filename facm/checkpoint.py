@@ -46,8 +46,8 @@ class Config:
     std: list[float]
     objective: str
     samplers: list[str]
-    step: int
-    sigma_rel: float  # of model.safetensors
+    step: int  # of an imported one as its file tells, else 0
+    sigma_rel: float | None  # of model.safetensors; None: imported, and not known as a power-function average
     params: dict[str, Any]
     threads: int
     versions: dict[str, str]

@@ -145,6 +145,18 @@ class Teacher(Training):
 
 
 @dataclass(frozen=True)
+class Imported:
+    code: str
+    source: str | None
+    format: str | None
+    sha256: str | None
+    which: Literal["ema", "model"]
+    profile: float
+    stats: str | None
+    trust_pickle: bool
+
+
+@dataclass(frozen=True)
 class Distill(Training):
     objective: str
     mode: Literal["distill", "scratch"]
@@ -213,6 +225,7 @@ class Params:
     backbones: dict[str, dict[str, Any]]
     train: Train
     teacher: Teacher
+    imported: Imported
     baseline: Baseline
     distill: Distill
     objectives: dict[str, dict[str, Any]]
@@ -256,6 +269,8 @@ def tracked(mapping: dict[str, Any], stage: str) -> dict[str, Any]:
         "train": {"precision": mapping["train"]["precision"]},
         "runtime": {"threads": mapping["runtime"]["threads"]},
     }
+    if stage == "teacher":
+        used["imported"] = mapping["imported"]
     if stage == "distill":
         used["objectives"] = {mapping[stage]["objective"]: mapping["objectives"][mapping[stage]["objective"]]}
     return copy.deepcopy(used)

@@ -1,0 +1,42 @@
+"""A converted network in the teacher's place: it must be what params.yaml and data/latents say the teacher is."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from facm import checkpoint
+from facm.checkpoint import Config
+from facm.convert.pickles import ForeignError
+from facm.data.latents import LatentSet
+
+
+def place(config: Config, latents: LatentSet, conditioning: str, path: Path, tracked: dict[str, Any]) -> Config:
+    """The description under which a converted network is the pipeline's teacher.
+
+    Args:
+        config: as `convert` gives it.
+        latents: the pipeline's.
+        conditioning: of params.yaml, teacher.conditioning.
+        path: of the source, for messages.
+        tracked: what dvc.yaml tracks, recorded beside what the source was.
+
+    Raises:
+        ForeignError: another conditioning than params.yaml says.
+        facm.checkpoint.CheckpointError: other classes, shape, codec or statistics than those of data/latents.
+    """
+    if conditioning != config.conditioning:
+        cure = (
+            "to have it know the FM format too, convert it with `python -m facm.convert`, fine-tune it for a few "
+            "epochs with teacher.stage: teacher and teacher.init (paper, A.3a)"
+            if config.conditioning == "plain"
+            else "or choose another source"
+        )
+        raise ForeignError(
+            f"{path} knows conditioning '{config.conditioning}', params.yaml, teacher.conditioning is "
+            f"'{conditioning}': set it to {config.conditioning}; {cure}"
+        )
+    mean, std = latents.mean.tolist(), latents.std.tolist()
+    sizes = {"shape": tuple(latents.shape), "num_classes": latents.num_classes, "codec": latents.codec}
+    own = replace(config, mean=mean, std=std, **sizes)  # type: ignore[arg-type]
+    checkpoint.check_fits(own, config, path)
+    return replace(own, params=tracked | config.params)

@@ -1,0 +1,45 @@
+"""A published checkpoint in the teacher's place (`teacher.stage: import_teacher`) -> data/teacher."""
+
+from pathlib import Path
+
+from facm import check, checkpoint, convert, dist, params
+from facm.convert.place import place
+from facm.data.latents import LatentSet
+from facm.files import save_csv, save_json
+from facm.work import repository_root
+
+LATENTS, OUT = Path("data/latents"), Path("data/teacher")
+
+
+def main() -> None:
+    p, raw = check.read(), params.raw()
+    check.writable("data", "metrics")
+    dist.setup(p.runtime.threads)
+    if dist.is_main():
+        i, latents = p.imported, LatentSet.open(LATENTS)
+        name, constants = check.backbone(p)
+        source = convert.Source(
+            path=located(i.source or ""),
+            format=i.format or "",
+            which=i.which,
+            profile=i.profile,
+            trust=i.trust_pickle,
+            sha256=i.sha256,
+        )
+        stats = None if i.stats is None else located(i.stats)
+        space = convert.space(source.format, codec=latents.codec, stats=stats)
+        weights, config = convert.convert(source, space, constants, backbone=name)
+        tracked = params.tracked(raw, "teacher")
+        checkpoint.save(OUT, weights, place(config, latents, p.teacher.conditioning, source.path, tracked))
+        save_json(Path("metrics/teacher.json"), {"teacher_training": {"steps": 0, "skipped": 0, "stable": True}})
+        save_csv(Path("metrics/teacher/imported.csv"), {"step": [0], "tensors": [len(weights)]})
+    dist.teardown()
+
+
+def located(path: str) -> Path:
+    """A file, looked for here, then under the repository's root, where queue workers do not run."""
+    return Path(path) if Path(path).exists() else repository_root() / path
+
+
+if __name__ == "__main__":
+    main()
