@@ -77,14 +77,15 @@ def shared(p: Params) -> dict[str, Any]:
 
 
 def backbone(p: Params) -> tuple[str, dict[str, Any]]:
-    """Name and constants of the chosen backbone.
+    """Name and constants of the chosen backbone, its size in numbers.
 
     Raises:
         ParamsError: there is none.
+        ValueError: a size that is unknown or contradicted.
     """
     if p.backbone.name not in p.backbones:
         raise ParamsError(f"{PATH}, backbones: no block '{p.backbone.name}' for backbone.name")
-    return p.backbone.name, p.backbones[p.backbone.name]
+    return p.backbone.name, backbones.resolve(p.backbone.name, p.backbones[p.backbone.name])
 
 
 def fits(p: Params, shape: Sequence[int]) -> None:
@@ -154,7 +155,7 @@ def writable(*folders: str | Path) -> None:
 
 def _check_stages(p: Params, objective: Any) -> None:
     distill = p.distill
-    backbone(p)
+    _check_alignment(p)
     if p.train.parallel == "fsdp" and distill.mode == "scratch" and distill.scratch_source == "ema":
         raise ParamsError(f"{PATH}, train.parallel: 'fsdp' keeps no averaged network for distill.scratch_source: ema")
     Guidance(w=distill.w, t_low=distill.t_low, t_high=distill.t_high)
@@ -181,6 +182,22 @@ def _check_stages(p: Params, objective: Any) -> None:
     knows = p.teacher.conditioning != "plain" and p.teacher.fraction > 0
     if distill.mode == "distill" and distill.teacher_condition == "fm" and not knows:
         raise ParamsError(f"{PATH}, distill.teacher_condition: 'fm' needs a mixed teacher (teacher.fraction above 0)")
+
+
+def _check_alignment(p: Params) -> None:
+    """Raise ParamsError where an encoder's tokens (REPA) cannot be made, or are needed and not made."""
+    tokens, (name, constants) = p.latents.tokens, backbone(p)
+    given = [value is not None for value in (tokens.encoder, tokens.weights, tokens.sha256)]
+    if any(given) != all(given):
+        raise ParamsError(f"{PATH}, latents.tokens: encoder, weights and sha256 go together, or are null together")
+    if tokens.encoder is not None and p.data.name in data.POINTS:
+        raise ParamsError(f"{PATH}, latents.tokens.encoder: is for pictures, and data.name '{p.data.name}' has points")
+    trains = p.distill.mode == "distill" and p.teacher.stage == "teacher"
+    if trains and name == "repa" and constants.get("coefficient", 0.5) > 0 and tokens.encoder is None:
+        raise ParamsError(
+            f"{PATH}, latents.tokens.encoder: the teacher of backbone repa is aligned with an encoder's tokens: name "
+            "it, or set backbones.repa.coefficient to 0 (then it is sit), or import a teacher (teacher.stage)"
+        )
 
 
 def _needs_copies(objective: Any) -> bool:

@@ -22,6 +22,7 @@ from facm.data.latents import LatentSet
 from facm.work import repository_root
 
 EXTRA_EMBEDDERS = ("r_embedder.",)  # what a student may have beyond its teacher; zero-initialised
+PROJECTORS = ("projectors.",)  # what serves pretraining alone: a student drops it, a pretraining may begin it anew
 
 UNSEEN = {"pixel_norm": False, "heads": None}  # constants that no weight's name or shape tells, and their defaults
 
@@ -87,7 +88,7 @@ def describe(
     Args:
         kind: teacher | student.
         latents: what it is trained on; tells shape, classes, codec and statistics.
-        backbone: name and constants.
+        backbone: name and constants, resolved (`facm.backbones.resolve`); a student's are `of_student`.
         objective: tells conditioning and samplers.
         settings: params.teacher or params.distill.
         params: the whole params.yaml as plain mappings, recorded.
@@ -95,7 +96,7 @@ def describe(
     return Config(
         kind=kind,
         backbone=backbone[0],
-        constants=backbone[1],
+        constants=backbones.of_student(*backbone) if kind == "student" else backbone[1],
         shape=tuple(latents.shape),
         num_classes=latents.num_classes,
         conditioning=objective.conditioning,
@@ -240,13 +241,14 @@ def _damaged(path: Path, error: SafetensorError) -> CheckpointError:
 
 
 def transfer(network: nn.Module, weights: dict[str, Tensor], where: str) -> None:
-    """Load weights of a network that may lack the extra, zero-initialised embedders.
+    """Load weights of a network that may lack the extra, zero-initialised embedders, and projectors on either side.
 
     Raises:
         CheckpointError: any other missing, unexpected or mis-shaped key.
     """
     own = network.state_dict()
-    missing = [k for k in own if k not in weights and not k.startswith(EXTRA_EMBEDDERS)]
+    weights = {k: tensor for k, tensor in weights.items() if k in own or not k.startswith(PROJECTORS)}
+    missing = [k for k in own if k not in weights and not k.startswith(EXTRA_EMBEDDERS + PROJECTORS)]
     unexpected = [k for k in weights if k not in own]
     shapes = [k for k in weights if k in own and own[k].shape != weights[k].shape]
     if missing or unexpected or shapes:

@@ -70,12 +70,23 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """Of an encoder, for backbone repa."""
+
+    encoder: str | None
+    weights: str | None
+    sha256: str | None
+    side: Count
+
+
+@dataclass(frozen=True)
 class Latents:
     codec: str
     labels: bool
     flip: bool
     shard_size: Count
     batch_size: Count
+    tokens: Tokens
 
 
 @dataclass(frozen=True)

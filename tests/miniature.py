@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 BASE = yaml.safe_load((ROOT / "presets" / "base.yaml").read_text())
 NETWORK = {"patch_size": 2, "hidden": 32, "depth": 1, "heads": 2, "label_std": 1.0, "gate_bias": 0.5}
 TINY = {
+    "backbones.lightningdit.size": None,
     **{f"backbones.lightningdit.{name}": value for name, value in NETWORK.items()},
     "backbones.mlp.hidden": 16,
     "backbones.mlp.depth": 1,

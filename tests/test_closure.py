@@ -16,7 +16,7 @@ import yaml
 from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 
-from facm import convert, objectives, preset, samplers
+from facm import backbones, convert, objectives, preset, samplers
 
 ROOT = Path(__file__).parents[1]
 # May not change a number, and nothing that they import is handed on. `files` only reads and writes what it is given.
@@ -37,7 +37,7 @@ CHOICES = {  # registry -> the param that names its file; samplers: of the stage
 }
 VARIANTS: dict[str, dict[str, str]] = {
     "params.yaml": {},
-    "mlp": {"backbone.name": "mlp"},
+    **{name: {"backbone.name": name} for name in backbones.BACKBONES},
     **{name: {"distill.objective": name} for name in objectives.OBJECTIVES},
     "inception": {"reference.features": "inception"},
     "mixture": {
@@ -255,7 +255,7 @@ def test_every_registry_has_a_param_that_names_its_file() -> None:
 
 
 def test_every_file_of_a_registry_is_chosen_by_a_variant(closures: dict[str, dict[str, set[str]]]) -> None:
-    from facm import backbones, codecs, data, features
+    from facm import codecs, data, features
 
     names = {
         "convert": convert.FORMATS,
