@@ -1,10 +1,12 @@
 """Files of exactly the published layouts, small, with random weights; nothing in them starts at zero."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from miniature import randomised
 from oracle import golden
 from torch import Tensor, nn
@@ -50,3 +52,59 @@ def inputs(seed: int = 3, size: tuple[int, ...] = (4, 8, 8), classes: int = 5) -
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(6, *size, generator=generator)
     return x, torch.tensor([0.03, 0.2, 0.4, 0.6, 0.8, 0.97]), torch.tensor([0, 1, 2, 3, 4, classes])
+
+
+def transformer_file(path: Path, *, channels: int = 4, answered: int = 8, prefix: str = "", seed: int = 0) -> Path:
+    """A bare state dict in the layout of DiT, SiT and REPA: width 32, two blocks, patch 2, latents 8 x 8, 5 classes."""
+    generator, hidden = torch.Generator().manual_seed(seed), 32
+    shapes: dict[str, tuple[int, ...]] = {
+        "x_embedder.proj.weight": (hidden, channels, 2, 2),
+        "t_embedder.mlp.0.weight": (hidden, 256),
+        "t_embedder.mlp.2.weight": (hidden, hidden),
+        "y_embedder.embedding_table.weight": (6, hidden),
+        "final_layer.linear.weight": (4 * answered, hidden),
+        "final_layer.adaLN_modulation.1.weight": (2 * hidden, hidden),
+    }
+    for i in range(2):
+        shapes |= {
+            f"blocks.{i}.attn.qkv.weight": (3 * hidden, hidden),
+            f"blocks.{i}.attn.proj.weight": (hidden, hidden),
+            f"blocks.{i}.mlp.fc1.weight": (4 * hidden, hidden),
+            f"blocks.{i}.mlp.fc2.weight": (hidden, 4 * hidden),
+            f"blocks.{i}.adaLN_modulation.1.weight": (6 * hidden, hidden),
+        }
+    biased = [name for name in shapes if "table" not in name]
+    shapes |= {name.replace("weight", "bias"): shapes[name][:1] for name in biased} | {"pos_embed": (1, 16, hidden)}
+    weights = {prefix + name: 0.2 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    torch.save(weights, path)
+    return path
+
+
+def theirs(path: Path, x: Tensor, t: Tensor, y: Tensor, heads: int = 2) -> Tensor:
+    """The network of DiT, SiT and REPA, written out in float64: x (B, C, H, W), raw t (B,), y (B,) -> all channels."""
+    w = {name: tensor.double() for name, tensor in torch.load(path, weights_only=True).items()}
+    x, t, patch = x.double(), t.double(), 2
+    (batch, _, height, width), hidden = x.shape, w["pos_embed"].shape[2]
+
+    def linear(name: str, value: Tensor) -> Tensor:
+        return F.linear(value, w[f"{name}.weight"], w[f"{name}.bias"])
+
+    def norm(value: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        return F.layer_norm(value, (hidden,), eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
+
+    tokens = F.conv2d(x, w["x_embedder.proj.weight"], w["x_embedder.proj.bias"], stride=patch)
+    tokens = tokens.flatten(2).transpose(1, 2) + w["pos_embed"]
+    angles = t[:, None] * torch.exp(-math.log(1e4) * torch.arange(128).double() / 128)
+    c = linear("t_embedder.mlp.2", F.silu(linear("t_embedder.mlp.0", torch.cat([angles.cos(), angles.sin()], 1))))
+    c = F.silu(c + w["y_embedder.embedding_table.weight"][y])
+    for block in ("blocks.0", "blocks.1"):
+        shift1, scale1, gate1, shift2, scale2, gate2 = linear(f"{block}.adaLN_modulation.1", c).chunk(6, 1)
+        qkv = linear(f"{block}.attn.qkv", norm(tokens, shift1, scale1)).reshape(batch, -1, 3, heads, hidden // heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        attended = ((q @ k.transpose(2, 3) / math.sqrt(hidden // heads)).softmax(-1) @ v).transpose(1, 2).flatten(2)
+        tokens = tokens + gate1[:, None] * linear(f"{block}.attn.proj", attended)
+        mlp = F.gelu(linear(f"{block}.mlp.fc1", norm(tokens, shift2, scale2)), approximate="tanh")
+        tokens = tokens + gate2[:, None] * linear(f"{block}.mlp.fc2", mlp)
+    tokens = linear("final_layer.linear", norm(tokens, *linear("final_layer.adaLN_modulation.1", c).chunk(2, 1)))
+    pixels = tokens.reshape(batch, height // patch, width // patch, patch, patch, -1)
+    return torch.einsum("nhwpqc->nchpwq", pixels).reshape(batch, -1, height, width)

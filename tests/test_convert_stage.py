@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from foreign import network, release_file, stats_file
-from miniature import parsed, plain, write_latents, write_params
+from miniature import parsed, write_latents, write_params
 
 from facm import check, checkpoint, convert
 from facm.convert.pickles import ForeignError
@@ -50,7 +50,7 @@ def test_the_stage_puts_the_checkpoint_into_the_teachers_place(here: Path) -> No
     stored = checkpoint.load("data/teacher")[0].state_dict()
     assert all(torch.equal(stored[name], w) for name, w in network("lightningdit", depth=1).state_dict().items())
     assert (config.kind, config.conditioning, config.knows_fm_format) == ("teacher", "expanded", True)
-    assert config.constants == plain()["backbones"]["lightningdit"], "as params.yaml has them"
+    assert config.constants == check.backbone(parsed())[1], "as params.yaml has them"
     assert config.params["imported"]["sha256"] == checkpoint.sha256("x.pt")
     assert config.params["teacher"]["stage"] == "import_teacher"
     figures = json.loads(Path("metrics/teacher.json").read_text())

@@ -1,11 +1,13 @@
 """Whether foreign weights are those of a network, name by name and shape by shape; every difference is told."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from facm import backbones
 from facm.checkpoint import Config
 from facm.convert.pickles import ForeignError
 
@@ -45,6 +47,7 @@ def fit(weights: Mapping[str, Tensor], config: Config, path: Path) -> dict[str, 
 
 def _buffers(config: Config) -> dict[str, Tensor]:
     """The network's buffers; they do not depend on its depth, so that it is made with one block."""
-    shallow = Config(**{**vars(config), "constants": {**config.constants, "depth": 1}})
-    network: nn.Module = shallow.build()
+    constants = backbones.resolve(config.backbone, config.constants)
+    shallow = {name: 1 for name in ("depth", "encoder_depth") if name in constants}
+    network: nn.Module = replace(config, constants=constants | shallow).build()
     return dict(network.named_buffers())

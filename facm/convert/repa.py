@@ -27,7 +27,8 @@ class REPA:
         """What the weights are; `given` are constants that the user knows. Raises ForeignError."""
         tensors = renamed(without(weights.tensors, ("projectors.",)))
         constants, shape, classes = describe(tensors, given, path)
-        constants |= {"projector": False}
+        depth = min(8, constants["depth"])
+        constants = {"encoder_depth": depth} | constants | {"projector": False}
         absent = [name for name in ("t_embedder.mlp.0.weight", "final_layer.linear.bias") if name not in tensors]
         return Found("repa", constants, shape, classes, tensors if absent else reverse_time(tensors))
 
