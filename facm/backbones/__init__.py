@@ -14,7 +14,7 @@ from torch import nn
 
 from facm.names import refuse_unknown
 
-BACKBONES = {"lightningdit": "LightningDiT", "mlp": "MLP"}
+BACKBONES = {"lightningdit": "LightningDiT", "mlp": "MLP", "ddpmpp": "DDPMpp"}
 POINTS = ("mlp",)  # which of them take points (B, D)
 GIVEN = ("self", "shape", "num_classes", "auxiliary", "dropout")
 
