@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from facm import backbones, codecs, data, features, objectives, params, samplers
+from facm import backbones, codecs, data, features, objectives, params, preconds, samplers
 from facm.names import refuse_unknown
 from facm.params import PATH, Params, ParamsError
 from facm.schedules import TIME_SAMPLERS
@@ -38,9 +38,11 @@ def check(p: Params) -> None:
     refuse_unknown([p.reference.features], features.FEATURES, f"{PATH}, reference.features")
     refuse_unknown([p.latents.codec], codecs.CODECS, f"{PATH}, latents.codec")
     refuse_unknown([p.backbone.name], backbones.BACKBONES, f"{PATH}, backbone.name")
+    refuse_unknown([p.backbone.precond], preconds.PRECONDS, f"{PATH}, backbone.precond")
     refuse_unknown([p.distill.objective], objectives.OBJECTIVES, f"{PATH}, distill.objective")
     refuse_unknown([p.sample.sampler], samplers.SAMPLERS, f"{PATH}, sample.sampler")
     refuse_unknown(p.backbones, backbones.BACKBONES, f"{PATH}, backbones")
+    refuse_unknown(p.preconds, preconds.PRECONDS, f"{PATH}, preconds")
     refuse_unknown(p.objectives, objectives.OBJECTIVES, f"{PATH}, objectives")
     _check_kind(p)
     for name, block in (("teacher", p.teacher), ("distill", p.distill)):
@@ -86,6 +88,20 @@ def backbone(p: Params) -> tuple[str, dict[str, Any]]:
     if p.backbone.name not in p.backbones:
         raise ParamsError(f"{PATH}, backbones: no block '{p.backbone.name}' for backbone.name")
     return p.backbone.name, backbones.resolve(p.backbone.name, p.backbones[p.backbone.name])
+
+
+def precond(p: Params) -> tuple[str, dict[str, Any]]:
+    """Name and constants of the chosen preconditioning.
+
+    Raises:
+        ParamsError: there is none.
+        ValueError: a wrong constant.
+    """
+    name = p.backbone.precond
+    if name not in p.preconds:
+        raise ParamsError(f"{PATH}, preconds: no block '{name}' for backbone.precond")
+    preconds.check(name, p.preconds[name])
+    return name, p.preconds[name]
 
 
 def fits(p: Params, shape: Sequence[int]) -> None:
@@ -156,6 +172,7 @@ def writable(*folders: str | Path) -> None:
 def _check_stages(p: Params, objective: Any) -> None:
     distill = p.distill
     _check_alignment(p)
+    precond(p)
     if p.train.parallel == "fsdp" and distill.mode == "scratch" and distill.scratch_source == "ema":
         raise ParamsError(f"{PATH}, train.parallel: 'fsdp' keeps no averaged network for distill.scratch_source: ema")
     Guidance(w=distill.w, t_low=distill.t_low, t_high=distill.t_high)

@@ -4,11 +4,12 @@ Loading needs no params.yaml: config.json tells the backbone and its constants, 
 latent statistics, the objective and the samplers that fit it, step, params and versions.
 """
 
+import copy
 import json
 import os
 import platform
 import shutil
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from facm import backbones, ema, files
+from facm import backbones, ema, files, preconds
 from facm.data.latents import LatentSet
 from facm.work import repository_root
 
-EXTRA_EMBEDDERS = ("r_embedder.",)  # what a student may have beyond its teacher; zero-initialised
-PROJECTORS = ("projectors.",)  # what serves pretraining alone: a student drops it, a pretraining may begin it anew
+EXTRA_EMBEDDERS = ("r_embedder.", "model.r_embedder.")  # what a student may have beyond its teacher; zero-initialised
+PROJECTORS = ("projectors.", "model.projectors.")
+"""What serves pretraining alone: a student drops it, a pretraining may begin it anew."""
 
-UNSEEN = {"pixel_norm": False, "heads": None}  # constants that no weight's name or shape tells, and their defaults
+UNSEEN = {"pixel_norm": False, "heads": None, "time_scale": 1.0}
+"""Constants that no weight's name or shape tells, and their defaults."""
+LATER: dict[str, Any] = {"precond": "none", "precond_constants": {}}
+"""Fields of Config that older checkpoints lack, and what they were."""
 
 
 class CheckpointError(ValueError):
@@ -53,6 +58,8 @@ class Config:
     threads: int
     versions: dict[str, str]
     sha256: str = ""  # of model.safetensors, filled in when written
+    precond: str = "none"
+    precond_constants: dict[str, Any] = field(default_factory=dict)
 
     @property
     def auxiliary(self) -> bool:
@@ -65,7 +72,7 @@ class Config:
 
     def build(self, dropout: float = 0.0) -> nn.Module:
         """The network with fresh weights."""
-        return backbones.build(
+        network = backbones.build(
             self.backbone,
             self.constants,
             shape=tuple(self.shape),
@@ -73,6 +80,7 @@ class Config:
             auxiliary=self.auxiliary,
             dropout=dropout,
         )
+        return preconds.build(self.precond, self.precond_constants, network, mean=self.mean, std=self.std)
 
 
 def describe(
@@ -82,6 +90,7 @@ def describe(
     objective: Any,
     settings: Any,
     params: dict[str, Any],
+    precond: tuple[str, dict[str, Any]],
 ) -> Config:
     """Config of a network about to be trained.
 
@@ -92,6 +101,7 @@ def describe(
         objective: tells conditioning and samplers.
         settings: params.teacher or params.distill.
         params: the whole params.yaml as plain mappings, recorded.
+        precond: name and constants.
     """
     return Config(
         kind=kind,
@@ -111,6 +121,8 @@ def describe(
         params=params,
         threads=torch.get_num_threads(),
         versions=versions(),
+        precond=precond[0],
+        precond_constants=precond[1],
     )
 
 
@@ -159,9 +171,9 @@ def read_config(folder: str | Path) -> Config:
         raise CheckpointError(f"{path} is damaged ({error}): remove {folder} and run `dvc repro`") from None
     names = {field.name for field in fields(Config)}
     found = set(described) if isinstance(described, dict) else set()
-    if found != names:
-        raise CheckpointError(f"{path} is of another format: differing keys {sorted(found ^ names)}")
-    return Config(**(described | {"shape": tuple(described["shape"])}))
+    if found | set(LATER) != names:
+        raise CheckpointError(f"{path} is of another format: differing keys {sorted((found | set(LATER)) ^ names)}")
+    return Config(**(copy.deepcopy(LATER) | described | {"shape": tuple(described["shape"])}))
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -294,6 +306,13 @@ def start_from(network: nn.Module, config: Config, folder: str | Path, expected:
 
 def check_same_function(config: Config, other: Config, folder: str | Path) -> None:
     """Raise CheckpointError where equal names of weights would hide that two networks compute different things."""
+    both = [(c.precond, preconds.defaults(c.precond) | c.precond_constants) for c in (config, other)]
+    if both[0] != both[1]:
+        told = [" ".join([name, *(f"{k} {v}" for k, v in constants.items())]) for name, constants in both]
+        raise CheckpointError(
+            f"{folder} was trained with precond {told[1]}, params.yaml, backbone.precond is {told[0]}: set it and its "
+            "block in preconds as the checkpoint has them, or choose another checkpoint as init"
+        )
     for name, default in UNSEEN.items():
         own, theirs = config.constants.get(name, default), other.constants.get(name, default)
         if own != theirs:

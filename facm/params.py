@@ -1,8 +1,9 @@
 """params.yaml as frozen dataclasses: one per top-level key, every key required, every unknown key refused.
 
 The file is the only configuration. What a key means, its unit and its place in the paper stand in presets/base.yaml;
-here stand its type and range. Blocks of one method or network (`objectives.<name>`, `backbones.<name>`) are kept as
-plain mappings: the class that they are for checks them, so that a new method needs no line here.
+here stand its type and range. Blocks of one method or network (`objectives.<name>`, `backbones.<name>`,
+`preconds.<name>`) are kept as plain mappings: the class that they are for checks them, so that a new method needs no
+line here.
 """
 
 import copy
@@ -92,6 +93,7 @@ class Latents:
 @dataclass(frozen=True)
 class Backbone:
     name: str
+    precond: str
 
 
 @dataclass(frozen=True)
@@ -234,6 +236,7 @@ class Params:
     latents: Latents
     backbone: Backbone
     backbones: dict[str, dict[str, Any]]
+    preconds: dict[str, dict[str, Any]]
     train: Train
     teacher: Teacher
     imported: Imported
@@ -275,7 +278,8 @@ def tracked(mapping: dict[str, Any], stage: str) -> dict[str, Any]:
         stage: teacher | distill.
     """
     used = {name: mapping[name] for name in ("backbone", stage)}
-    used |= {"backbones": {mapping["backbone"]["name"]: mapping["backbones"][mapping["backbone"]["name"]]}}
+    for blocks, name in (("backbones", mapping["backbone"]["name"]), ("preconds", mapping["backbone"]["precond"])):
+        used[blocks] = {name: mapping[blocks][name]}
     used |= {
         "train": {"precision": mapping["train"]["precision"]},
         "runtime": {"threads": mapping["runtime"]["threads"]},

@@ -1,5 +1,6 @@
 """A published checkpoint in the teacher's place (`teacher.stage: import_teacher`) -> data/teacher."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from facm import check, checkpoint, convert, dist, params
@@ -17,7 +18,7 @@ def main() -> None:
     dist.setup(p.runtime.threads)
     if dist.is_main():
         i, latents = p.imported, LatentSet.open(LATENTS)
-        name, constants = check.backbone(p)
+        (name, constants), precond = check.backbone(p), check.precond(p)
         source = convert.Source(
             path=located(i.source or ""),
             format=i.format or "",
@@ -28,9 +29,10 @@ def main() -> None:
         )
         stats = None if i.stats is None else located(i.stats)
         space = convert.space(source.format, codec=latents.codec, stats=stats)
-        weights, config = convert.convert(source, space, constants, backbone=name)
+        weights, config = convert.convert(source, space, constants, expected=(name, precond[0]))
         tracked = params.tracked(raw, "teacher")
-        checkpoint.save(OUT, weights, place(config, latents, p.teacher.conditioning, source.path, tracked))
+        config = place(config, latents, p.teacher.conditioning, precond[1], source.path)
+        checkpoint.save(OUT, weights, replace(config, params=tracked | config.params))
         save_json(Path("metrics/teacher.json"), {"teacher_training": {"steps": 0, "skipped": 0, "stable": True}})
         save_csv(Path("metrics/teacher/imported.csv"), {"step": [0], "tensors": [len(weights)]})
     dist.teardown()

@@ -2,6 +2,9 @@
 
 import argparse
 import math
+import pickle
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +111,30 @@ def theirs(path: Path, x: Tensor, t: Tensor, y: Tensor, heads: int = 2) -> Tenso
     tokens = linear("final_layer.linear", norm(tokens, *linear("final_layer.adaLN_modulation.1", c).chunk(2, 1)))
     pixels = tokens.reshape(batch, height // patch, width // patch, patch, patch, -1)
     return torch.einsum("nhwpqc->nchpwq", pixels).reshape(batch, -1, height, width)
+
+
+def edm_pickle(path: Path, network: nn.Module, ran: Path, kind: str = "EDMPrecond", sigma_data: float = 0.5) -> Path:
+    """EDM's file: the module in `ema` is rebuilt from its classes' source, which here makes the folder `ran`."""
+    precond = type(kind, (nn.Module,), {})()
+    precond.model, precond.sigma_data, precond.sigma_min, precond.sigma_max = network, sigma_data, 0, math.inf
+    persistence = types.ModuleType("torch_utils.persistence")
+    exec("def _reconstruct_persistent_obj(meta): raise AssertionError('code of the pickle was run')", vars(persistence))
+
+    class Persistent(pickle.Pickler):
+        """Pickles a module as torch_utils/persistence.py of NVlabs/edm does."""
+
+        def reducer_override(self, value: Any) -> Any:
+            if not isinstance(value, nn.Module):
+                return NotImplemented
+            meta = {"type": "class", "version": 6, "class_name": type(value).__name__, "state": dict(vars(value))}
+            meta["module_src"] = f"import os; os.mkdir({str(ran)!r})"
+            return persistence._reconstruct_persistent_obj, (meta,)
+
+    sys.modules["torch_utils"], sys.modules["torch_utils.persistence"] = types.ModuleType("torch_utils"), persistence
+    persistence._reconstruct_persistent_obj.__module__ = "torch_utils.persistence"
+    try:
+        with path.open("wb") as file:
+            Persistent(file).dump({"ema": precond, "loss_fn": None, "dataset_kwargs": {"path": "cifar10.zip"}})
+    finally:
+        del sys.modules["torch_utils"], sys.modules["torch_utils.persistence"]
+    return path

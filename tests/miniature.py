@@ -18,11 +18,13 @@ from facm.student import Student
 ROOT = Path(__file__).parents[1]
 BASE = yaml.safe_load((ROOT / "presets" / "base.yaml").read_text())
 NETWORK = {"patch_size": 2, "hidden": 32, "depth": 1, "heads": 2, "label_std": 1.0, "gate_bias": 0.5}
+UNET = {"model_channels": 8, "channel_mult": [1, 1], "num_blocks": 1, "attn_resolutions": [2]}
 TINY = {
     "backbones.lightningdit.size": None,
     **{f"backbones.lightningdit.{name}": value for name, value in NETWORK.items()},
     "backbones.mlp.hidden": 16,
     "backbones.mlp.depth": 1,
+    **{f"backbones.ddpmpp.{name}": value for name, value in UNET.items()},
     **{
         f"{stage}.{name}": value
         for stage in ("teacher", "distill")
@@ -109,7 +111,7 @@ def write_checkpoint(
     objective: Any = check.build_objective(p)
     if kind == "teacher":
         objective = FM(conditioning=p.teacher.conditioning, fraction=p.teacher.fraction)
-    config = checkpoint.describe(kind, data, check.backbone(p), objective, settings, raw)
+    config = checkpoint.describe(kind, data, check.backbone(p), objective, settings, raw, check.precond(p))
     weights = dict(randomised(config.build(), seed).state_dict())
     kept = folder.with_name(folder.name + "-snapshots")
     kept.mkdir(parents=True, exist_ok=True)

@@ -105,7 +105,7 @@ CONFLICTS = [
     ),
     (
         {"backbone__name": "mlp"},
-        "params.yaml, backbone.name: 'mlp' is for points, and data.name 'digits' has pictures: set it to dit, li",
+        "params.yaml, backbone.name: 'mlp' is for points, and data.name 'digits' has pictures: set it to ddpmpp, dit",
     ),
     (
         MIXTURE | {"backbone__name": "lightningdit"},

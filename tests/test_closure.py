@@ -16,7 +16,7 @@ import yaml
 from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 
-from facm import backbones, convert, objectives, preset, samplers
+from facm import backbones, convert, objectives, preconds, preset, samplers
 
 ROOT = Path(__file__).parents[1]
 # May not change a number, and nothing that they import is handed on. `files` only reads and writes what it is given.
@@ -33,11 +33,13 @@ CHOICES = {  # registry -> the param that names its file; samplers: of the stage
     "facm.data": "data.name",
     "facm.features": "reference.features",
     "facm.objectives": "distill.objective",
+    "facm.preconds": "backbone.precond",
     "facm.samplers": "{stage}.sampler",
 }
 VARIANTS: dict[str, dict[str, str]] = {
     "params.yaml": {},
     **{name: {"backbone.name": name} for name in backbones.BACKBONES},
+    **{f"precond {name}": {"backbone.precond": name} for name in preconds.PRECONDS},
     **{name: {"distill.objective": name} for name in objectives.OBJECTIVES},
     "inception": {"reference.features": "inception"},
     "mixture": {
@@ -264,6 +266,7 @@ def test_every_file_of_a_registry_is_chosen_by_a_variant(closures: dict[str, dic
         "data": data.DATASETS,
         "features": features.FEATURES,
         "objectives": objectives.OBJECTIVES,
+        "preconds": preconds.PRECONDS,
         "samplers": samplers.SAMPLERS,
     }
     files = {f"facm/{package}/{name}.py" for package, registered in names.items() for name in registered}

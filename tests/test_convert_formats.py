@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from foreign import inputs, theirs, transformer_file
+from foreign import edm_pickle, inputs, theirs, transformer_file
+from miniature import randomised
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from facm import checkpoint, convert
+from facm import backbones, checkpoint, convert
 from facm.backbones.blocks import sincos_positions
 from facm.checkpoint import Config
 from facm.convert import transformer
@@ -94,7 +96,89 @@ def test_repas_projectors_are_dropped_and_old_names_of_blocks_known(tmp_path: Pa
     assert config.step == 400000 and not any(name.startswith("projectors") for name in network.state_dict())
 
 
-@pytest.mark.parametrize("format", ["sit", "repa"])
+# DiT
+
+
+def test_dits_noise_prediction_becomes_the_velocity(tmp_path: Path) -> None:
+    """At the times of its own steps k: v = x1_hat - eps, eps = theirs(x_k, k), first C channels."""
+    path = transformer_file(tmp_path / "x.pt")
+    network, config = converted(path, "dit", heads=2)
+    abar = torch.cumprod(1 - torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64), 0)
+    k = torch.tensor([0, 1, 250, 500, 801, 999])
+    a, s = abar[k].sqrt(), (1 - abar[k]).sqrt()
+    x, _, y = inputs()
+    x_t, t = x.double(), a / (a + s)
+    x_k = (a + s)[:, None, None, None] * x_t
+    eps = theirs(path, x_k, k, y)[:, :4]
+    x1 = (x_k - s[:, None, None, None] * eps) / a[:, None, None, None]
+    found = network.double()(x_t, t, y)
+    torch.testing.assert_close(found, x1 - eps, rtol=1e-7, atol=1e-7)
+    assert (config.backbone, config.precond, config.conditioning) == ("dit", "ddpm", "plain")
+    assert all(name.startswith("model.") for name in network.state_dict())
+
+
+# EDM
+
+UNET = {"model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "as published": {"augment_dim": 9},
+    "with classes": {"num_classes": 5, "augment_dim": None},
+    "py-meanflow's": {"channel_mult_noise": 2, "resample_filter": [1, 3, 3, 1], "augment_dim": 6},
+    "adaptive": {"adaptive_scale": True, "attn_resolutions": [8, 4]},
+}
+
+
+def denoised(network: nn.Module, x: Tensor, sigma: Tensor, y: Tensor | None, sd: float) -> Tensor:
+    """EDM's D(x; sigma), x (B, C, H, W), sigma (B,) (Karras et al. 2022, Table 1)."""
+    s = sigma[:, None, None, None]
+    c_skip, c_out = sd**2 / (s**2 + sd**2), s * sd / (s**2 + sd**2).sqrt()
+    return c_skip * x + c_out * network(x / (s**2 + sd**2).sqrt(), sigma.log() / 4, y)
+
+
+def unet(num_classes: int = 0, **constants: Any) -> nn.Module:
+    made = backbones.build("ddpmpp", UNET | constants, shape=(3, 8, 8), num_classes=num_classes)
+    return randomised(made).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_edms_denoiser_becomes_the_velocity_and_none_of_its_code_is_run(name: str, tmp_path: Path) -> None:
+    variant, ran = VARIANTS[name], tmp_path / "ran"
+    theirs_ = unet(**variant)
+    path = edm_pickle(tmp_path / "x.pkl", theirs_, ran, sigma_data=0.4)
+    with pytest.raises(ForeignError, match="add --trust-pickle"):
+        converted(path, "edm")
+    network, config = converted(path, "edm", trust=True)
+    expected = {k: v for k, v in (UNET | variant).items() if k != "num_classes"}
+    assert config.constants.items() >= expected.items() and config.num_classes == variant.get("num_classes", 0)
+    assert (config.backbone, config.precond, config.shape) == ("ddpmpp", "edm", (3, 8, 8))
+    x, t, y = inputs(size=(3, 8, 8))
+    labels, time = (y if config.num_classes else None), t[:, None, None, None]
+    v = (denoised(theirs_, x / time, (1 - t) / t, labels, 0.4) - x) / (1 - time)
+    torch.testing.assert_close(network(x, t, labels), v, rtol=1e-3, atol=1e-3)
+    assert config.precond_constants == {"sigma_data": 0.4} and not ran.exists()
+
+
+def test_of_edms_files_only_its_own_preconditioning_and_network_are_known(tmp_path: Path) -> None:
+    path = edm_pickle(tmp_path / "x.pkl", unet(), tmp_path / "ran", kind="VPPrecond")
+    with pytest.raises(ForeignError, match="x.pkl holds a VPPrecond: only EDMPrecond is known"):
+        converted(path, "edm", trust=True)
+    edm_pickle(path, nn.Linear(2, 2), tmp_path / "ran")
+    with pytest.raises(ForeignError, match=r"is not what --from says: it has \['weight', 'bias'\]"):
+        converted(path, "edm", trust=True)
+
+
+def test_edms_names_in_a_safetensors_file_do_as_well(tmp_path: Path) -> None:
+    theirs_ = unet()
+    save_file({f"model.{name}": tensor for name, tensor in theirs_.state_dict().items()}, tmp_path / "x.safetensors")
+    network, config = converted(tmp_path / "x.safetensors", "edm")
+    assert all(torch.equal(network.state_dict()[f"model.{n}"], tensor) for n, tensor in theirs_.state_dict().items())
+    assert config.precond_constants == {"sigma_data": 0.5}
+
+
+# All
+
+
+@pytest.mark.parametrize("format", ["sit", "dit", "repa"])
 def test_a_position_embedding_that_is_missing_is_made_anew(format: str, tmp_path: Path) -> None:
     path = transformer_file(tmp_path / "x.pt")
     weights = torch.load(path, weights_only=True)
@@ -103,10 +187,11 @@ def test_a_position_embedding_that_is_missing_is_made_anew(format: str, tmp_path
     with pytest.raises(ForeignError, match=r"has no position embedding .* --set side=N \(its pixels\)"):
         converted(path, format, heads=2)
     network, _ = converted(path, format, heads=2, side=8)
-    assert torch.equal(network.state_dict()["pos_embed"], sincos_positions((4, 4), 32))
+    prefix = "model." if format == "dit" else ""
+    assert torch.equal(network.state_dict()[f"{prefix}pos_embed"], sincos_positions((4, 4), 32))
 
 
-@pytest.mark.parametrize("format", ["sit", "repa"])
+@pytest.mark.parametrize("format", ["sit", "dit", "repa"])
 def test_a_name_that_is_missing_is_told_by_every_format(format: str, tmp_path: Path) -> None:
     path = transformer_file(tmp_path / "x.pt")
     weights = torch.load(path, weights_only=True)
@@ -117,4 +202,5 @@ def test_a_name_that_is_missing_is_told_by_every_format(format: str, tmp_path: P
         converted(path, format, heads=2)
     told = str(caught.value).splitlines()
     missing = {"t_embedder.mlp.0.weight", "final_layer.linear.bias", "blocks.1.mlp.fc1.weight"}
-    assert set(told[1:]) == {f"  missing: {name}" for name in missing}
+    prefix = "model." if format == "dit" else ""
+    assert set(told[1:]) == {f"  missing: {prefix}{name}" for name in missing}

@@ -109,7 +109,7 @@ def space(format: str, *, codec: str | None = None, stats: Path | None = None) -
 
 
 def convert(
-    source: Source, where: Space, given: Mapping[str, Any] | None = None, *, backbone: str | None = None
+    source: Source, where: Space, given: Mapping[str, Any] | None = None, *, expected: tuple[str, str] | None = None
 ) -> tuple[dict[str, Tensor], Config]:
     """Weights and description of a foreign checkpoint, ready for `checkpoint.save`.
 
@@ -117,7 +117,7 @@ def convert(
         source: the file.
         where: its space; no mean and std: 0 and 1.
         given: constants of the backbone that shapes do not tell, or all of them; they win. `side`: pixels of a latent.
-        backbone: that it must be; None: any.
+        expected: backbone and precond that it must have; None: any.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -131,9 +131,10 @@ def convert(
     content = pickles.read(source.path, trust=source.trust)
     chosen = weights.choose(content, source.path, which=source.which, profile=source.profile)
     found = known.read(chosen, given or {}, source.path)
-    if backbone not in (None, found.backbone):
+    if expected not in (None, (found.backbone, found.precond)):
         raise ForeignError(
-            f"{source.path} is a {found.backbone}, params.yaml, backbone.name is '{backbone}': set it so"
+            f"{source.path} is a {found.backbone} with precond {found.precond}, params.yaml, backbone "
+            f"has name and precond {expected}: set both as the checkpoint has them, and its block under backbones"
         )
     channels = found.shape[0]
     if where.mean and len(where.mean) != channels:
@@ -167,9 +168,6 @@ def _verified(source: Source) -> str:
 def _describe(source: Source, digest: str, chosen: weights.Weights, found: Found, where: Space) -> Config:
     """The config.json of a converted network."""
     objective = objectives.load("facm" if source.kind == "student" else "fm")
-    later: dict[str, Any] = {}
-    if found.precond != "none":
-        later = {"precond": found.precond, "precond_constants": found.precond_constants}
     told = {
         "source": source.path.name,
         "format": source.format,
@@ -195,5 +193,6 @@ def _describe(source: Source, digest: str, chosen: weights.Weights, found: Found
         params={"imported": told},
         threads=torch.get_num_threads(),
         versions=checkpoint.versions(),
-        **later,
+        precond=found.precond,
+        precond_constants=found.precond_constants,
     )

@@ -98,7 +98,7 @@ def _import(arguments: argparse.Namespace) -> None:
     length = "" if config.sigma_rel is None else f" of sigma_rel {config.sigma_rel:g}"
     say(f"{out}: sha256 {checkpoint.read_config(out).sha256}")
     say(f"  {average}{length} of {path.name} (sha256 {config.params['imported']['sha256']})")
-    say(f"  {config.backbone} {config.constants}, conditioning {config.conditioning}")
+    say(f"  {config.backbone} {config.constants}, precond {config.precond}, conditioning {config.conditioning}")
     say(f"  latents {config.shape} of codec {config.codec}, {config.num_classes} classes")
 
 

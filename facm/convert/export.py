@@ -65,10 +65,10 @@ def settings(config: Config) -> dict[str, Any]:
 
 def _refuse_other(config: Config, folder: Path) -> None:
     """Raise ForeignError for a network that the authors' LightningDiT is not."""
-    c, precond = config.constants, getattr(config, "precond", "none")
+    c = config.constants
     rules = {
         f"backbone is {config.backbone}, not lightningdit": config.backbone != "lightningdit",
-        f"precond is {precond}, not none": precond != "none",
+        f"precond is {config.precond}, not none": config.precond != "none",
         "it has no classes": config.num_classes == 0,
         "it has no pos_embed, which theirs always adds": not c.get("pos_embed", True),
         f"latents of {config.shape[1]} x {config.shape[2]} are not square": config.shape[1] != config.shape[2],

@@ -19,7 +19,7 @@ class Found:
         conditioning: plain | expanded | auxiliary: what the network knows.
         fraction: share of the FM format in its training, 0 where it knows t only.
         precond: key of facm.preconds: what makes a velocity of the network's answer; none: it is one.
-        precond_constants: of it.
+        precond_constants: those of it that the file tells.
     """
 
     backbone: str

@@ -11,7 +11,8 @@ from facm import backbones
 from facm.checkpoint import Config
 from facm.convert.pickles import ForeignError
 
-RECOMPUTABLE = ("pos_embed", "feat_rope.")  # buffers that follow from the sizes, and that a file may lack
+RECOMPUTABLE = ("pos_embed", "feat_rope.", "model.pos_embed")
+"""Buffers that follow from the sizes, and that a file may lack; `model.` is the network within a preconditioning."""
 
 
 def fit(weights: Mapping[str, Tensor], config: Config, path: Path) -> dict[str, Tensor]:

@@ -4,24 +4,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from facm import checkpoint
+from facm import checkpoint, preconds
 from facm.checkpoint import Config
 from facm.convert.pickles import ForeignError
 from facm.data.latents import LatentSet
 
+FREE = ("edm", "ddpm")  # preconds that translate between the network's data and ours, however those are normalised
 
-def place(config: Config, latents: LatentSet, conditioning: str, path: Path, tracked: dict[str, Any]) -> Config:
+
+def place(config: Config, latents: LatentSet, conditioning: str, precond: dict[str, Any], path: Path) -> Config:
     """The description under which a converted network is the pipeline's teacher.
 
     Args:
         config: as `convert` gives it.
         latents: the pipeline's.
         conditioning: of params.yaml, teacher.conditioning.
+        precond: constants of the precond, of params.yaml.
         path: of the source, for messages.
-        tracked: what dvc.yaml tracks, recorded beside what the source was.
 
     Raises:
-        ForeignError: another conditioning than params.yaml says.
+        ForeignError: another conditioning, or other constants of the precond, than params.yaml says.
         facm.checkpoint.CheckpointError: other classes, shape, codec or statistics than those of data/latents.
     """
     if conditioning != config.conditioning:
@@ -37,6 +39,15 @@ def place(config: Config, latents: LatentSet, conditioning: str, path: Path, tra
         )
     mean, std = latents.mean.tolist(), latents.std.tolist()
     sizes = {"shape": tuple(latents.shape), "num_classes": latents.num_classes, "codec": latents.codec}
-    own = replace(config, mean=mean, std=std, **sizes)  # type: ignore[arg-type]
+    own = replace(config, mean=mean, std=std, precond_constants=precond, **sizes)  # type: ignore[arg-type]
+    if config.precond in FREE:
+        config = replace(config, mean=mean, std=std)
     checkpoint.check_fits(own, config, path)
-    return replace(own, params=tracked | config.params)
+    defaults = preconds.defaults(config.precond)
+    for name, value in config.precond_constants.items():
+        if (defaults | precond)[name] != value:
+            raise ForeignError(
+                f"{path} has {name} {value}, params.yaml, preconds.{config.precond}.{name} is "
+                f"{(defaults | precond)[name]}: set it to {value}"
+            )
+    return own
