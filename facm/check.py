@@ -155,6 +155,11 @@ def _check_imported(p: Params) -> None:
         if getattr(imported, name) is None:
             raise ParamsError(f"{PATH}, imported.{name}: is null: say which checkpoint is to be the teacher")
     refuse_unknown([imported.format or ""], FORMATS, f"{PATH}, imported.format")
+    if p.teacher.init is not None:
+        raise ParamsError(
+            f"{PATH}, teacher.init: import_teacher does not train, so that nothing starts from '{p.teacher.init}': set "
+            "it to null, or teacher.stage to teacher"
+        )
 
 
 def writable(*folders: str | Path) -> None:

@@ -16,7 +16,7 @@ import yaml
 from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 
-from facm import backbones, convert, objectives, preconds, preset, samplers
+from facm import backbones, objectives, preconds, preset, samplers
 
 ROOT = Path(__file__).parents[1]
 # May not change a number, and nothing that they import is handed on. `files` only reads and writes what it is given.
@@ -51,14 +51,7 @@ VARIANTS: dict[str, dict[str, str]] = {
     **{name: {"sample.sampler": name} for name in samplers.SAMPLERS},
     **{f"teacher's {name}": {"baseline.sampler": name} for name in ("euler", "heun", "dpmpp", "edm")},
     "scratch": {"distill.mode": "scratch", "distill.teacher": "data/latents"},
-    **{
-        f"from {name}": {
-            "teacher.stage": "import_teacher",
-            "imported.code": "facm/convert",
-            "imported.format": name,
-        }
-        for name in convert.FORMATS
-    },
+    "imported": {"teacher.stage": "import_teacher", "imported.code": "facm/convert", "imported.format": "facm"},
 }
 
 
@@ -260,7 +253,6 @@ def test_every_file_of_a_registry_is_chosen_by_a_variant(closures: dict[str, dic
     from facm import codecs, data, features
 
     names = {
-        "convert": convert.FORMATS,
         "backbones": backbones.BACKBONES,
         "codecs": codecs.CODECS,
         "data": data.DATASETS,

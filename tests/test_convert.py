@@ -87,7 +87,7 @@ def test_config_json_tells_what_the_source_was_and_what_is_not_known(run) -> Non
     assert config.std == pytest.approx([0.5, 1.0, 1.5, 2.0])
     told = {"source": "x.pt", "format": "facm", "sha256": checkpoint.sha256(path), "averaged": True, "step": None}
     assert config.params == {"imported": told}
-    assert config.sigma_rel is None and config.step == 0
+    assert (config.sigma_rel, config.step) == (0.2, 0)
     found = {"patch_size": 1, "hidden": 32, "depth": 2, "heads": 2, "mlp_ratio": 4.0, "shift": True}
     assert found | {"qk_norm": True, "rms_norm": True, "swiglu": True} == config.constants
 

@@ -106,6 +106,10 @@ WRONG = [
     ({"imported__code": "facm/convert"}, "imported.code: 'facm/convert' with teacher.stage 'teacher'"),
     ({"teacher__stage": "import_teacher"}, "imported.code: 'data/latents' with teacher.stage 'import_teacher'"),
     (IMPORTED, "imported.sha256: is null: say which checkpoint is to be the teacher"),
+    (
+        {**IMPORTED, "imported__sha256": "0" * 64, "teacher__init": "older", "teacher__init_sha256": "0" * 64},
+        "teacher.init: import_teacher does not train, so that nothing starts from 'older'",
+    ),
     ({**IMPORTED, "imported__sha256": "0" * 64, "imported__format": "sitt"}, "unknown 'sitt' (did you mean 'sit'?)"),
 ]
 

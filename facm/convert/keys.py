@@ -19,7 +19,21 @@ def fit(weights: Mapping[str, Tensor], config: Config, path: Path) -> dict[str, 
     """The weights as the network of `config` has them: float32, with buffers that the file lacks made anew.
 
     Raises:
-        ForeignError: every missing, unexpected and mis-shaped name, or names with values that are not finite.
+        ForeignError: as `compare`, or names with values that are not finite.
+    """
+    expected, lacking = compare(weights, config, path)
+    whole = {name: weights[name].to(torch.float32) for name in expected if name not in lacking}
+    broken = [name for name, tensor in whole.items() if not tensor.isfinite().all()]
+    if broken:
+        raise ForeignError(f"{path} has values that are not finite in {', '.join(broken)}: fetch it again")
+    return whole | ({name: tensor for name, tensor in _buffers(config).items() if name in lacking} if lacking else {})
+
+
+def compare(weights: Mapping[str, Tensor], config: Config, path: Path) -> tuple[list[str], list[str]]:
+    """Names that the network of `config` has, and those of them that may be and are missing.
+
+    Raises:
+        ForeignError: every missing, unexpected and mis-shaped name.
     """
     with torch.device("meta"):
         expected = {name: tensor.shape for name, tensor in config.build().state_dict().items()}
@@ -39,11 +53,7 @@ def fit(weights: Mapping[str, Tensor], config: Config, path: Path) -> dict[str, 
             f"{config.num_classes} classes; set what differs with --set NAME=VALUE (in params.yaml: "
             f"backbones.{config.backbone}), or choose another --from:{told}"
         )
-    whole = {name: weights[name].to(torch.float32) for name in expected if name not in lacking}
-    broken = [name for name, tensor in whole.items() if not tensor.isfinite().all()]
-    if broken:
-        raise ForeignError(f"{path} has values that are not finite in {', '.join(broken)}: fetch it again")
-    return whole | ({name: tensor for name, tensor in _buffers(config).items() if name in lacking} if lacking else {})
+    return list(expected), lacking
 
 
 def _buffers(config: Config) -> dict[str, Tensor]:

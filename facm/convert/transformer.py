@@ -70,7 +70,8 @@ def reverse_time(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     name = "t_embedder.mlp.0.weight"
     of_cos, of_sin = weights[name].double().chunk(2, dim=1)
     number = of_cos.shape[1]
-    f = torch.exp(-math.log(MAX_PERIOD) / number * torch.arange(number, dtype=torch.float64))
+    i = torch.arange(number, dtype=torch.float64, device=of_cos.device)
+    f = torch.exp(-math.log(MAX_PERIOD) / number * i)
     reflected = [of_cos * f.cos() + of_sin * f.sin(), of_cos * f.sin() - of_sin * f.cos()]
     turned[name] = torch.cat(reflected, dim=1).to(torch.promote_types(weights[name].dtype, torch.float32))
     return turned | {name: -weights[name] for name in ("final_layer.linear.weight", "final_layer.linear.bias")}

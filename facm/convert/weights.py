@@ -19,6 +19,7 @@ from torch import Tensor
 from facm.convert.pickles import ForeignError, StandIn, module_attributes, module_state
 
 PROFILES = (0.05, 0.2)  # of the two averages in FACM's training files
+EXTRACTED = {"PostHocEMA": 0.2, "PostHocEMA (ema_models.0)": 0.05}  # what its utils/extract_ema.py notes: sigma_rel
 STEPS = ("step", "steps", "train_steps")
 CHOICES = ("ema", "model")
 
@@ -65,7 +66,9 @@ def choose(content: Any, path: Path, *, which: str = "ema", profile: float = 0.2
     if which in content:
         value = content[which]
         attributes = module_attributes(value) if isinstance(value, StandIn) else {}
-        return Weights(stripped(_flat(value, f"{path}, '{which}'"), path), which == "ema", None, step, attributes)
+        length = EXTRACTED.get(str(content.get("_extracted_from"))) if which == "ema" else None
+        tensors = stripped(_flat(value, f"{path}, '{which}'"), path)
+        return Weights(tensors, which == "ema", length, step, attributes)
     if not any(name in content for name in ("ema", "emas", "model")) and _are_tensors(content):
         if which == "model":
             raise ForeignError(f"{path} holds one set of weights without telling which: leave out --which model")
