@@ -28,8 +28,9 @@ PROJECTORS = ("projectors.", "model.projectors.")
 
 UNSEEN = {"pixel_norm": False, "heads": None, "time_scale": 1.0}
 """Constants that no weight's name or shape tells, and their defaults."""
-LATER: dict[str, Any] = {"precond": "none", "precond_constants": {}}
+LATER: dict[str, Any] = {"precond": "none", "precond_constants": {}, "codec_options": {}}
 """Fields of Config that older checkpoints lack, and what they were."""
+OPTIONAL = {"codec_options"}  # which of them are left out of config.json where they are empty
 
 
 class CheckpointError(ValueError):
@@ -60,6 +61,7 @@ class Config:
     sha256: str = ""  # of model.safetensors, filled in when written
     precond: str = "none"
     precond_constants: dict[str, Any] = field(default_factory=dict)
+    codec_options: dict[str, Any] = field(default_factory=dict)  # what its codec is built with; left out where empty
 
     @property
     def auxiliary(self) -> bool:
@@ -123,6 +125,7 @@ def describe(
         versions=versions(),
         precond=precond[0],
         precond_constants=precond[1],
+        codec_options=latents.codec_options,
     )
 
 
@@ -145,7 +148,9 @@ def save(folder: str | Path, weights: dict[str, Tensor], config: Config, snapsho
     shutil.rmtree(temporary, ignore_errors=True)
     (temporary / "ema").mkdir(parents=True)
     written = files.save_tensors(temporary / "model.safetensors", weights)
-    files.save_json(temporary / "config.json", asdict(config) | {"sha256": written["sha256"]})
+    described = asdict(config) | {"sha256": written["sha256"]}
+    left_out = [name for name in OPTIONAL if not described[name]]
+    files.save_json(temporary / "config.json", {k: v for k, v in described.items() if k not in left_out})
     for snapshot in snapshots or []:
         with snapshot.open("rb") as source, files.whole(temporary / "ema" / snapshot.name) as copy:
             shutil.copyfileobj(source, copy)
@@ -346,6 +351,12 @@ def check_fits(config: Config, other: Config, folder: str | Path) -> None:
                 f"{folder} was made with {name} {getattr(other, name)!r}, data/latents with {getattr(config, name)!r}: "
                 f"set {place} in params.yaml, or rerun the teacher"
             )
+    own, theirs = config.codec_options.get("vae_sha256"), other.codec_options.get("vae_sha256")
+    if own != theirs:
+        raise CheckpointError(
+            f"{folder} was made with codec weights of sha256 {theirs}, data/latents with {own}: set latents.vae in "
+            "params.yaml, or rerun the teacher"
+        )
     for name in ("mean", "std"):
         if not torch.allclose(
             torch.tensor(getattr(other, name)), torch.tensor(getattr(config, name)), rtol=1e-4, atol=1e-6
