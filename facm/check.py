@@ -46,6 +46,7 @@ def check(p: Params) -> None:
     refuse_unknown(p.objectives, objectives.OBJECTIVES, f"{PATH}, objectives")
     _check_kind(p)
     _check_data(p)
+    _check_normalise(p)
     for name, block in (("teacher", p.teacher), ("distill", p.distill)):
         refuse_unknown([block.time.sampler], TIME_SAMPLERS, f"{PATH}, {name}.time.sampler")
         if block.ema.sigma_rel not in block.ema.sigma_rels:
@@ -177,6 +178,20 @@ def _check_data(p: Params) -> None:
         )
     if p.latents.vae_sha256 is not None and p.latents.vae is None:
         raise ParamsError(f"{PATH}, latents.vae_sha256: pins weights, and latents.vae names none; set it to null")
+
+
+def _check_normalise(p: Params) -> None:
+    """Raise ParamsError where statistics are needed and not named, or the other way round."""
+    asked = [p.latents.normalise == "given", p.latents.stats is not None, p.latents.stats_sha256 is not None]
+    if any(asked) != all(asked):
+        raise ParamsError(
+            f"{PATH}, latents: normalise 'given', stats and stats_sha256 go together, got '{p.latents.normalise}', "
+            f"{p.latents.stats!r} and {p.latents.stats_sha256!r}"
+        )
+    if p.data.name in data.LATENTS and p.latents.normalise != "channel":
+        raise ParamsError(
+            f"{PATH}, latents.normalise: data.name '{p.data.name}' has its own statistics: set it to channel"
+        )
 
 
 def codec_options(p: Params) -> dict[str, Any]:

@@ -89,6 +89,9 @@ class Latents:
     vae_sha256: str | None
     posterior: Literal["sample", "mode"]
     seed: Seed
+    normalise: Literal["channel", "one", "none", "given"]
+    stats: str | None
+    stats_sha256: str | None
     labels: bool
     flip: bool
     shard_size: Count

@@ -207,6 +207,11 @@ def repository_root() -> Path:
     return Path(os.environ.get("DVC_ROOT", "."))
 
 
+def located(path: str) -> Path:
+    """A file or folder, looked for here, then under the repository's root, where queue workers do not run."""
+    return Path(path) if Path(path).exists() else repository_root() / path
+
+
 def key(params: dict[str, Any], inputs: list[Path], script: str) -> str:
     """Hash of params, of the inputs' self-descriptions and of the loaded code, 16 hex digits.
 

@@ -7,7 +7,7 @@ from facm import check, checkpoint, convert, dist, params
 from facm.convert.place import place
 from facm.data.latents import LatentSet
 from facm.files import save_csv, save_json
-from facm.work import repository_root
+from facm.work import located
 
 LATENTS, OUT = Path("data/latents"), Path("data/teacher")
 
@@ -36,11 +36,6 @@ def main() -> None:
         save_json(Path("metrics/teacher.json"), {"teacher_training": {"steps": 0, "skipped": 0, "stable": True}})
         save_csv(Path("metrics/teacher/imported.csv"), {"step": [0], "tensors": [len(weights)]})
     dist.teardown()
-
-
-def located(path: str) -> Path:
-    """A file, looked for here, then under the repository's root, where queue workers do not run."""
-    return Path(path) if Path(path).exists() else repository_root() / path
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from facm import check, codecs, data, dist, encoder, params
-from facm.data import latents, tokens
+from facm.data import latents, normalise, tokens
 from facm.data.adopt import adopt
-from facm.work import Work, key
+from facm.work import Work, key, located
 
 OUT = Path("data/latents")
 
@@ -31,6 +31,7 @@ def main() -> None:
 def write(p: params.Params, source: data.Admitted, codec: codecs.Codec, unfinished: Path) -> None:
     """Encode pictures, or take ready-made latents as they are."""
     options: dict[str, Any] = {"flip": p.latents.flip, "dataset_name": p.data.name, "fingerprint": source.fingerprint}
+    given = None if p.latents.stats is None else normalise.pinned(located(p.latents.stats), p.latents.stats_sha256)
     if p.data.name in data.LATENTS:
         adopt(OUT, source.dataset, codec, labels=p.latents.labels, **options)
         return
@@ -43,6 +44,7 @@ def write(p: params.Params, source: data.Admitted, codec: codecs.Codec, unfinish
         batch_size=p.latents.batch_size,
         skipped=source.skipped,
         unfinished=unfinished,
+        normalise=lambda measured: normalise.statistics(measured, p.latents.normalise, given),
         **options,
     )
     if asked.encoder is not None and asked.weights is not None and asked.sha256 is not None:

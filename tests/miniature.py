@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from facm import check, checkpoint, codecs, params
 from facm.data import Images, latents
 from facm.data.latents import LatentSet
+from facm.data.normalise import statistics
 from facm.objectives.fm import FM
 from facm.passes import Passes
 from facm.student import Student
@@ -77,7 +78,14 @@ def pictures(num: int = 14, classes: int = 3, channels: int = 1, side: int = 4) 
 
 
 def write_latents(
-    folder: Path, *, num: int = 14, classes: int = 3, channels: int = 1, side: int = 4, flip: bool = False
+    folder: Path,
+    *,
+    num: int = 14,
+    classes: int = 3,
+    channels: int = 1,
+    side: int = 4,
+    flip: bool = False,
+    normalise: str = "channel",
 ) -> LatentSet:
     """A set of random latents in shards of five, written and opened."""
     latents.write(
@@ -89,6 +97,7 @@ def write_latents(
         dataset_name="random",
         fingerprint="f" * 64,
         batch_size=4,
+        normalise=lambda measured: statistics(measured, normalise),
     )
     return LatentSet.open(folder)
 

@@ -5,16 +5,18 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from foreign import edm_pickle, inputs, theirs, transformer_file
-from miniature import randomised
+from miniature import ROOT, randomised
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from facm import backbones, checkpoint, convert
 from facm.backbones.blocks import sincos_positions
 from facm.checkpoint import Config
-from facm.convert import transformer
+from facm.convert import edm, transformer
 from facm.convert.pickles import ForeignError
+from facm.convert.weights import Weights
 
 
 def converted(path: Path, format: str, *, trust: bool = False, **given: Any) -> tuple[nn.Module, Config]:
@@ -204,3 +206,82 @@ def test_a_name_that_is_missing_is_told_by_every_format(format: str, tmp_path: P
     missing = {"t_embedder.mlp.0.weight", "final_layer.linear.bias", "blocks.1.mlp.fc1.weight"}
     prefix = "model." if format == "dit" else ""
     assert set(told[1:]) == {f"  missing: {prefix}{name}" for name in missing}
+
+
+# Published sizes, on the meta device: names, shapes and numbers as the publications have them
+
+
+def meta(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+def layer(name: str, out: int, into: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (out, into), f"{name}.bias": (out,)}
+
+
+def xl2(final: int) -> dict[str, tuple[int, ...]]:
+    """SiT-XL/2, DiT-XL/2 (32 rows in the last layer) and REPA's (16)."""
+    shapes: dict[str, tuple[int, ...]] = {"pos_embed": (1, 256, 1152), "x_embedder.proj.weight": (1152, 4, 2, 2)}
+    shapes |= {"x_embedder.proj.bias": (1152,), "y_embedder.embedding_table.weight": (1001, 1152)}
+    shapes |= layer("t_embedder.mlp.0", 1152, 256) | layer("t_embedder.mlp.2", 1152, 1152)
+    shapes |= layer("final_layer.linear", final, 1152) | layer("final_layer.adaLN_modulation.1", 2304, 1152)
+    for i in range(28):
+        block = f"blocks.{i}"
+        shapes |= layer(f"{block}.attn.qkv", 3456, 1152) | layer(f"{block}.attn.proj", 1152, 1152)
+        shapes |= layer(f"{block}.mlp.fc1", 4608, 1152) | layer(f"{block}.mlp.fc2", 1152, 4608)
+        shapes |= layer(f"{block}.adaLN_modulation.1", 6912, 1152)
+    return shapes
+
+
+def projector() -> dict[str, tuple[int, ...]]:
+    sizes = {0: (2048, 1152), 2: (2048, 2048), 4: (768, 2048)}
+    return {k: v for i, size in sizes.items() for k, v in layer(f"projectors.0.{i}", *size).items()}
+
+
+def xl1(*, qk_norm: bool, auxiliary: bool) -> dict[str, tuple[int, ...]]:
+    """LightningDiT-XL/1 on latents (32, 16, 16), as LightningDiT (without QK-norm) and FACM published it."""
+    shapes = {n: s for n, s in xl2(32).items() if ".mlp.fc" not in n and not n.startswith("x_embedder.proj.weight")}
+    shapes |= {"x_embedder.proj.weight": (1152, 32, 1, 1), "final_layer.norm_final.weight": (1152,)}
+    shapes |= {f"feat_rope.freqs_{part}": (256, 72) for part in ("cos", "sin")}
+    for i in range(28):
+        shapes |= layer(f"blocks.{i}.mlp.w12", 6144, 1152) | layer(f"blocks.{i}.mlp.w3", 1152, 3072)
+        shapes |= {f"blocks.{i}.norm{j}.weight": (1152,) for j in (1, 2)}
+        shapes |= {f"blocks.{i}.attn.{part}_norm.weight": (72,) for part in ("q", "k") if qk_norm}
+    if auxiliary:
+        shapes |= layer("r_embedder.mlp.0", 1152, 256) | layer("r_embedder.mlp.2", 1152, 1152)
+    return shapes
+
+
+PUBLISHED: dict[str, tuple[str, dict[str, tuple[int, ...]], str]] = {
+    "SiT-XL-2-256x256.pt": ("sit", xl2(32), "plain"),
+    "DiT-XL-2-256x256.pt": ("dit", xl2(32), "plain"),
+    "REPA's last.pt": ("repa", xl2(16) | projector(), "plain"),
+    "LightningDiT's 800 epochs": ("lightningdit", xl1(qk_norm=False, auxiliary=False), "plain"),
+    "FACM's 800ep-stg1.pt": ("facm", xl1(qk_norm=True, auxiliary=False), "expanded"),
+    "FACM's auxiliary ones": ("facm", xl1(qk_norm=True, auxiliary=True), "auxiliary"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes_are_read_from_names_and_shapes_and_fit(name: str) -> None:
+    format, shapes, conditioning = PUBLISHED[name]
+    weights = Weights(meta(shapes), True, None, None, {})
+    found = convert.load_format(format).read(weights, {}, Path("x.pt"))
+    sizes = {"hidden": 1152, "depth": 28, "heads": 16, "patch_size": 1 if "lightningdit" in found.backbone else 2}
+    assert found.constants.items() >= sizes.items() and found.num_classes == 1000
+    assert found.conditioning == conditioning
+    assert found.shape == ((32, 16, 16) if sizes["patch_size"] == 1 else (4, 32, 32))
+    with torch.device("meta"):
+        network = backbones.build(
+            found.backbone, found.constants, shape=found.shape, num_classes=1000, auxiliary=conditioning == "auxiliary"
+        ).state_dict()
+    assert {n: w.shape for n, w in network.items()} == {n: w.shape for n, w in found.weights.items()}
+
+
+def test_edms_cifar10_network_is_known_by_its_names() -> None:
+    constants = yaml.safe_load((ROOT / "presets/base.yaml").read_text())["backbones"]["ddpmpp"] | {"augment_dim": 9}
+    with torch.device("meta"):
+        state = backbones.build("ddpmpp", constants, shape=(3, 32, 32), num_classes=10).state_dict()
+    filters = {name: torch.full((1, 1, 2, 2), 0.25) for name in state if name.endswith("resample_filter")}
+    found, shape, classes = edm.describe(state | filters, {}, Path("x.pkl"))
+    assert found.items() <= constants.items() and (shape, classes) == ((3, 32, 32), 10)

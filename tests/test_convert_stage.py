@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from foreign import network, release_file, stats_file
+from foreign import inputs, network, release_file, stats_file, theirs, transformer_file
 from miniature import parsed, write_latents, write_params
 
 from facm import check, checkpoint, convert
 from facm.convert.pickles import ForeignError
+from facm.data import normalise
+from facm.data.latents import LatentSet
 from facm.params import ParamsError
 from stages import distill, import_teacher, teacher
+from stages import latents as latents_stage
 
 SIZES = {"patch_size": 2, "hidden": 32, "depth": 1, "heads": 2}
 IMPORTED = {
@@ -119,3 +122,75 @@ def test_params_that_cannot_be_run_are_refused(changes: dict, message: str) -> N
     with pytest.raises(ValueError) as caught:
         check.check(parsed(**changes))
     assert message in str(caught.value)
+
+
+# The space of a published teacher
+
+
+def test_a_teacher_of_the_codecs_own_output_needs_latents_that_are_not_normalised(here: Path) -> None:
+    transformer_file(Path("x.pt"))
+    sizes = {f"backbones__sit__{name}": size for name, size in {**SIZES, "depth": 2, "size": None}.items()}
+    sit = {"backbone__name": "sit", "imported__format": "sit", "imported__stats": None}
+    sit |= {"teacher__conditioning": "plain", **sizes}
+    with pytest.raises(checkpoint.CheckpointError, match="both must be normalised alike"):
+        imported(here, **sit)
+    write_latents(Path("data/latents"), channels=4, side=8, classes=5, num=20, normalise="none")
+    config = imported(here, **sit)
+    assert (config.mean, config.std) == ([0.0] * 4, [1.0] * 4) and not config.knows_fm_format
+    x, t, y = inputs()
+    network, _ = checkpoint.load("data/teacher")
+    torch.testing.assert_close(network(x, t, y).double(), theirs(Path("x.pt"), x, t, y)[:, :4], rtol=1e-4, atol=1e-4)
+
+
+def test_behind_a_precond_the_space_is_free_but_for_one_std(here: Path) -> None:
+    transformer_file(Path("x.pt"))
+    sizes = {f"backbones__dit__{name}": size for name, size in {**SIZES, "depth": 2, "size": None}.items()}
+    dit = {"backbone__name": "dit", "backbone__precond": "ddpm", "imported__format": "dit", "imported__stats": None}
+    dit |= {"teacher__conditioning": "plain", **sizes}
+    with pytest.raises(ValueError, match="set latents.normalise to one or none"):
+        imported(here, **dit)
+    write_latents(Path("data/latents"), channels=4, side=8, classes=5, num=20, normalise="one")
+    config = imported(here, **dit)
+    assert len(set(config.std)) == 1 and config.std[0] != 1
+    with pytest.raises(ForeignError, match="has name and precond \\('dit', 'none'\\)"):
+        imported(here, **{**dit, "backbone__precond": "none"})
+
+
+MEASURED = {"mean": torch.tensor([1.0, 3.0]), "std": torch.tensor([3.0, 4.0])}
+GIVEN = {"mean": torch.tensor([5.0, 6.0]), "std": torch.tensor([7.0, 8.0])}
+SPACES = {
+    "channel": MEASURED,
+    "one": {"mean": MEASURED["mean"], "std": torch.full((2,), 12.5**0.5)},
+    "none": {"mean": torch.zeros(2), "std": torch.ones(2)},
+    "given": GIVEN,
+}
+
+
+@pytest.mark.parametrize("how", SPACES)
+def test_latents_are_normalised_as_asked(how: str) -> None:
+    found = normalise.statistics(MEASURED, how, GIVEN)
+    assert all(torch.allclose(found[name], values) for name, values in SPACES[how].items())
+
+
+def test_given_statistics_are_pinned_and_of_the_latents_channels(tmp_path: Path) -> None:
+    path = stats_file(tmp_path / "stats.pt", channels=3)
+    given = normalise.pinned(path, checkpoint.sha256(path))
+    assert given["mean"].shape == (3,)
+    with pytest.raises(ValueError, match=f"latents.stats_sha256: pinned is {'0' * 64}, but .* has "):
+        normalise.pinned(path, "0" * 64)
+    with pytest.raises(ValueError, match="latents.stats: 3 channels, the latents have 2"):
+        normalise.statistics(MEASURED, "given", given)
+    with pytest.raises(FileNotFoundError):
+        normalise.pinned(tmp_path / "none.pt", None)
+
+
+def test_the_latents_stage_records_what_was_given(here: Path) -> None:
+    stats_file(Path("one.pt"), channels=1)
+    asked = {"latents__normalise": "given", "latents__stats": "one.pt"}
+    write_params(here, **asked, latents__stats_sha256=checkpoint.sha256("one.pt"))
+    latents_stage.main()
+    opened = LatentSet.open("data/latents")
+    assert opened.mean.tolist() == pytest.approx([-0.3]) and opened.std.tolist() == pytest.approx([0.5])
+    for changes in ({"latents__normalise": "given"}, {"latents__stats": "one.pt"}):
+        with pytest.raises(ParamsError, match="normalise 'given', stats and stats_sha256 go together"):
+            check.check(parsed(**changes))

@@ -9,7 +9,7 @@ normalised by statistics of their own file), `students` (whether it publishes fe
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -70,11 +70,19 @@ class Source:
 
 @dataclass(frozen=True)
 class Space:
-    """Where a network lives: key of facm.codecs, and mean and std per channel that normalise its latents."""
+    """Where a network lives.
+
+    Attributes:
+        codec: key of facm.codecs.
+        mean: per channel, of the codec's output, which normalises it; empty: 0.
+        std: likewise; empty: 1.
+        options: what the codec is built with, as data/latents records it.
+    """
 
     codec: str
     mean: list[float]
     std: list[float]
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 def load_format(name: str) -> Format:
@@ -85,7 +93,7 @@ def load_format(name: str) -> Format:
 
 
 def space(format: str, *, codec: str | None = None, stats: Path | None = None) -> Space:
-    """The space of a format's latents; no mean and std where nothing normalises them (0 and 1, see `convert`).
+    """The space of a format's latents.
 
     Args:
         format: a key of FORMATS.
@@ -115,7 +123,7 @@ def convert(
 
     Args:
         source: the file.
-        where: its space; no mean and std: 0 and 1.
+        where: its space.
         given: constants of the backbone that shapes do not tell, or all of them; they win. `side`: pixels of a latent.
         expected: backbone and precond that it must have; None: any.
 
@@ -195,4 +203,5 @@ def _describe(source: Source, digest: str, chosen: weights.Weights, found: Found
         versions=checkpoint.versions(),
         precond=found.precond,
         precond_constants=found.precond_constants,
+        codec_options=where.options,
     )

@@ -1,20 +1,22 @@
 """`python -m facm.convert SOURCE --from FORMAT --out DIR`: a published checkpoint as a checkpoint folder, and back.
 
-    python -m facm.convert 800ep-stg1.pt --from facm --stats latents_stats.pt --out teachers/facm
-    python -m facm.convert fast-2nfe.pt --from facm --kind student --stats latents_stats.pt --out students/facm
-    python -m facm.convert train/0100000.pt --from facm --profile 0.05 --stats latents_stats.pt --trust-pickle --out DIR
-    python -m facm.convert SiT-XL-2-256x256.pt --from sit --out teachers/sit
+    python -m facm.convert 800ep-stg1.pt --from facm --stats latents_stats.pt --vae VAE --out teachers/facm
+    python -m facm.convert fast.pt --from facm --kind student --stats latents_stats.pt --vae VAE --out students/facm
+    python -m facm.convert 0100000.pt --from facm --profile 0.05 --trust-pickle --stats ... --vae VAE --out DIR
+    python -m facm.convert SiT-XL-2-256x256.pt --from sit --vae stabilityai/sd-vae-ft-ema --out teachers/sit
     python -m facm.convert edm-cifar10-32x32-uncond-vp.pkl --from edm --trust-pickle --out teachers/edm
     python -m facm.convert data/student --to facm --out student.pt --stats latents_stats.pt
 
-The first line printed at the end has the sha256 that `teacher.init_sha256` takes.
+VAE names the codec's weights as latents.vae does (facm/codecs/autoencoder.py): they travel with the network, and a
+training that starts from it must have the same. The first line that is printed has the sha256 for teacher.init_sha256.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from facm import checkpoint, convert
+from facm import checkpoint, codecs, convert
 from facm.convert import weights
 from facm.convert.export import TARGETS, export
 from facm.files import sha256
@@ -69,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--profile", type=float, default=0.2, help="sigma_rel of FACM's two averages: 0.2 or 0.05")
     parser.add_argument("--stats", help="latents_stats.pt that normalises the source's latents; with --to: written")
     parser.add_argument("--codec", help="key of facm/codecs; default: the format's")
+    parser.add_argument("--vae", help="weights of the codec, as latents.vae in params.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="constant of the network")
     parser.add_argument("--sha256", help="refuse a source of another content")
     parser.add_argument("--trust-pickle", action="store_true", help="read a pickle that names code (none of it is run)")
@@ -81,7 +84,9 @@ def _import(arguments: argparse.Namespace) -> None:
     if out.exists() and not (out / "config.json").is_file():
         raise ValueError(f"{out} is there and no checkpoint folder: choose another --out")
     stats = None if arguments.stats is None else Path(arguments.stats)
-    space = convert.space(arguments.format, codec=arguments.codec, stats=stats)
+    space = replace(
+        convert.space(arguments.format, codec=arguments.codec, stats=stats), options=_codec_options(arguments)
+    )
     given = dict(constant(text) for text in arguments.set)
     source = convert.Source(
         path=path,
@@ -100,6 +105,18 @@ def _import(arguments: argparse.Namespace) -> None:
     say(f"  {average}{length} of {path.name} (sha256 {config.params['imported']['sha256']})")
     say(f"  {config.backbone} {config.constants}, precond {config.precond}, conditioning {config.conditioning}")
     say(f"  latents {config.shape} of codec {config.codec}, {config.num_classes} classes")
+
+
+def _codec_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the codec is built with: its weights, which are looked at."""
+    name = arguments.codec or convert.load_format(arguments.format).codec
+    if (name in codecs.WEIGHTS) != (arguments.vae is not None):
+        rule = "needs its weights (folder, hub name or file)" if name in codecs.WEIGHTS else "has no weights"
+        raise ValueError(f"--vae {arguments.vae}: codec '{name}' {rule}")
+    if arguments.vae is None:
+        return {}
+    options: dict[str, Any] = getattr(codecs.build(name, vae=arguments.vae), "options", {})
+    return options
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from facm import checkpoint, preconds
 from facm.checkpoint import Config
 from facm.convert.pickles import ForeignError
@@ -24,6 +26,7 @@ def place(config: Config, latents: LatentSet, conditioning: str, precond: dict[s
 
     Raises:
         ForeignError: another conditioning, or other constants of the precond, than params.yaml says.
+        ValueError: statistics that the precond cannot have.
         facm.checkpoint.CheckpointError: other classes, shape, codec or statistics than those of data/latents.
     """
     if conditioning != config.conditioning:
@@ -38,8 +41,14 @@ def place(config: Config, latents: LatentSet, conditioning: str, precond: dict[s
             f"'{conditioning}': set it to {config.conditioning}; {cure}"
         )
     mean, std = latents.mean.tolist(), latents.std.tolist()
-    sizes = {"shape": tuple(latents.shape), "num_classes": latents.num_classes, "codec": latents.codec}
+    sizes = {
+        "shape": tuple(latents.shape),
+        "num_classes": latents.num_classes,
+        "codec": latents.codec,
+        "codec_options": latents.codec_options,
+    }
     own = replace(config, mean=mean, std=std, precond_constants=precond, **sizes)  # type: ignore[arg-type]
+    config = replace(config, codec_options=latents.codec_options)
     if config.precond in FREE:
         config = replace(config, mean=mean, std=std)
     checkpoint.check_fits(own, config, path)
@@ -50,4 +59,6 @@ def place(config: Config, latents: LatentSet, conditioning: str, precond: dict[s
                 f"{path} has {name} {value}, params.yaml, preconds.{config.precond}.{name} is "
                 f"{(defaults | precond)[name]}: set it to {value}"
             )
+    with torch.device("meta"):
+        own.build()  # refuses statistics that the precond cannot have
     return own

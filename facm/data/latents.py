@@ -13,7 +13,7 @@ unfinished work, each with a `.json` beside it, written after it; one whose sha2
 import os
 import shutil
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, islice
@@ -43,6 +43,7 @@ def write(
     batch_size: int,
     skipped: Mapping[str, str] | None = None,
     unfinished: Path | None = None,
+    normalise: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
 ) -> None:
     """Encode a split into a folder of shards, which the ranks share.
 
@@ -55,6 +56,7 @@ def write(
         dataset_name, fingerprint, skipped: recorded.
         unfinished: where shards lie until all are done, and are found again after a kill; None: in `folder` at once.
             It must be the same set's: nothing but the bytes of a shard is checked.
+        normalise: from the measured mean and std to those that are recorded (facm/data/normalise.py); None: those.
 
     Raises:
         ValueError: a channel that is constant over the set, so that it cannot be normalised.
@@ -75,7 +77,9 @@ def write(
                 _place(unfinished / described["file"], folder)
         meta = {"codec": codec.name, "dataset": dataset_name, "fingerprint": fingerprint, "flips": flip}
         sizes = {"shape": shape, "num": len(images), "num_classes": images.num_classes}
-        finish(folder, meta | sizes, moments.statistics(), shards, getattr(codec, "options", {}), skipped)
+        measured = moments.statistics()
+        statistics = measured if normalise is None else normalise(measured)
+        finish(folder, meta | sizes, statistics, shards, getattr(codec, "options", {}), skipped)
 
 
 def finish(

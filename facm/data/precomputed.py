@@ -16,8 +16,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from facm.data import Images
-from facm.files import load_foreign, read_tensors, sha256
+from facm.data import Images, normalise
+from facm.files import read_tensors, sha256
 from facm.log import progress
 
 SHARDS, STATS = "latents_rank*_shard*.safetensors", "latents_stats.pt"
@@ -97,17 +97,4 @@ class Precomputed:
         Raises:
             ValueError: of another form, or a std that is not above 0.
         """
-        path = self.root / STATS
-        found = load_foreign(path)
-        if not isinstance(found, dict) or not all(isinstance(found.get(name), Tensor) for name in ("mean", "std")):
-            raise ValueError(f"{path} must hold tensors 'mean' and 'std'")
-        values = {name: found[name].flatten().float().contiguous().clone() for name in ("mean", "std")}
-        shapes = {tuple(found[name].shape) for name in values}
-        channels = len(values["mean"])
-        if shapes != {(1, channels, 1, 1)}:
-            raise ValueError(f"{path} must hold mean and std of one shape (1, C, 1, 1), it has {sorted(shapes)}")
-        if not bool(torch.isfinite(values["mean"]).all() and torch.isfinite(values["std"]).all()):
-            raise ValueError(f"{path}: statistics that are not finite")
-        if float(values["std"].min()) <= 0:
-            raise ValueError(f"{path}: a std of {float(values['std'].min())}, it must be above 0")
-        return values
+        return normalise.read(self.root / STATS)

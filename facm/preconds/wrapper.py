@@ -52,7 +52,7 @@ class Units(nn.Module):
         if high - low > 1e-4 * high:
             raise ValueError(
                 f"params.yaml, backbone.precond: '{name}' knows noise of one level for all channels, and data/latents "
-                f"was normalised by stds from {low:.4g} to {high:.4g}: normalise all channels by one std, or set "
+                f"was normalised by stds from {low:.4g} to {high:.4g}: set latents.normalise to one or none, or "
                 "precond to none or simple_edm"
             )
         self.b = scale * sum(std) / len(std)
