@@ -17,7 +17,7 @@ class Generator:
 
     def __init__(self, network: nn.Module, config: checkpoint.Config):
         self.network, self.config = network.to(dist.device()), config
-        self.codec = codecs.build(config.codec)
+        self.codec = codecs.build(config.codec, **config.codec_options)
 
     @classmethod
     def load(cls, folder: str | Path, sigma_rel: float | None = None) -> "Generator":

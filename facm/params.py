@@ -1,8 +1,9 @@
 """params.yaml as frozen dataclasses: one per top-level key, every key required, every unknown key refused.
 
 The file is the only configuration. What a key means, its unit and its place in the paper stand in presets/base.yaml;
-here stand its type and range. Blocks of one method or network (`objectives.<name>`, `backbones.<name>`) are kept as
-plain mappings: the class that they are for checks them, so that a new method needs no line here.
+here stand its type and range. Blocks of one method or network (`objectives.<name>`, `backbones.<name>`,
+`preconds.<name>`) are kept as plain mappings: the class that they are for checks them, so that a new method needs no
+line here.
 """
 
 import copy
@@ -60,6 +61,8 @@ class Data:
     name: str
     root: str | None
     fingerprint: str | None
+    size: Count | None
+    max_bad: Fraction
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,13 @@ class Tokens:
 @dataclass(frozen=True)
 class Latents:
     codec: str
+    vae: str | None
+    vae_sha256: str | None
+    posterior: Literal["sample", "mode"]
+    seed: Seed
+    normalise: Literal["channel", "one", "none", "given"]
+    stats: str | None
+    stats_sha256: str | None
     labels: bool
     flip: bool
     shard_size: Count
@@ -92,6 +102,7 @@ class Latents:
 @dataclass(frozen=True)
 class Backbone:
     name: str
+    precond: str
 
 
 @dataclass(frozen=True)
@@ -153,6 +164,18 @@ class Teacher(Training):
     fraction: Fraction
     cosine: Cosine
     cosine_eps: Positive
+
+
+@dataclass(frozen=True)
+class Imported:
+    code: str
+    source: str | None
+    format: str | None
+    sha256: str | None
+    which: Literal["ema", "model"]
+    profile: float
+    stats: str | None
+    trust_pickle: bool
 
 
 @dataclass(frozen=True)
@@ -222,8 +245,10 @@ class Params:
     latents: Latents
     backbone: Backbone
     backbones: dict[str, dict[str, Any]]
+    preconds: dict[str, dict[str, Any]]
     train: Train
     teacher: Teacher
+    imported: Imported
     baseline: Baseline
     distill: Distill
     objectives: dict[str, dict[str, Any]]
@@ -262,11 +287,14 @@ def tracked(mapping: dict[str, Any], stage: str) -> dict[str, Any]:
         stage: teacher | distill.
     """
     used = {name: mapping[name] for name in ("backbone", stage)}
-    used |= {"backbones": {mapping["backbone"]["name"]: mapping["backbones"][mapping["backbone"]["name"]]}}
+    for blocks, name in (("backbones", mapping["backbone"]["name"]), ("preconds", mapping["backbone"]["precond"])):
+        used[blocks] = {name: mapping[blocks][name]}
     used |= {
         "train": {"precision": mapping["train"]["precision"]},
         "runtime": {"threads": mapping["runtime"]["threads"]},
     }
+    if stage == "teacher":
+        used["imported"] = mapping["imported"]
     if stage == "distill":
         used["objectives"] = {mapping[stage]["objective"]: mapping["objectives"][mapping[stage]["objective"]]}
     return copy.deepcopy(used)

@@ -7,6 +7,7 @@
 """
 
 import functools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 from facm import dist
 from facm.copies import Copies
 from facm.data import Images
-from facm.evaluate import Yardstick, score
+from facm.evaluate import Pictures, Yardstick, score
 from facm.features import network_class
 from facm.files import load_json, load_tensors, save_json, save_tensors
 from facm.samplers.noise import noise
@@ -25,6 +26,7 @@ from facm.samplers.noise import noise
 SUFFIXES = ("", "_second")
 PICTURES_GIB = 1.0
 KID_SUBSETS = 20
+PART = 500  # pictures in files that are decoded at once
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ class Reference:
         seeds = (seed, seed + 1) if network.seeded else (seed,)
         networks = dist.from_main(lambda: [network.create(train, s) for s in seeds])
         yardsticks = tuple(Yardstick.of(made.to(dist.device()), train.images) for made in networks)
-        keep = train.kind == "pictures" and train.images.numel() <= PICTURES_GIB * 2**30
-        return cls(yardsticks, Copies.of(train.images) if keep else None)
+        keep = train.kind == "pictures" and math.prod(train.images.shape) <= PICTURES_GIB * 2**30
+        return cls(yardsticks, Copies.of(train.images[:]) if keep else None)
 
     @classmethod
     def open(cls, folder: str | Path) -> "Reference":
@@ -147,7 +149,7 @@ def mean_pictures(train: Images, num: int) -> Tensor:
     Recognised perfectly and without any diversity: what accuracy alone would call the best of generators.
     """
     groups = torch.zeros(len(train), dtype=torch.int64) if train.labels is None else train.labels
-    means = torch.stack([train.images[groups == c].double().mean(0) for c in range(max(train.num_classes, 1))])
+    means = torch.stack([_mean(train.images, groups == c) for c in range(max(train.num_classes, 1))])
     return _as_data(means, train)[torch.arange(num) % len(means)]
 
 
@@ -156,13 +158,38 @@ def noise_pictures(train: Images, num: int, seed: int) -> Tensor:
 
     Of points it is the identity map, of the noise that samplers start from.
     """
-    values, shape = train.images.flatten(0, -2).double(), train.images.shape[1:]
+    shape = train.images.shape[1:]
+    mean, std = _mean_and_std(train.images)
     if train.kind == "points":
         (normals,) = noise(seed, range(num), 1, shape)
     else:
         generator = torch.Generator().manual_seed(seed)
         normals = torch.randn((num, *shape), generator=generator, dtype=torch.float64)
-    return _as_data(values.mean(0) + values.std(0) * normals, train)
+    return _as_data(mean + std * normals, train)
+
+
+def _mean(images: Pictures, rows: Tensor) -> Tensor:
+    """Mean float64 of some samples; of pictures in files part by part, with the same bits: sums of levels are exact."""
+    if isinstance(images, Tensor):
+        return images[rows].double().mean(0)
+    total, chosen = torch.zeros(tuple(images.shape[1:]), dtype=torch.int64), rows.nonzero().flatten()
+    for part in chosen.split(PART):
+        total += images[part].sum(0, dtype=torch.int64)
+    return total.double() / len(chosen)
+
+
+def _mean_and_std(images: Pictures) -> tuple[Tensor, Tensor]:
+    """Mean and std per channel, float64 (C,), or per coordinate (D,)."""
+    if isinstance(images, Tensor):
+        values = images.flatten(0, -2).double()
+        return values.mean(0), values.std(0)
+    sums = torch.zeros(2, images.shape[-1], dtype=torch.int64)
+    for part in dist.batches(len(images), PART):
+        levels = images[part.start : part.stop].flatten(0, -2).long()
+        sums += torch.stack([levels.sum(0), levels.square().sum(0)])
+    num = math.prod(images.shape[:-1])
+    first, second = sums.double()
+    return first / num, ((second - first.square() / num) / (num - 1)).sqrt()
 
 
 def _as_data(values: Tensor, train: Images) -> Tensor:

@@ -10,8 +10,8 @@ def main() -> None:
     params = check.read()
     check.writable("data", "metrics")
     dist.setup(params.runtime.threads)
-    dist.from_main(lambda: data.verify(params.data.name, params.data.root, params.data.fingerprint))
-    splits = {split: data.load(params.data.name, params.data.root, split) for split in ("train", "heldout")}
+    source = data.admit(params.data)
+    splits = {split: source.load(split) for split in data.SPLITS}
     figures = reference.build(
         "data/reference",
         splits["train"],

@@ -22,7 +22,7 @@ def main() -> None:
     latents, t, tracked = LatentSet.open(LATENTS), p.teacher, params.tracked(raw, "teacher")
     check.fits(p, latents.shape)
     objective = FM(conditioning=t.conditioning, fraction=t.fraction, cosine=t.cosine, cosine_eps=t.cosine_eps)
-    config = checkpoint.describe("teacher", latents, check.backbone(p), objective, t, tracked)
+    config = checkpoint.describe("teacher", latents, check.backbone(p), objective, t, tracked, check.precond(p))
     torch.manual_seed(t.seed)
     network = config.build(t.dropout)
     tokens, inputs = None, [LATENTS / "meta.json"]

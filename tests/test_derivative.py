@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from miniature import UNET
 from torch import Tensor, nn
 
 from facm.backbones import BACKBONES, build
@@ -27,6 +28,7 @@ NETWORKS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
         }.items()
     },
     "mlp": ("mlp", (2,), {"hidden": 16, "depth": 2}),
+    "ddpmpp": ("ddpmpp", (3, 4, 4), UNET),
 }
 """Case -> backbone, shape, constants."""
 

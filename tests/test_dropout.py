@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from miniature import UNET
 
 from facm import backbones
 from facm.backbones.dropout import Dropout, mask, number_layers
@@ -52,6 +53,7 @@ def test_no_two_layers_of_a_network_share_a_mask(name: str) -> None:
     points = name in backbones.POINTS
     constants = {"hidden": 32, "depth": 3} | ({} if points else {"patch_size": 2, "heads": 2})
     constants |= {"encoder_depth": 1} if name == "repa" else {}
+    constants = UNET if name == "ddpmpp" else constants
     shape = (2,) if points else (1, 4, 4)
     network = backbones.build(name, constants, shape=shape, num_classes=0, dropout=0.5)
     layers = [int(module.layer) for module in network.modules() if isinstance(module, Dropout)]

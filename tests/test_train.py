@@ -665,7 +665,9 @@ def test_snapshots_are_written_at_their_steps_and_synthesis_gives_stored_ones_ba
     assert [path.name for path in trained.snapshots] == [checkpoint.snapshot_name(*key) for key in sorted(stored)]
     for path, key in zip(trained.snapshots, sorted(stored), strict=True):
         assert_same(checkpoint.read_weights(path), stored[key])
-    config = checkpoint.describe("student", latents, ("lightningdit", NETWORK), FM(), run.job.settings, plain())
+    config = checkpoint.describe(
+        "student", latents, ("lightningdit", NETWORK), FM(), run.job.settings, plain(), ("none", {})
+    )
     checkpoint.save(tmp_path / "student", trained.weights, config, trained.snapshots)
     for sigma_rel in (0.05, 0.2):
         found = checkpoint.synthesize(tmp_path / "student", sigma_rel)

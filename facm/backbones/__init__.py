@@ -15,7 +15,14 @@ from torch import nn
 
 from facm.names import refuse_unknown
 
-BACKBONES = {"dit": "DiT", "lightningdit": "LightningDiT", "mlp": "MLP", "repa": "REPA", "sit": "SiT"}
+BACKBONES = {
+    "ddpmpp": "DDPMpp",
+    "dit": "DiT",
+    "lightningdit": "LightningDiT",
+    "mlp": "MLP",
+    "repa": "REPA",
+    "sit": "SiT",
+}
 POINTS = ("mlp",)  # which of them take points (B, D)
 GIVEN = ("self", "shape", "num_classes", "auxiliary", "dropout")
 BY_SIZE = ("patch_size", "hidden", "depth", "heads")
