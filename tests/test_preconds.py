@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from miniature import UNET, Points, parsed, plain, randomised, write_checkpoint, write_latents, write_params
+from miniature import SHALLOW, UNET, Points, parsed, plain, randomised, write_checkpoint, write_latents, write_params
 from torch import Tensor, nn
 
 import facm
@@ -266,12 +266,11 @@ def test_none_is_the_network_itself() -> None:
 # Training
 
 
-@pytest.mark.parametrize("conditioning", ["expanded", "auxiliary"])
-@pytest.mark.parametrize("backbone", ["ddpmpp", "mlp"])
+@pytest.mark.parametrize(("backbone", "conditioning"), [("ddpmpp", "auxiliary"), ("mlp", "expanded")])
 @pytest.mark.parametrize("name", preconds.PRECONDS)
 def test_two_steps_of_facm_move_every_weight(name: str, backbone: str, conditioning: str, tmp_path: Path) -> None:
     data: Any = Points(3) if backbone == "mlp" else write_latents(tmp_path / "latents")
-    constants = {"hidden": 16, "depth": 2} if backbone == "mlp" else UNET
+    constants = {"hidden": 16, "depth": 2} if backbone == "mlp" else SHALLOW
     sizes = {"shape": data.shape, "num_classes": 3}
     units = {"mean": [0.0] * data.shape[0], "std": [1.0] * data.shape[0]}
 
