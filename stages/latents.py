@@ -35,7 +35,10 @@ def write(p: params.Params, source: data.Admitted, codec: codecs.Codec, unfinish
     if p.data.name in data.LATENTS:
         adopt(OUT, source.dataset, codec, labels=p.latents.labels, **options)
         return
-    images, asked = source.load("train"), p.latents.tokens
+    asked, encoding = p.latents.tokens, None
+    if asked.encoder is not None and asked.weights is not None and asked.sha256 is not None:
+        encoding = encoder.load(asked.encoder, asked.weights, asked.sha256, asked.side).to(dist.device())
+    images = source.load("train")
     latents.write(
         OUT,
         images if p.latents.labels else images.unlabelled(),
@@ -47,12 +50,12 @@ def write(p: params.Params, source: data.Admitted, codec: codecs.Codec, unfinish
         normalise=lambda measured: normalise.statistics(measured, p.latents.normalise, given),
         **options,
     )
-    if asked.encoder is not None and asked.weights is not None and asked.sha256 is not None:
+    if encoding is not None:
         tokens.write(
             OUT,
             lambda part: images.images[part.start : part.stop],
             len(images),
-            encoder.load(asked.encoder, asked.weights, asked.sha256, asked.side).to(dist.device()),
+            encoding,
             flip=p.latents.flip,
             shard_size=p.latents.shard_size,
             batch_size=p.latents.batch_size,

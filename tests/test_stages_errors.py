@@ -64,7 +64,7 @@ WRONG = {
     "wrong type": ({"teacher__steps": "many"}, "params.yaml, teacher.steps: must be a whole number, got 'many'"),
     "out of range": ({"sample__num": 0}, "params.yaml, sample.num: 0 is outside [1, inf)"),
     "unknown objective": ({"distill__objective": "facn"}, "unknown 'facn' (did you mean 'facm'?); known: cd, ect, "),
-    "unknown backbone": ({"backbone__name": "dit"}, "params.yaml, backbone.name: unknown 'dit'"),
+    "unknown backbone": ({"backbone__name": "unet"}, "params.yaml, backbone.name: unknown 'unet'"),
     "unknown weighting": ({"distill__beta": "sin"}, "params.yaml, distill.beta: 'sin' is not one of one, power, cos"),
     "unfit sampler": (
         {"distill__objective": "fm"},
