@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from foreign import inputs, network, release_file, stats_file, training_file
@@ -280,6 +281,28 @@ def test_a_damaged_file_is_named(content: bytes, trust: bool, tmp_path: Path) ->
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(ForeignError, match=r"x\.pt (is damaged, or no checkpoint|holds more than tensors)"):
         pickles.read(tmp_path / "x.pt", trust=trust)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "pickle"])
+def test_a_file_with_changed_bytes_is_read_or_refused_and_nothing_else_happens(kind: str, tmp_path: Path) -> None:
+    content = {"ema": {"w": torch.ones(3)}, "args": argparse.Namespace(x=1)}
+    path, random = tmp_path / "x.pt", np.random.default_rng(0)
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps({"ema": torch.nn.Linear(2, 2)}))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
+    whole, refused = path.read_bytes(), 0
+    for _ in range(60):
+        changed = bytearray(whole[: None if random.random() < 0.7 else random.integers(len(whole))])
+        if changed:
+            changed[random.integers(len(changed))] = random.integers(256)
+        path.write_bytes(changed)
+        for trust in (False, True):
+            try:
+                weights.choose(pickles.read(path, trust=trust), path)
+            except ForeignError:
+                refused += 1
+    assert refused > 60
 
 
 # Export
