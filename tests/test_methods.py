@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from miniature import BASE, NETWORK, UNET, Points, parsed, randomised, student, write_latents
+from miniature import BASE, NETWORK, SHALLOW, Points, parsed, randomised, student, write_latents
 from oracle import normal_grid
 from torch import Tensor, nn
 
@@ -26,7 +26,7 @@ from facm.work import Work
 ROOT = Path(__file__).parents[1]
 NAMES = list(objectives.OBJECTIVES)
 ROWS = 256
-CONSTANTS = {"lightningdit": NETWORK, "mlp": {"hidden": 16, "depth": 2}, "ddpmpp": UNET}
+CONSTANTS = {"lightningdit": NETWORK, "mlp": {"hidden": 16, "depth": 2}, "ddpmpp": SHALLOW}
 
 
 def objective_of(name: str, **changes: Any) -> Any:

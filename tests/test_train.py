@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from miniature import NETWORK, UNET, Points, parsed, plain, randomised, write_latents
+from miniature import NETWORK, SHALLOW, Points, parsed, plain, randomised, write_latents
 from torch import nn
 
 from facm import backbones, check, checkpoint, dist, ema, flow, source, train
@@ -41,7 +41,7 @@ def latents(tmp_path_factory: pytest.TempPathFactory) -> LatentSet:
 
 
 def network(latents: Any, name: str = "lightningdit", *, auxiliary: bool = False, dropout: float = 0.0, seed: int = 0):
-    constants = {"lightningdit": NETWORK, "ddpmpp": UNET}.get(name, {"hidden": 16, "depth": 2})
+    constants = {"lightningdit": NETWORK, "ddpmpp": SHALLOW}.get(name, {"hidden": 16, "depth": 2})
     sizes = {"shape": latents.shape, "num_classes": latents.num_classes}
     return randomised(backbones.build(name, constants, **sizes, auxiliary=auxiliary, dropout=dropout), seed)
 
