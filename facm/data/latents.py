@@ -27,7 +27,7 @@ from facm import dist
 from facm.ahead import ahead
 from facm.codecs import Codec
 from facm.data import Images
-from facm.files import load_json, load_tensors, save_json, save_tensors, sha256
+from facm.files import load_json, load_tensors, save_json, save_tensors, sha256, whole
 from facm.log import progress, say
 
 
@@ -126,7 +126,7 @@ class _Encoding:
         """What meta.json says about each shard, and its moments; what a killed run has finished is not redone."""
         mine = dist.share(len(self.parts))
         finished = {number: found for number in mine if (found := self._finished(number)) is not None}
-        if finished:
+        if finished and dist.is_main():
             say(f"latents: {len(finished)} of {len(mine)} shards were finished before and are kept")
         rows = [some for number in mine if number not in finished for some in self._batches(number)]
         batches = iter(progress(ahead(self._pictures, rows), len(rows), "encoding"))
@@ -343,8 +343,9 @@ def _place(path: Path, folder: Path) -> None:
     """Put a finished file into a folder, by a link, so that a kill leaves it where it was, too; else by a copy."""
     try:
         os.link(path, folder / path.name)
-    except OSError:
-        shutil.copyfile(path, folder / path.name)
+    except OSError:  # another file system, or one without links
+        with path.open("rb") as source, whole(folder / path.name) as copy:
+            shutil.copyfileobj(source, copy)
 
 
 def _load(folder: Path, described: dict[str, Any], cure: str) -> dict[str, Tensor]:
