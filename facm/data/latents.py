@@ -125,7 +125,9 @@ class _Encoding:
     def shards(self) -> Iterator[tuple[dict[str, Any], "Moments"]]:
         """What meta.json says about each shard, and its moments; what a killed run has finished is not redone."""
         mine = dist.share(len(self.parts))
-        finished = {number: found for number in mine if (found := self._finished(number)) is not None}
+        resumed = self.resumable and any(self.place.glob("shard_*.json"))
+        looked = progress(mine, len(mine), "finished shards") if resumed else ()
+        finished = {number: found for number in looked if (found := self._finished(number)) is not None}
         if finished and dist.is_main():
             say(f"latents: {len(finished)} of {len(mine)} shards were finished before and are kept")
         rows = [some for number in mine if number not in finished for some in self._batches(number)]
@@ -163,7 +165,7 @@ class _Encoding:
     def _finished(self, number: int) -> tuple[dict[str, Any], "Moments"] | None:
         """A shard that a killed run has written whole."""
         path = self.place / shard_name(number)
-        if not (self.resumable and path.is_file() and path.with_suffix(".json").is_file()):
+        if not (path.is_file() and path.with_suffix(".json").is_file()):
             return None
         kept = load_json(path.with_suffix(".json"), f"remove {self.place}")
         if sha256(path) != kept["described"]["sha256"]:
