@@ -36,13 +36,11 @@ class Encoder:
 
     def __init__(self, name: str, weights: dict[str, Tensor], *, side: int = 224, **sizes: Any) -> None:
         import timm
-        from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+        from timm.models.vision_transformer import checkpoint_filter_fn
 
-        if not timm.is_model(name):
-            raise ValueError(f"{PLACE}.encoder: timm {timm.__version__} knows no model '{name}'")
-        network = timm.create_model(name, pretrained=False, num_classes=0, img_size=side, **sizes)
-        if not isinstance(network, VisionTransformer):
-            raise ValueError(f"{PLACE}.encoder: '{name}' is a {type(network).__name__}, needed is a VisionTransformer")
+        if name not in timm.list_models(module="vision_transformer"):
+            raise ValueError(f"{PLACE}.encoder: timm {timm.__version__} has no vision transformer '{name}'")
+        network: Any = timm.create_model(name, pretrained=False, num_classes=0, img_size=side, **sizes)
         patch = network.patch_embed.patch_size[0]
         if side % patch:
             raise ValueError(f"{PLACE}.side: {side} is not a multiple of the patch size {patch} of '{name}'")

@@ -111,7 +111,7 @@ CONFLICTS = [
     ),
     (
         {"backbone__name": "mlp"},
-        "params.yaml, backbone.name: 'mlp' is for points, and data.name 'digits' has pictures: set it to ddpmpp, dit",
+        "params.yaml, backbone.name: 'mlp' is for points, and data.name 'digits' has pictures: set it to ",
     ),
     (
         MIXTURE | {"backbone__name": "lightningdit"},

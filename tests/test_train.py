@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from miniature import NETWORK, SHALLOW, Points, parsed, plain, randomised, write_latents
+from miniature import CONSTANTS, NETWORK, Points, parsed, plain, randomised, write_latents
 from torch import nn
 
 from facm import backbones, check, checkpoint, dist, ema, flow, source, train
@@ -41,9 +41,8 @@ def latents(tmp_path_factory: pytest.TempPathFactory) -> LatentSet:
 
 
 def network(latents: Any, name: str = "lightningdit", *, auxiliary: bool = False, dropout: float = 0.0, seed: int = 0):
-    constants = {"lightningdit": NETWORK, "ddpmpp": SHALLOW}.get(name, {"hidden": 16, "depth": 2})
     sizes = {"shape": latents.shape, "num_classes": latents.num_classes}
-    return randomised(backbones.build(name, constants, **sizes, auxiliary=auxiliary, dropout=dropout), seed)
+    return randomised(backbones.build(name, CONSTANTS[name], **sizes, auxiliary=auxiliary, dropout=dropout), seed)
 
 
 def guidance(latents: Any, **fields: Any) -> Guidance:

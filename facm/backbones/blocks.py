@@ -253,11 +253,19 @@ class RMSNorm(nn.Module):
         return torch.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), 1e-6)
 
 
+class LayerNorm(nn.LayerNorm):
+    """torch's, by torch.layer_norm, which torch 2.11 compiles on dual numbers; its namesake in nn.functional not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) -> (..., width)."""
+        return torch.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
 def norm(width: int, rms_norm: bool, *, affine: bool = False) -> nn.Module:
     """RMSNorm with weight, or LayerNorm: in DiT's blocks without weights, for queries and keys as timm has it."""
     if rms_norm:
         return RMSNorm(width)
-    return nn.LayerNorm(width, elementwise_affine=affine, eps=1e-5 if affine else 1e-6)
+    return LayerNorm(width, elementwise_affine=affine, eps=1e-5 if affine else 1e-6)
 
 
 def sincos_positions(grid: tuple[int, int], hidden: int) -> Tensor:
