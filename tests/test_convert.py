@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from foreign import inputs, network, release_file, stats_file, training_file
+from foreign import inputs, network, release_file, stats_file, training_file, transformer_file
+from ldm_reference import random_weights
 from miniature import write_checkpoint, write_latents
 from oracle import golden, golden_network
 from safetensors.torch import load_file, save_file
 
 import facm
 from facm import checkpoint
+from facm.codecs.sd_vae import SdVae
 from facm.convert import __main__ as command
 from facm.convert import pickles, statistics, weights
 from facm.convert.pickles import ForeignError
@@ -164,6 +166,23 @@ def test_other_switches_and_half_precision_are_read_from_the_shapes(run) -> None
     x, t, y = inputs()
     torch.testing.assert_close(loaded(x, t, y), theirs(x, t, y), rtol=2e-2, atol=2e-2)
     assert all(tensor.dtype == torch.float32 for tensor in loaded.state_dict().values())
+
+
+# Codec
+
+
+def test_the_codecs_weights_travel_with_a_converted_network(run, refused) -> None:
+    architecture = SdVae.architecture
+    save_file(random_weights(32, architecture.multipliers, 4, architecture.attention), "vae.safetensors")
+    transformer_file(Path("x.pt"))
+    sit = ("x.pt", "--from", "sit", "--set", "heads=2", "--out", "out")
+    assert "--vae None: codec 'sd_vae' needs its weights (folder, hub name or file)" in refused(*sit)
+    told = refused(*sit, "--codec", "identity", "--vae", "vae.safetensors")
+    assert "--vae vae.safetensors: codec 'identity' has no weights" in told
+    run(*sit, "--vae", "vae.safetensors")
+    config = checkpoint.read_config("out")
+    assert config.codec == "sd_vae" and config.codec_options["vae_sha256"] == checkpoint.sha256("vae.safetensors")
+    assert facm.load("out").generate([1, 4], nfe=1, sampler="euler").shape == (2, 64, 64, 3)
 
 
 # Refused
