@@ -22,10 +22,12 @@ from facm import dist
 from facm.codecs import ldm
 from facm.codecs.identity import Identity
 from facm.files import load_foreign, load_json, load_tensors, sha256
+from facm.names import refuse_unknown
 from facm.params import PATH
 from facm.work import repository_root
 
 AT_ONCE = 16  # pictures in the network, whatever the batch: 4 GB of activations at 256 x 256 and 128 channels
+POSTERIORS = ("sample", "mode")
 WEIGHTS, CONFIG = "diffusion_pytorch_model.safetensors", "config.json"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 OLDER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # attention before diffusers 0.17
@@ -97,13 +99,15 @@ class Autoencoder:
             FileNotFoundError: no such weights.
             ValueError: other weights than the pinned ones, or of another architecture.
         """
+        refuse_unknown([posterior], POSTERIORS, f"{PATH}, latents.posterior")
         self._levels, self.posterior, self.seed = Identity(rounding), posterior, seed
         path = find(vae)
         self.sha256 = sha256(path)
         if vae_sha256 not in (None, self.sha256):
             raise ValueError(
-                f"{PATH}, latents.vae_sha256: pinned is {vae_sha256}, but {path} has {self.sha256}: latents can be "
-                "encoded and decoded by the same weights only; restore them, or pin the others and run `dvc repro`"
+                f"{PATH}, latents.vae_sha256 (or a checkpoint's config.json): pinned is {vae_sha256}, but {path} has "
+                f"{self.sha256}: latents can be encoded and decoded by the same weights only; restore them, or pin the "
+                "others and run `dvc repro`"
             )
         self._vae = vae
         self.network = load(path, self.architecture).to(dist.device())
