@@ -15,18 +15,24 @@ from facm.log import progress
 class Generator:
     """A network, the codec behind it and the samplers that fit it."""
 
-    def __init__(self, network: nn.Module, config: checkpoint.Config):
+    def __init__(self, network: nn.Module, config: checkpoint.Config, rounding: str = "round"):
         self.network, self.config = network.to(dist.device()), config
-        self.codec = codecs.build(config.codec)
+        options = {} if config.codec in codecs.POINTS else {"rounding": rounding}
+        self.codec = codecs.build(config.codec, **options)
 
     @classmethod
-    def load(cls, folder: str | Path, sigma_rel: float | None = None) -> "Generator":
-        """From a checkpoint folder; `sigma_rel` asks for another, post-hoc EMA length than the stored one.
+    def load(cls, folder: str | Path, sigma_rel: float | None = None, *, rounding: str = "round") -> "Generator":
+        """From a checkpoint folder.
+
+        Args:
+            folder: of the checkpoint.
+            sigma_rel: another, post-hoc EMA length than the stored one.
+            rounding: of decoded levels to uint8: round (half up) | floor; points know none.
 
         Raises:
             facm.checkpoint.CheckpointError: missing, damaged or unfitting files.
         """
-        return cls(*checkpoint.load(folder, sigma_rel))
+        return cls(*checkpoint.load(folder, sigma_rel), rounding)
 
     def sampler(self, name: str | None = None, **fields: Any) -> Any:
         """A sampler that this checkpoint can use.

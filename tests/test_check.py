@@ -54,7 +54,7 @@ def test_what_goes_together_is_accepted(changes: dict) -> None:
 
 UNKNOWN = [
     ({"data__name": "digit"}, "params.yaml, data.name: unknown 'digit' (did you mean 'digits'?); known: digits"),
-    ({"reference__features": "vgg"}, "params.yaml, reference.features: unknown 'vgg'; known: digits_cnn, exact_map"),
+    ({"reference__features": "vgg"}, "params.yaml, reference.features: unknown 'vgg'; known: digits_cnn, dinov2"),
     ({"latents__codec": "vae"}, "params.yaml, latents.codec: unknown 'vae'; known: identity"),
     (
         {"backbone__name": "lightningdot"},

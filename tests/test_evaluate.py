@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -13,16 +13,10 @@ from torch import Tensor
 from facm import data, evaluate
 from facm.copies import Copies, nearest
 from facm.data import Images
-from facm.evaluate import (
-    Yardstick,
-    distance_key,
-    frechet_distance,
-    kernel_distance,
-    precision_recall,
-    score,
-    statistics,
-)
-from facm.reference import Reference, build, mean_pictures, noise_pictures
+from facm.ends import mean_pictures, noise_pictures
+from facm.evaluate import Yardstick, distance_key, kernel_distance, precision_recall, score
+from facm.frechet import frechet_distance, statistics
+from facm.reference import Reference, build
 
 
 def normal(num: int, width: int, seed: int = 0) -> Tensor:
@@ -33,12 +27,16 @@ class Pixels:
     """A feature network for tests: features are pixels, the class is the brightest one."""
 
     seeded, batch, exact = False, 500, None
+    widths: ClassVar[dict[str, int]] = {"features": 4}
 
     def __init__(self, name: str = "pixels"):
         self.name = name
 
     def extract(self, images: Tensor) -> Tensor:
         return images.flatten(1).float() / 255
+
+    def look(self, images: Tensor) -> dict[str, Tensor]:
+        return {"features": self.extract(images)}
 
     def classify(self, features: Tensor) -> Tensor:
         return features
@@ -195,7 +193,7 @@ def test_two_equal_train_pictures_are_0_apart() -> None:
 def test_mean_pictures_are_balanced_means_of_their_class() -> None:
     images = random_pictures(30)
     train = Images(images, torch.arange(30) % 3, 3)
-    means = mean_pictures(train, 7)
+    means = mean_pictures(train, 7)[:]
     assert torch.equal(means[:3], means[3:6]) and torch.equal(means[0], means[6])
     expected = (images[1::3].double().mean(0) + 0.5).floor().to(torch.uint8)
     assert torch.equal(means[1], expected)
@@ -203,11 +201,11 @@ def test_mean_pictures_are_balanced_means_of_their_class() -> None:
 
 def test_noise_has_the_mean_and_std_of_the_data_and_the_seed_decides_it() -> None:
     narrow = random_pictures(300) // 4 + 96
-    noise = noise_pictures(Images(narrow, None, 0), 3000, 0)
+    noise = noise_pictures(Images(narrow, None, 0), 3000, 0)[:]
     assert float(noise.double().mean()) == pytest.approx(float(narrow.double().mean()), abs=1)
     assert float(noise.double().std()) == pytest.approx(float(narrow.double().std()), rel=0.03)
-    assert torch.equal(noise, noise_pictures(Images(narrow, None, 0), 3000, 0))
-    assert not torch.equal(noise, noise_pictures(Images(narrow, None, 0), 3000, 1))
+    assert torch.equal(noise, noise_pictures(Images(narrow, None, 0), 3000, 0)[:])
+    assert not torch.equal(noise, noise_pictures(Images(narrow, None, 0), 3000, 1)[:])
 
 
 @dataclass
@@ -255,7 +253,7 @@ def test_train_pictures_score_as_perfect_copies(digits: Built) -> None:
 def test_heldout_pictures_and_noise_are_hardly_ever_copies(digits: Built) -> None:
     assert digits.metrics["heldout_copies"] == pytest.approx(3 / 450)
     copies = Reference.open(digits.folder).copies
-    assert copies is not None and copies.rate(copies.nearest(noise_pictures(digits.train, 100, 0))) == 0
+    assert copies is not None and copies.rate(copies.nearest(noise_pictures(digits.train, 100, 0)[:])) == 0
     barely = (digits.train.images.int() + 1).clamp(max=255).to(torch.uint8)
     assert copies.rate(copies.nearest(barely)) == 1
 

@@ -9,7 +9,7 @@ import ranks
 import torch
 from miniature import write_checkpoint, write_params
 
-from facm import data, dist, evaluate, log
+from facm import data, dist, log, seen
 from facm.data.latents import LatentSet
 from facm.features import digits_cnn
 from facm.files import sha256
@@ -31,7 +31,7 @@ STAGES = (latents, reference, baseline, sample, evaluation)
 def run_stages(folder: Path) -> None:
     """Run the five stages in a folder that has params and checkpoints, with quick feature networks."""
     os.chdir(folder)
-    digits_cnn.EPOCHS, digits_cnn.DigitsCNN.batch, evaluate.PICTURES = 1, 100, 300
+    digits_cnn.EPOCHS, digits_cnn.DigitsCNN.batch, seen.PICTURES = 1, 100, 300
     dist.teardown = lambda: None  # the stages follow one another in one group
     log.say = lambda message: None
     for stage in STAGES:
@@ -61,7 +61,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_params(folder, **SIZES, data__fingerprint=data.fingerprint("digits", None))
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
-        for module, name in ((digits_cnn, "EPOCHS"), (evaluate, "PICTURES"), (dist, "teardown"), (log, "say")):
+        for module, name in ((digits_cnn, "EPOCHS"), (seen, "PICTURES"), (dist, "teardown"), (log, "say")):
             patched.setattr(module, name, getattr(module, name))  # put back afterwards
         patched.setattr(digits_cnn.DigitsCNN, "batch", 100)
         latents.main()
