@@ -26,6 +26,7 @@ from facm.ends import mean_pictures, noise_pictures
 from facm.evaluate import Yardstick, chosen, score
 from facm.features import FeatureNetwork, network_class
 from facm.files import load_json, load_tensors, save_json, save_tensors
+from facm.log import say
 from facm.seen import look
 
 SUFFIXES = ("", "_second")
@@ -49,12 +50,12 @@ class Reference:
 
     @classmethod
     def of(
-        cls, train: Images, *, features: str, seed: int, also: Sequence[str] = (), archive: Archive | None = None
+        cls, train: Images | None, *, features: str, seed: int, also: Sequence[str] = (), archive: Archive | None = None
     ) -> "Reference":
         """Make the feature networks, on rank 0, and measure a train split, on all ranks.
 
         Args:
-            train: the split.
+            train: the split; None where the data set has no pictures, only latents: then all must be in `archive`.
             features: a key of facm.features.FEATURES.
             seed: of the first network's training; the second has the next one.
             also: further keys.
@@ -62,21 +63,20 @@ class Reference:
                 of which it has statistics.
 
         Raises:
-            ValueError: statistics of another width than the network's features.
+            ValueError: statistics of another width than the network's features, or neither they nor pictures.
         """
-        if archive is not None:
-            _check_widths(archive, features, also)
+        _check_source(train, archive, features, also)
         made = dist.from_main(functools.partial(_networks, train, features, seed, also))
         networks = [(key, network.to(dist.device())) for key, network in made]
         published = {} if archive is None else archive.statistics
         measured = [(key, network) for key, network in networks if key not in published]
-        found = iter(_measured([network for _, network in measured], train, [not key for key, _ in measured]))
+        keep = [not key for key, _ in measured]
+        found = iter(_measured([network for _, network in measured], train, keep))
         yardsticks = [
             next(found) if archive is None or key not in published else _published(archive, network, key)
             for key, network in networks
         ]
-        keep = train.kind == "pictures" and math.prod(train.images.shape) <= PICTURES_GIB * 2**30
-        return cls(tuple(yardsticks), Copies.of(train.images[:]) if keep else None, archive)
+        return cls(tuple(yardsticks), _copies(train), archive)
 
     @classmethod
     def open(cls, folder: str | Path) -> "Reference":
@@ -137,8 +137,8 @@ class Reference:
 
 def build(
     folder: str | Path,
-    train: Images,
-    heldout: Images,
+    train: Images | None,
+    heldout: Images | None,
     *,
     features: str,
     seed: int,
@@ -153,7 +153,7 @@ def build(
 
     Args:
         folder: where to.
-        train: the split that samples are measured against.
+        train: the split that samples are measured against; None: see `Reference.of`; there are no ends then.
         heldout: the split that sets `floor`, what a perfect generator may reach.
         features: a key of facm.features.FEATURES.
         seed: of the first network and of the noise.
@@ -168,6 +168,8 @@ def build(
     reference = Reference.of(train, features=features, seed=seed, also=also, archive=archive)
     if dist.is_main():
         reference.save(folder)
+    if train is None or heldout is None:
+        return {"reference": {"features": features, "num": num}}
     labels = torch.arange(num) % train.num_classes if train.num_classes else None
     ends = functools.partial(score, reference=reference, kid_subsets=kid_subsets, copies=False)
     floor = ends(heldout.images, heldout.labels, copies=reference.copies is not None)
@@ -179,6 +181,21 @@ def build(
     metrics["class_mean" if train.num_classes else "pixel_mean"] = ends(mean_pictures(train, num), labels)
     metrics["noise"] = ends(noise_pictures(train, num, seed), labels, seed=seed)
     return {"reference": metrics}
+
+
+def _check_source(train: Images | None, archive: Archive | None, features: str, also: Sequence[str]) -> None:
+    """Raise ValueError where a network has nothing to be measured on; say what a published reference lacks."""
+    if archive is not None:
+        _check_widths(archive, features, also)
+        if archive.pictures is None and dist.is_main():
+            say(f"{archive.path} has no pictures (arr_0): KID, precision and recall are left out")
+    lacking = [name for name in also if archive is None or name not in archive.statistics]
+    if train is None and (archive is None or lacking):
+        raise ValueError(
+            "params.yaml, reference.source: the data set has no pictures, so an npz must have the statistics of "
+            f"{', '.join([features, *also])}; this is "
+            + (f"{archive.path}, without mu_{lacking[0]}" if archive else "the data set")
+        )
 
 
 def _check_widths(archive: Archive, features: str, also: Sequence[str]) -> None:
@@ -197,7 +214,14 @@ def _check_widths(archive: Archive, features: str, also: Sequence[str]) -> None:
             )
 
 
-def _networks(train: Images, features: str, seed: int, also: Sequence[str]) -> list[tuple[str, FeatureNetwork]]:
+def _copies(train: Images | None) -> Copies | None:
+    """The train pictures, unless there are none, or too many."""
+    if train is None or train.kind != "pictures" or math.prod(train.images.shape) > PICTURES_GIB * 2**30:
+        return None
+    return Copies.of(train.images[:])
+
+
+def _networks(train: Images | None, features: str, seed: int, also: Sequence[str]) -> list[tuple[str, FeatureNetwork]]:
     """All feature networks: under "" the first and its second, the further ones under their names."""
     first = network_class(features)
     seeds = (seed, seed + 1) if first.seeded else (seed,)
@@ -205,9 +229,9 @@ def _networks(train: Images, features: str, seed: int, also: Sequence[str]) -> l
     return [("", first.create(train, s)) for s in seeds] + further
 
 
-def _measured(networks: list[FeatureNetwork], train: Images, keep: list[bool]) -> list[Yardstick]:
-    """The train split in one pass; none where no network asks for it."""
-    return Yardstick.all_of(networks, train.images, keep) if networks else []
+def _measured(networks: Sequence[FeatureNetwork], train: Images | None, keep: Sequence[bool]) -> list[Yardstick]:
+    """The train split as these networks see it, in one pass; none where there are none."""
+    return Yardstick.all_of(networks, train.images, keep) if networks and train is not None else []
 
 
 def _published(archive: Archive, network: FeatureNetwork, key: str) -> Yardstick:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +14,6 @@ from facm.copies import Copies, nearest
 from facm.data import Images
 from facm.ends import mean_pictures, noise_pictures
 from facm.evaluate import Yardstick, distance_key, kernel_distance, precision_recall, score
-from facm.frechet import frechet_distance, statistics
 from facm.reference import Reference, build
 
 
@@ -57,41 +55,6 @@ def fake(images: Tensor, *names: str) -> Fake:
 
 def random_pictures(num: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, (num, 2, 2, 1), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
-
-
-def test_statistics_are_float64_mean_and_covariance() -> None:
-    features = normal(50, 3).float()
-    mu, sigma = statistics(features)
-    assert mu.dtype == sigma.dtype == np.float64
-    np.testing.assert_allclose(mu, features.double().mean(0).numpy(), atol=1e-12)
-    np.testing.assert_allclose(sigma, features.T.cov().numpy(), atol=1e-5)
-
-
-def test_identical_sets_have_distance_0() -> None:
-    one = statistics(normal(500, 16))
-    assert frechet_distance(one, one) == pytest.approx(0, abs=1e-9)
-
-
-def test_a_shift_of_the_mean_in_one_feature_by_d_gives_d_squared() -> None:
-    features, d = normal(500, 16), 1.7
-    shifted = features.clone()
-    shifted[:, 4] += d
-    assert frechet_distance(statistics(features), statistics(shifted)) == pytest.approx(d**2, abs=1e-9)
-
-
-def test_gaussians_that_commute_have_the_closed_form() -> None:
-    mu1, mu2, s1, s2 = np.array([0.0, 1.0]), np.array([0.5, -1.0]), np.array([4.0, 0.25]), np.array([1.0, 9.0])
-    expected = ((mu1 - mu2) ** 2).sum() + ((np.sqrt(s1) - np.sqrt(s2)) ** 2).sum()
-    assert frechet_distance((mu1, np.diag(s1)), (mu2, np.diag(s2))) == pytest.approx(expected, rel=1e-12)
-
-
-def test_gaussians_that_do_not_commute_have_the_symmetric_form() -> None:
-    (mu1, s1), (mu2, s2) = statistics(normal(40, 5)), statistics(normal(40, 5, seed=1) @ normal(5, 5, seed=2))
-    values, vectors = np.linalg.eigh(s1)
-    root = vectors * np.sqrt(values) @ vectors.T
-    trace = np.sqrt(np.linalg.eigvalsh(root @ s2 @ root)).sum()
-    expected = ((mu1 - mu2) ** 2).sum() + np.trace(s1 + s2) - 2 * trace
-    assert frechet_distance((mu1, s1), (mu2, s2)) == pytest.approx(expected, rel=1e-10)
 
 
 def test_kernel_distance_of_whole_sets_is_the_unbiased_mmd() -> None:

@@ -34,8 +34,8 @@ class FeatureNetwork(Protocol):
     widths: ClassVar[dict[str, int]]
 
     @classmethod
-    def create(cls, train: Images, seed: int) -> Self:
-        """Train it on a train split, or find its weights."""
+    def create(cls, train: Images | None, seed: int) -> Self:
+        """Train it on a train split, or find its weights, which needs none."""
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -55,7 +55,7 @@ class DINOv2:
         self.network.eval().requires_grad_(False)
 
     @classmethod
-    def create(cls, train: Images, seed: int) -> "DINOv2":
+    def create(cls, train: Images | None, seed: int) -> "DINOv2":
         """With the pinned weights, whatever data and seed; raises as `find_weights` does."""
         return cls(find_weights())
 

@@ -46,7 +46,7 @@ class Inception:
         )
 
     @classmethod
-    def create(cls, train: Images, seed: int) -> "Inception":
+    def create(cls, train: Images | None, seed: int) -> "Inception":
         """With the pinned weights, whatever data and seed; raises as `find_weights` does."""
         return cls(find_weights())
 
