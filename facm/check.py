@@ -122,6 +122,8 @@ def _check_kind(p: Params) -> None:
             raise ParamsError(
                 f"{PATH}, {place}: is for pictures, and data.name '{p.data.name}' has points: set it false"
             )
+    if points and p.sample.rounding != "round":
+        raise ParamsError(f"{PATH}, sample.rounding: points are not rounded: set it to round")
 
 
 def _check_reference(p: Params) -> None:

@@ -45,6 +45,8 @@ def test_every_preset_is_in_order(names: list[str]) -> None:
         {"objectives__facm__clamp": None, "distill__alpha": "one"},
         MIXTURE,
         MIXTURE | {"distill__objective": "fm", "sample__sampler": "euler"},
+        {"reference__also": ["inception", "dinov2"], "sample__rounding": "floor"},
+        {"reference__features": "inception", "reference__source": "adm.npz", "reference__sha256": "0" * 64},
     ],
     ids=str,
 )
@@ -130,6 +132,22 @@ CONFLICTS = [
     (
         MIXTURE | {"evaluate__copies": True},
         "params.yaml, evaluate.copies: is for pictures, and data.name 'mixture' has",
+    ),
+    (MIXTURE | {"sample__rounding": "floor"}, "params.yaml, sample.rounding: points are not rounded: set it to round"),
+    (
+        MIXTURE | {"reference__also": ["dinov2"]},
+        "params.yaml, reference.also: 'dinov2' is for pictures, and data.name 'mixture' has points",
+    ),
+    ({"reference__also": ["dino"]}, "params.yaml, reference.also: unknown 'dino' (did you mean 'dinov2'?); known: "),
+    ({"reference__also": ["digits_cnn"]}, "params.yaml, reference.also: digits_cnn, digits_cnn: each network once"),
+    (
+        {"reference__features": "inception", "reference__source": "adm.npz"},
+        "params.yaml, reference: source 'adm.npz' with sha256 None: an npz goes with its sha256",
+    ),
+    ({"reference__sha256": "0" * 64}, "params.yaml, reference: source 'dataset' with sha256 0000"),
+    (
+        {"reference__source": "adm.npz", "reference__sha256": "0" * 64},
+        "reference.source: statistics in 'adm.npz' are of a published network, 'digits_cnn' is trained here",
     ),
     ({"teacher__ema__sigma_rel": 0.1}, "params.yaml, teacher.ema.sigma_rel: 0.1 must be one of sigma_rels"),
     ({"teacher__init": "data/older"}, "params.yaml, teacher: init and init_sha256 go together; the sha256 stands in"),

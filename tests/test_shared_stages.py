@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 import ranks
 import torch
+from fakes import NETWORKS
 from miniature import write_checkpoint, write_params
 
-from facm import data, dist, log, seen
+from facm import data, dist, frechet, log, seen
+from facm import reference as reference_module
+from facm.data import Images
 from facm.data.latents import LatentSet
+from facm.evaluate import score
 from facm.features import digits_cnn
 from facm.files import sha256
 from stages import baseline, latents, reference, sample
@@ -46,12 +50,23 @@ def made(folder: Path) -> dict[Path, str]:
     return {path.relative_to(folder): sha256(path) for path in paths}
 
 
+def fake_scores() -> dict[str, float]:
+    """Scores of 100 pictures under networks with all views, in chunks of 32."""
+    frechet.CHUNK, seen.PICTURES, reference_module.network_class = 32, 14, NETWORKS.__getitem__
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (190, 2, 2, 3), generator=generator, dtype=torch.uint8)
+    train = Images(images[:90], None, 0)
+    made = reference_module.Reference.of(train, features="inception", seed=0, also=["dinov2"])
+    return score(images[90:], None, made, kid_subsets=1, copies=False)
+
+
 def shares(folder: Path) -> None:
-    """Write down what this rank does of seven pieces, and what rank 0 and all get."""
+    """Write down what this rank does of seven pieces, what rank 0 and all get, and scores."""
     mine = dist.share(7)
     got = list(dist.in_order(({"number": number, "rank": dist.rank()} for number in mine), 7))
     told = dist.from_main(lambda: f"rank {dist.rank()}")
-    (folder / f"rank{dist.rank()}").write_text(repr((list(mine), [(i["number"], i["rank"]) for i in got], told)))
+    numbers = [(i["number"], i["rank"]) for i in got]
+    (folder / f"rank{dist.rank()}").write_text(repr((list(mine), numbers, told, fake_scores())))
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +108,15 @@ def test_every_stage_writes_the_bytes_of_one_process(num: int, one: Path, tmp_pa
 def test_each_piece_is_done_once_and_arrives_in_order_on_rank_0(tmp_path: Path) -> None:
     ranks.run(3, shares, tmp_path)
     told = [eval((tmp_path / f"rank{rank}").read_text()) for rank in range(3)]
-    assert [mine for mine, _, _ in told] == [[0, 3, 6], [1, 4], [2, 5]]
+    assert [mine for mine, *_ in told] == [[0, 3, 6], [1, 4], [2, 5]]
     assert told[0][1] == [(number, number % 3) for number in range(7)] and told[1][1] == told[2][1] == []
-    assert {from_main for _, _, from_main in told} == {"rank 0"}
+    assert {from_main for _, _, from_main, _ in told} == {"rank 0"}
+    with pytest.MonkeyPatch.context() as patched:
+        for module, name in ((frechet, "CHUNK"), (seen, "PICTURES"), (reference_module, "network_class")):
+            patched.setattr(module, name, getattr(module, name))  # put back afterwards
+        expected = fake_scores()
+    assert told[0][3] == expected and {"fid_0.1k", "is_0.1k", "sfid_0.1k", "fd_dinov2"} < expected.keys()
+    assert told[1][3] == told[2][3] == {}
 
 
 def test_batches_cover_everything_once() -> None:
