@@ -4,7 +4,7 @@ Pictures are read in one fixed partition, and nothing is kept that grows with th
 sums of the Inception Score are gathered, features are kept of as many pictures as the caller names.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -15,8 +15,10 @@ from facm.copies import Copies
 from facm.features import FeatureNetwork
 from facm.frechet import Gathered, Statistics
 from facm.inception_score import PARTS, InceptionScore
+from facm.log import progress
 
 PICTURES = 1000  # looked at in one go, about
+FEW = 20  # parts without a progress bar
 
 
 class Pictures(Protocol):
@@ -88,14 +90,15 @@ def look(
     batch = networks[0].batch
     parts = dist.batches(len(images), batch * max(1, PICTURES // batch))
 
-    def views() -> Iterator[tuple[list[dict[str, Tensor]], Tensor | None]]:
-        for number in dist.share(len(parts)):
-            some = images[parts[number].start : parts[number].stop]
-            yield [network.look(some) for network in networks], None if copies is None else copies.nearest(some)
+    def views(number: int) -> tuple[list[dict[str, Tensor]], Tensor | None]:
+        some = images[parts[number].start : parts[number].stop]
+        return [network.look(some) for network in networks], None if copies is None else copies.nearest(some)
 
+    mine = dist.share(len(parts))
+    shown = progress(mine, len(mine), "looking") if len(parts) > FEW else mine
     seen = [Seen(network, len(images), kept) for network, kept in zip(networks, keep, strict=True)]
     distances = []
-    for found, nearest in dist.in_order(views(), len(parts)):
+    for found, nearest in dist.in_order(map(views, shown), len(parts)):
         for one, view in zip(seen, found, strict=True):
             one.take(view)
         distances.append(nearest)

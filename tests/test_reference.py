@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 from fakes import NETWORKS
+from miniature import write_params
 from torch import Tensor
 
-from facm import evaluate, frechet, seen
+import stages.evaluate
+import stages.reference
+from facm import data, evaluate, frechet, seen
 from facm.archive import Archive
 from facm.data import Images
 from facm.evaluate import score
@@ -18,6 +21,7 @@ from facm.files import sha256
 from facm.frechet import frechet_distance, statistics
 from facm.generator import balanced_labels
 from facm.reference import Reference, build
+from facm.samples import save_arrays
 
 PLAIN = {"kid", "precision", "recall"}
 
@@ -172,3 +176,39 @@ def test_50000_samples_over_1000_classes_are_50_of_each() -> None:
     labels = balanced_labels(50_000, 1000)
     assert labels is not None and labels.bincount().tolist() == [50] * 1000
     assert labels[:10_000].bincount().tolist() == [10] * 1000, "and so is any whole round"
+
+
+def test_the_stages_score_against_a_published_reference_under_several_networks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    threads, train = torch.get_num_threads(), data.load("digits", None, "train")
+    published = archive(tmp_path / "r.npz", train.images[:50], train.images)
+    write_params(
+        tmp_path,
+        reference__features="inception",
+        reference__also=["dinov2"],
+        reference__source="r.npz",
+        reference__sha256=published.sha256,
+        reference__num=20,
+        evaluate__baseline="metrics/reference.json",
+        distill__mode="scratch",
+        distill__teacher="data/latents",
+    )
+    try:
+        stages.reference.main()
+        Path("metrics/distill.json").write_text('{"distill_training": {"stable": true}}')
+        for nfe in (1, 2):
+            save_arrays(f"data/samples/nfe{nfe}.npz", train.images[nfe::3].numpy(), None)
+        stages.evaluate.main()
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(False)
+    result = json.loads(Path("metrics/evaluate.json").read_text())
+    assert result["features"] == "inception" and "fd_dinov2" in result["floor"]
+    num = result["num"] / 1000
+    own = {f"fid_{num:g}k", f"is_{num:g}k", f"sfid_{num:g}k", "fd_dinov2"}
+    assert set(result["student"]["nfe1"]) == PLAIN | own | {"copies"}
+    header = capsys.readouterr().out.splitlines()[0].split()
+    assert own < set(header)
+    assert Path("metrics/quality.csv").read_text().startswith("nfe,distance\n1,")

@@ -17,7 +17,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from facm.data import Images
-from facm.features import weights
+from facm.features import precision, weights
 from facm.files import load_foreign
 
 FILE = "dinov2_vitl14_pretrain.pth"
@@ -84,7 +84,8 @@ class DINOv2:
         """Pictures uint8 (N, H, W, 3), or grey (N, H, W, 1) repeated -> features float32 (N, 1024), on the CPU."""
         device = next(self.network.parameters()).device
         chunks = images.permute(0, 3, 1, 2).expand(-1, 3, -1, -1).split(self.batch)
-        return torch.cat([self.network(prepare(chunk.to(device))).cpu() for chunk in chunks])
+        with precision.full():
+            return torch.cat([self.network(prepare(chunk.to(device))).cpu() for chunk in chunks])
 
     def look(self, images: Tensor) -> dict[str, Tensor]:
         """All that it sees: `features` of `extract`."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from facm.data import Images
-from facm.features import weights
+from facm.features import precision, weights
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
@@ -89,7 +89,8 @@ class Inception:
         hook = self.network.Mixed_6d.branch1x1.register_forward_hook(keep)
         try:
             for chunk in images.permute(0, 3, 1, 2).expand(-1, 3, -1, -1).split(self.batch):
-                features, logits = self.network(chunk.to(device))
+                with precision.full():
+                    features, logits = self.network(chunk.to(device))
                 seen["features"].append(features.cpu())
                 seen["logits"].append(logits.cpu())
         finally:
