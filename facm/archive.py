@@ -7,8 +7,11 @@
 | arr_0 | uint8 (N, H, W, 3) | 10,000 pictures, for precision, recall and KID only (ADM) |
 | mu_NAME, sigma_NAME | (D,), (D, D) | of another feature network of facm/features, such as dinov2 |
 
-ADM: openai/guided-diffusion, evaluations/evaluator.py. EDM2's references are pickles with `fid` and `fd_dinov2`, which
-are not read here: docs say how to make such an npz of one.
+ADM: openai/guided-diffusion, evaluations/evaluator.py. EDM2's references are pickles, which may run any code and are
+not read here; where they are trusted, an npz is made of one elsewhere:
+
+python -c "import pickle, numpy; s = pickle.load(open('img512.pkl', 'rb')); numpy.savez('img512.npz', **s['fid'],
+mu_dinov2=s['fd_dinov2']['mu'], sigma_dinov2=s['fd_dinov2']['sigma'])"
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,7 @@
 """The ends of the scale: class means, without any diversity, and noise, without any likeness.
 
-They are made when they are asked for, part by part: neither the train split nor they are held in memory.
+The train split is read once, in parts that the ranks share; the pictures are made when they are asked for: neither is
+held in memory. Sums of levels are whole numbers, so that neither the parts nor the ranks can move them.
 """
 
 import math
@@ -11,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from facm import dist
 from facm.data import Images
 from facm.samplers.noise import noise
 
 BLOCK = 16  # pictures whose noise is drawn at once; torch draws normals in blocks of 16, so that parts make up a whole
-READ = 1000  # pictures of the train split that are read at once
+VALUES = 2**24  # levels of the train split that are read at once
 
 
 @dataclass(frozen=True)
@@ -94,38 +96,62 @@ class Noise:
             self.drawn += size
 
 
-def mean_pictures(train: Images, num: int) -> Cycled:
-    """The mean picture of class i mod classes (of all, without classes), `num` times: like the train split's.
+@dataclass(frozen=True)
+class Ends:
+    """What the ends of the scale take of a train split.
 
-    Recognised perfectly and without any diversity: what accuracy alone would call the best of generators.
+    Attributes:
+        train: the split.
+        means: mean picture of each class (of all, without classes), uint8 (classes, H, W, C); points likewise.
+        mean: of each channel, float64 (C,); of points of each coordinate.
+        std: likewise.
     """
-    classes = max(train.num_classes, 1)
-    groups = torch.zeros(len(train), dtype=torch.int64) if train.labels is None else train.labels
-    if train.kind == "points":
-        means = torch.stack([train.images[:][groups == c].double().mean(0) for c in range(classes)])
-        return Cycled(_as_data(means, train), num)
-    sums = torch.zeros(classes, *train.images.shape[1:], dtype=torch.int32)
-    for first in range(0, len(train), READ):
-        sums.index_add_(0, groups[first : first + READ], train.images[first : first + READ].int())
-    counts = groups.bincount(minlength=classes)
-    means = torch.stack([_as_data(some.double() / count, train) for some, count in zip(sums, counts, strict=True)])
-    return Cycled(means, num)
+
+    train: Images
+    means: Tensor
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, train: Images) -> "Ends":
+        """Read a train split; all ranks must call it."""
+        classes = max(train.num_classes, 1)
+        groups = torch.zeros(len(train), dtype=torch.int64) if train.labels is None else train.labels
+        if train.kind == "points":
+            values = train.images[:].double()
+            means = torch.stack([values[groups == c].mean(0) for c in range(classes)])
+            return cls(train, _as_data(means, train), values.mean(0), values.std(0))
+        sums, squares = _totals(train, groups, classes)
+        counts = groups.bincount(minlength=classes).tolist()
+        means = torch.stack([_as_data(some.double() / n, train) for some, n in zip(sums, counts, strict=True)])
+        n, channels = math.prod(train.images.shape[:-1]), sums.flatten(0, -2).sum(0, dtype=torch.int64)
+        std = [_std(n, total, square) for total, square in zip(channels.tolist(), squares.tolist(), strict=True)]
+        return cls(train, means, channels.double() / n, torch.tensor(std, dtype=torch.float64))
+
+    def mean_pictures(self, num: int) -> Cycled:
+        """The mean picture of class i mod classes, `num` times: like the train split's.
+
+        Recognised perfectly and without any diversity: what accuracy alone would call the best of generators.
+        """
+        return Cycled(self.means, num)
+
+    def noise_pictures(self, num: int, seed: int) -> Noise:
+        """Normal noise, see `Noise`."""
+        return Noise(self.mean, self.std, self.train, num, seed)
 
 
-def noise_pictures(train: Images, num: int, seed: int) -> Noise:
-    """Normal noise, see `Noise`, with the train split's mean and std per channel."""
-    if train.kind == "points":
-        values = train.images[:].flatten(0, -2).double()
-        return Noise(values.mean(0), values.std(0), train, num, seed)
-    channels = train.images.shape[-1]
-    sums, squares = torch.zeros(2, channels, dtype=torch.int64)
-    for first in range(0, len(train), READ):
-        levels = train.images[first : first + READ].flatten(0, -2).long()
-        sums += levels.sum(0)
-        squares += levels.square().sum(0)
-    n = math.prod(train.images.shape[:-1])
-    std = [_std(n, s, q) for s, q in zip(sums.tolist(), squares.tolist(), strict=True)]
-    return Noise(sums.double() / n, torch.tensor(std, dtype=torch.float64), train, num, seed)
+def _totals(train: Images, groups: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Sums of the levels per class, int32 (classes, H, W, C), and of their squares per channel, int64 (C,)."""
+    shape = train.images.shape[1:]
+    sums = torch.zeros(classes, *shape, dtype=torch.int32)
+    squares = torch.zeros(shape[-1], dtype=torch.int64)
+    parts = dist.batches(len(train), max(1, VALUES // math.prod(shape)))
+    for number in dist.share(len(parts)):
+        rows = slice(parts[number].start, parts[number].stop)
+        levels = train.images[rows].int()
+        sums.index_add_(0, groups[rows], levels)
+        squares += levels.flatten(0, -2).square().sum(0, dtype=torch.int64)
+    return dist.sum_(sums), dist.sum_(squares)
 
 
 def _std(n: int, total: int, squares: int) -> float:

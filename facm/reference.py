@@ -22,7 +22,7 @@ from facm import dist
 from facm.archive import Archive
 from facm.copies import Copies
 from facm.data import Images
-from facm.ends import mean_pictures, noise_pictures
+from facm.ends import Ends
 from facm.evaluate import Yardstick, chosen, score
 from facm.features import FeatureNetwork, network_class
 from facm.files import load_json, load_tensors, save_json, save_tensors
@@ -178,8 +178,9 @@ def build(
         if name in floor:
             metrics[f"heldout_{name}"] = floor.pop(name)
     metrics["floor"] = floor
-    metrics["class_mean" if train.num_classes else "pixel_mean"] = ends(mean_pictures(train, num), labels)
-    metrics["noise"] = ends(noise_pictures(train, num, seed), labels, seed=seed)
+    of_train = Ends.of(train)
+    metrics["class_mean" if train.num_classes else "pixel_mean"] = ends(of_train.mean_pictures(num), labels)
+    metrics["noise"] = ends(of_train.noise_pictures(num, seed), labels, seed=seed)
     return {"reference": metrics}
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from facm import data, evaluate
 from facm.copies import Copies, nearest
 from facm.data import Images
-from facm.ends import mean_pictures, noise_pictures
+from facm.ends import Ends
 from facm.evaluate import Yardstick, distance_key, kernel_distance, precision_recall, score
 from facm.reference import Reference, build
 
@@ -156,7 +156,7 @@ def test_two_equal_train_pictures_are_0_apart() -> None:
 def test_mean_pictures_are_balanced_means_of_their_class() -> None:
     images = random_pictures(30)
     train = Images(images, torch.arange(30) % 3, 3)
-    means = mean_pictures(train, 7)[:]
+    means = Ends.of(train).mean_pictures(7)[:]
     assert torch.equal(means[:3], means[3:6]) and torch.equal(means[0], means[6])
     expected = (images[1::3].double().mean(0) + 0.5).floor().to(torch.uint8)
     assert torch.equal(means[1], expected)
@@ -164,11 +164,11 @@ def test_mean_pictures_are_balanced_means_of_their_class() -> None:
 
 def test_noise_has_the_mean_and_std_of_the_data_and_the_seed_decides_it() -> None:
     narrow = random_pictures(300) // 4 + 96
-    noise = noise_pictures(Images(narrow, None, 0), 3000, 0)[:]
+    noise = Ends.of(Images(narrow, None, 0)).noise_pictures(3000, 0)[:]
     assert float(noise.double().mean()) == pytest.approx(float(narrow.double().mean()), abs=1)
     assert float(noise.double().std()) == pytest.approx(float(narrow.double().std()), rel=0.03)
-    assert torch.equal(noise, noise_pictures(Images(narrow, None, 0), 3000, 0)[:])
-    assert not torch.equal(noise, noise_pictures(Images(narrow, None, 0), 3000, 1)[:])
+    assert torch.equal(noise, Ends.of(Images(narrow, None, 0)).noise_pictures(3000, 0)[:])
+    assert not torch.equal(noise, Ends.of(Images(narrow, None, 0)).noise_pictures(3000, 1)[:])
 
 
 @dataclass
@@ -216,7 +216,7 @@ def test_train_pictures_score_as_perfect_copies(digits: Built) -> None:
 def test_heldout_pictures_and_noise_are_hardly_ever_copies(digits: Built) -> None:
     assert digits.metrics["heldout_copies"] == pytest.approx(3 / 450)
     copies = Reference.open(digits.folder).copies
-    assert copies is not None and copies.rate(copies.nearest(noise_pictures(digits.train, 100, 0)[:])) == 0
+    assert copies is not None and copies.rate(copies.nearest(Ends.of(digits.train).noise_pictures(100, 0)[:])) == 0
     barely = (digits.train.images.int() + 1).clamp(max=255).to(torch.uint8)
     assert copies.rate(copies.nearest(barely)) == 1
 

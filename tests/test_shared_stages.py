@@ -10,7 +10,7 @@ import torch
 from fakes import NETWORKS
 from miniature import write_checkpoint, write_params
 
-from facm import data, dist, frechet, log, seen
+from facm import data, dist, ends, frechet, log, seen
 from facm import reference as reference_module
 from facm.data import Images
 from facm.data.latents import LatentSet
@@ -50,14 +50,17 @@ def made(folder: Path) -> dict[Path, str]:
     return {path.relative_to(folder): sha256(path) for path in paths}
 
 
-def fake_scores() -> dict[str, float]:
-    """Scores of 100 pictures under networks with all views, in chunks of 32."""
+def fake_scores() -> tuple[dict[str, float], list[float]]:
+    """Scores of 100 pictures under networks with all views, in chunks of 32, and levels of the ends of the scale."""
     frechet.CHUNK, seen.PICTURES, reference_module.network_class = 32, 14, NETWORKS.__getitem__
+    ends.VALUES = 12 * 20
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (190, 2, 2, 3), generator=generator, dtype=torch.uint8)
     train = Images(images[:90], None, 0)
     made = reference_module.Reference.of(train, features="inception", seed=0, also=["dinov2"])
-    return score(images[90:], None, made, kid_subsets=1, copies=False)
+    of_train = ends.Ends.of(train)
+    levels = [*of_train.means.flatten().tolist(), *of_train.mean.tolist(), *of_train.std.tolist()]
+    return score(images[90:], None, made, kid_subsets=1, copies=False), levels
 
 
 def shares(folder: Path) -> None:
@@ -112,11 +115,12 @@ def test_each_piece_is_done_once_and_arrives_in_order_on_rank_0(tmp_path: Path) 
     assert told[0][1] == [(number, number % 3) for number in range(7)] and told[1][1] == told[2][1] == []
     assert {from_main for _, _, from_main, _ in told} == {"rank 0"}
     with pytest.MonkeyPatch.context() as patched:
-        for module, name in ((frechet, "CHUNK"), (seen, "PICTURES"), (reference_module, "network_class")):
+        changed = ((frechet, "CHUNK"), (seen, "PICTURES"), (reference_module, "network_class"), (ends, "VALUES"))
+        for module, name in changed:
             patched.setattr(module, name, getattr(module, name))  # put back afterwards
-        expected = fake_scores()
-    assert told[0][3] == expected and {"fid_0.1k", "is_0.1k", "sfid_0.1k", "fd_dinov2"} < expected.keys()
-    assert told[1][3] == told[2][3] == {}
+        expected, levels = fake_scores()
+    assert told[0][3] == (expected, levels) and {"fid_0.1k", "is_0.1k", "sfid_0.1k", "fd_dinov2"} < expected.keys()
+    assert told[1][3] == told[2][3] == ({}, levels)
 
 
 def test_batches_cover_everything_once() -> None:
