@@ -93,7 +93,7 @@ class Measured(Protocol):
 
     @property
     def yardsticks(self) -> Sequence[Yardstick]:
-        """The first gives all scores, the second, where there is one, repeats distance and accuracy."""
+        """The first gives all scores, its second, if any, repeats distance and accuracy, others add a distance."""
 
     @property
     def copies(self) -> Copies | None:
@@ -138,27 +138,15 @@ def score(
     _check(pictures, labels, reference, copies)
     looked_for = reference.copies if copies else None
     first = reference.yardsticks[0]
-    num, kept = len(pictures), torch.arange(min(len(pictures), SAMPLES_KEPT))
+    kept = torch.arange(min(len(pictures), SAMPLES_KEPT))
     keep = [None if yardstick.features is None else kept for yardstick in reference.yardsticks]
     seen, distances = look(pictures, [yardstick.network for yardstick in reference.yardsticks], keep, looked_for)
     if not dist.is_main():
         return {}
-    labels = None if labels is None else labels[:SAMPLES_KEPT]
     scores: dict[str, float] = {}
-    for yardstick, one in zip(reference.yardsticks, seen, strict=True):
-        network, features = yardstick.network, one.features()
-        second = "_second" if yardstick is not first and network.name == first.network.name else ""
-        key = distance_key(network.name, num)
-        if key == "fd" and yardstick is not first:
-            key = "fd_second" if second else f"fd_{network.name}"
-        scores[key] = yardstick.distance_of(one.gathered["features"])
-        scores |= _inception(yardstick, one, num)
-        if features is None or yardstick.features is None:
-            continue
-        if yardstick is first:
-            scores["kid"] = kernel_distance(features, yardstick.features, subsets=kid_subsets)
-            scores["precision"], scores["recall"] = precision_recall(features, yardstick.features)
-        scores |= _accuracy(f"accuracy{second}", network, features, labels)
+    for number, (yardstick, one) in enumerate(zip(reference.yardsticks, seen, strict=True)):
+        again = "_second" if yardstick.network.name == first.network.name else f"_{yardstick.network.name}"
+        scores |= _under(yardstick, one, labels, again if number else "", kid_subsets)
     if looked_for is not None and distances is not None:
         scores["copies"] = looked_for.rate(distances)
     return scores if seed is None else scores | map_error(pictures, first.network, seed)
@@ -166,7 +154,7 @@ def score(
 
 def distance_key(features: str, num: int) -> str:
     """Name of the Fréchet distance: `fid` for Inception and 50,000 samples only, `fid_10k` for 10,000, or `fd`."""
-    return f"fid{_suffix(num)}" if features == "inception" else "fd"
+    return f"fid{_number(num)}" if features == "inception" else "fd"
 
 
 def map_error(samples: Pictures, network: FeatureNetwork, seed: int) -> dict[str, float]:
@@ -221,18 +209,25 @@ def precision_recall(samples: Tensor, real: Tensor) -> tuple[float, float]:
     return metric[KEY_METRIC_PRECISION], metric[KEY_METRIC_RECALL]
 
 
-def _inception(yardstick: Yardstick, seen: Seen, num: int) -> dict[str, float]:
-    """`is` and `sfid` of `num` pictures, as far as network and reference have them."""
-    scores = {}
+def _under(yardstick: Yardstick, seen: Seen, labels: Tensor | None, suffix: str, kid_subsets: int) -> dict[str, float]:
+    """What pictures score under one network; `suffix` of names is empty for the first, which alone gives all scores."""
+    network, features, num = yardstick.network, seen.features(), seen.taken
+    key = distance_key(network.name, num)
+    scores = {f"fd{suffix}" if key == "fd" else key: yardstick.distance_of(seen.gathered["features"])}
     if seen.score is not None:
-        scores[f"is{_suffix(num)}"] = seen.score.value()
+        scores[f"is{_number(num)}"] = seen.score.value()
     spatial = seen.spatial()
     if spatial is not None and yardstick.spatial is not None:
-        scores[f"sfid{_suffix(num)}"] = frechet_distance(spatial, yardstick.spatial)
-    return scores
+        scores[f"sfid{_number(num)}"] = frechet_distance(spatial, yardstick.spatial)
+    if features is None or yardstick.features is None:
+        return scores
+    if not suffix:
+        scores["kid"] = kernel_distance(features, yardstick.features, subsets=kid_subsets)
+        scores["precision"], scores["recall"] = precision_recall(features, yardstick.features)
+    return scores | _accuracy(f"accuracy{suffix}", network, features, None if labels is None else labels[:SAMPLES_KEPT])
 
 
-def _suffix(num: int) -> str:
+def _number(num: int) -> str:
     """Behind the names of scores that are published for 50,000 pictures: nothing for those, `_10k` for 10,000."""
     return "" if num == FID_NUM else f"_{num / 1000:g}k"
 
