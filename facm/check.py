@@ -45,6 +45,7 @@ def check(p: Params) -> None:
     refuse_unknown(p.objectives, objectives.OBJECTIVES, f"{PATH}, objectives")
     _check_kind(p)
     _check_reference(p)
+    _check_data(p)
     for name, block in (("teacher", p.teacher), ("distill", p.distill)):
         refuse_unknown([block.time.sampler], TIME_SAMPLERS, f"{PATH}, {name}.time.sampler")
         if block.ema.sigma_rel not in block.ema.sigma_rels:
@@ -142,6 +143,29 @@ def _check_reference(p: Params) -> None:
             f"{PATH}, reference.source: statistics in '{r.source}' are of a published network, '{r.features}' is "
             "trained here: set reference.features to inception"
         )
+
+
+def _check_data(p: Params) -> None:
+    """Raise ValueError for what the dataset or the codec has no use for, or lacks."""
+    data.check_size(p.data.name, p.data.size)
+    needed = p.latents.codec in codecs.WEIGHTS
+    if needed != (p.latents.vae is not None):
+        with_weights = ", ".join(codecs.WEIGHTS)
+        raise ParamsError(
+            f"{PATH}, latents.vae: codec '{p.latents.codec}' "
+            + ("needs weights: a folder, a hub name or a file" if needed else f"has no weights ({with_weights} have)")
+            + f", got {p.latents.vae!r}"
+            + ("" if needed else "; set it to null")
+        )
+    if p.latents.vae_sha256 is not None and p.latents.vae is None:
+        raise ParamsError(f"{PATH}, latents.vae_sha256: pins weights, and latents.vae names none; set it to null")
+
+
+def codec_options(p: Params) -> dict[str, Any]:
+    """What `latents` says about its codec."""
+    if p.latents.codec not in codecs.WEIGHTS:
+        return {}
+    return {name: getattr(p.latents, name) for name in ("vae", "vae_sha256", "posterior", "seed")}
 
 
 def writable(*folders: str | Path) -> None:

@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import shutil
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from facm.data.latents import LatentSet
 from facm.work import repository_root
 
 EXTRA_EMBEDDERS = ("r_embedder.",)  # what a student may have beyond its teacher; zero-initialised
+
+OPTIONAL = {"codec_options"}  # keys of config.json that older checkpoints, and those without any, do not have
 
 UNSEEN = {"pixel_norm": False, "heads": None}  # constants that no weight's name or shape tells, and their defaults
 
@@ -52,6 +54,7 @@ class Config:
     threads: int
     versions: dict[str, str]
     sha256: str = ""  # of model.safetensors, filled in when written
+    codec_options: dict[str, Any] = field(default_factory=dict)  # what its codec is built with; left out where empty
 
     @property
     def auxiliary(self) -> bool:
@@ -110,6 +113,7 @@ def describe(
         params=params,
         threads=torch.get_num_threads(),
         versions=versions(),
+        codec_options=latents.codec_options,
     )
 
 
@@ -132,7 +136,9 @@ def save(folder: str | Path, weights: dict[str, Tensor], config: Config, snapsho
     shutil.rmtree(temporary, ignore_errors=True)
     (temporary / "ema").mkdir(parents=True)
     written = files.save_tensors(temporary / "model.safetensors", weights)
-    files.save_json(temporary / "config.json", asdict(config) | {"sha256": written["sha256"]})
+    described = asdict(config) | {"sha256": written["sha256"]}
+    left_out = [name for name in OPTIONAL if not described[name]]
+    files.save_json(temporary / "config.json", {k: v for k, v in described.items() if k not in left_out})
     for snapshot in snapshots or []:
         with snapshot.open("rb") as source, files.whole(temporary / "ema" / snapshot.name) as copy:
             shutil.copyfileobj(source, copy)
@@ -158,7 +164,7 @@ def read_config(folder: str | Path) -> Config:
         raise CheckpointError(f"{path} is damaged ({error}): remove {folder} and run `dvc repro`") from None
     names = {field.name for field in fields(Config)}
     found = set(described) if isinstance(described, dict) else set()
-    if found != names:
+    if found | OPTIONAL != names:
         raise CheckpointError(f"{path} is of another format: differing keys {sorted(found ^ names)}")
     return Config(**(described | {"shape": tuple(described["shape"])}))
 
@@ -325,6 +331,12 @@ def check_fits(config: Config, other: Config, folder: str | Path) -> None:
                 f"{folder} was made with {name} {getattr(other, name)!r}, data/latents with {getattr(config, name)!r}: "
                 f"set {place} in params.yaml, or rerun the teacher"
             )
+    own, theirs = config.codec_options.get("vae_sha256"), other.codec_options.get("vae_sha256")
+    if own != theirs:
+        raise CheckpointError(
+            f"{folder} was made with codec weights of sha256 {theirs}, data/latents with {own}: set latents.vae in "
+            "params.yaml, or rerun the teacher"
+        )
     for name in ("mean", "std"):
         if not torch.allclose(
             torch.tensor(getattr(other, name)), torch.tensor(getattr(config, name)), rtol=1e-4, atol=1e-6

@@ -60,6 +60,8 @@ class Data:
     name: str
     root: str | None
     fingerprint: str | None
+    size: Count | None
+    max_bad: Fraction
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,10 @@ class Reference:
 @dataclass(frozen=True)
 class Latents:
     codec: str
+    vae: str | None
+    vae_sha256: str | None
+    posterior: Literal["sample", "mode"]
+    seed: Seed
     labels: bool
     flip: bool
     shard_size: Count

@@ -14,12 +14,12 @@ def main() -> None:
     dist.setup(params.runtime.threads)
     r = params.reference
     archive = None if r.source == DATASET else Archive.open(repository_root() / r.source, r.sha256 or "")
-    dist.from_main(lambda: data.verify(params.data.name, params.data.root, params.data.fingerprint))
-    splits = {split: data.load(params.data.name, params.data.root, split) for split in ("train", "heldout")}
+    source = data.admit(params.data)
+    splits = {} if params.data.name in data.LATENTS else {split: source.load(split) for split in data.SPLITS}
     figures = reference.build(
         "data/reference",
-        splits["train"],
-        splits["heldout"],
+        splits.get("train"),
+        splits.get("heldout"),
         features=r.features,
         seed=r.seed,
         num=r.num,

@@ -55,9 +55,12 @@ def test_what_goes_together_is_accepted(changes: dict) -> None:
 
 
 UNKNOWN = [
-    ({"data__name": "digit"}, "params.yaml, data.name: unknown 'digit' (did you mean 'digits'?); known: digits"),
+    ({"data__name": "digit"}, "params.yaml, data.name: unknown 'digit' (did you mean 'digits'?); known: cifar10, "),
     ({"reference__features": "vgg"}, "params.yaml, reference.features: unknown 'vgg'; known: digits_cnn, dinov2"),
-    ({"latents__codec": "vae"}, "params.yaml, latents.codec: unknown 'vae'; known: identity"),
+    (
+        {"latents__codec": "vae"},
+        "params.yaml, latents.codec: unknown 'vae' (did you mean 'va_vae'?); known: identity, points",
+    ),
     (
         {"backbone__name": "lightningdot"},
         "backbone.name: unknown 'lightningdot' (did you mean 'lightningdit'?); known: ",

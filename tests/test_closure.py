@@ -21,7 +21,8 @@ from facm import objectives, preset, samplers
 ROOT = Path(__file__).parents[1]
 # May not change a number, and nothing that they import is handed on. `files` only reads and writes what it is given.
 NEUTRAL = {
-    f"facm.{name}" for name in ("check", "dist", "files", "launch", "log", "names", "params", "stop", "table", "work")
+    f"facm.{name}"
+    for name in ("ahead", "check", "dist", "files", "launch", "log", "names", "params", "stop", "table", "work")
 }
 PASSING = {"facm.checkpoint"}  # neutral too, but what it imports (networks, averages) acts through it
 STAGES = ("reference", "latents", "teacher", "baseline", "distill", "sample", "evaluate")
@@ -45,6 +46,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "latents.codec": "points",
         "backbone.name": "mlp",
     },
+    **{name: {"data.name": name} for name in ("cifar10", "folder", "precomputed")},
+    **{name: {"latents.codec": name} for name in ("sd_vae", "va_vae")},
     **{name: {"sample.sampler": name} for name in samplers.SAMPLERS},
     **{f"teacher's {name}": {"baseline.sampler": name} for name in ("euler", "heun", "dpmpp", "edm")},
     "scratch": {"distill.mode": "scratch", "distill.teacher": "data/latents"},

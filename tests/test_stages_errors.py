@@ -117,7 +117,7 @@ def test_a_data_set_that_has_changed_is_refused(stage, here: Path) -> None:
 
 
 def test_a_published_reference_is_checked_before_any_work(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("facm.data.verify", lambda *_: pytest.fail("the data set was read first"))
+    monkeypatch.setattr("facm.data.admit", lambda *_: pytest.fail("the data set was read first"))
     pinned = {"reference__features": "inception", "reference__source": "r.npz", "reference__sha256": "0" * 64}
     write_params(here, **pinned)
     assert refused(reference, FileNotFoundError).endswith("r.npz is missing: fetch it, or set source: dataset")

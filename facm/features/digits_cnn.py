@@ -64,7 +64,7 @@ class DigitsCNN(nn.Module):
                 f"params.yaml, reference.features: 'digits_cnn' needs pictures (8, 8, 1) in 10 classes, but these are "
                 f"{tuple(train.images.shape[1:])} in {train.num_classes}; set it to inception"
             )
-        x, y = pixels(train.images), train.labels
+        x, y = pixels(train.images[:]), train.labels
         with _one_thread(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = cls().train()

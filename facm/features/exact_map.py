@@ -37,7 +37,7 @@ class ExactMap:
     @classmethod
     def create(cls, train: Images, seed: int) -> "ExactMap":
         """For a train split of the mixture; nothing is random."""
-        points = train.images.double()
+        points = train.images[:].double()
         return cls(points.mean(0), points.std(0))
 
     @classmethod
