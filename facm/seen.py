@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from facm import dist
+from facm.ahead import ahead
 from facm.copies import Copies
 from facm.features import FeatureNetwork
 from facm.frechet import Gathered, Statistics
 from facm.inception_score import PARTS, InceptionScore
 from facm.log import progress
 
-PICTURES = 1000  # looked at in one go, about
+PICTURES = 512  # looked at in one go, about, while the next ones are read
 FEW = 20  # parts without a progress bar
 
 
@@ -90,12 +91,12 @@ def look(
     batch = networks[0].batch
     parts = dist.batches(len(images), batch * max(1, PICTURES // batch))
 
-    def views(number: int) -> tuple[list[dict[str, Tensor]], Tensor | None]:
-        some = images[parts[number].start : parts[number].stop]
+    def views(some: Tensor) -> tuple[list[dict[str, Tensor]], Tensor | None]:
         return [network.look(some) for network in networks], None if copies is None else copies.nearest(some)
 
     mine = dist.share(len(parts))
-    shown = progress(mine, len(mine), "looking") if len(parts) > FEW else mine
+    read = ahead(lambda number: images[parts[number].start : parts[number].stop], mine, depth=1)
+    shown = progress(read, len(mine), "looking") if len(parts) > FEW else read
     seen = [Seen(network, len(images), kept) for network, kept in zip(networks, keep, strict=True)]
     distances = []
     for found, nearest in dist.in_order(map(views, shown), len(parts)):
