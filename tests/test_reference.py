@@ -9,6 +9,7 @@ import pytest
 import torch
 from fakes import NETWORKS
 from miniature import write_params
+from test_precomputed import shard
 from torch import Tensor
 
 import stages.evaluate
@@ -212,3 +213,28 @@ def test_the_stages_score_against_a_published_reference_under_several_networks(
     header = capsys.readouterr().out.splitlines()[0].split()
     assert own < set(header)
     assert Path("metrics/quality.csv").read_text().startswith("nfe,distance\n1,")
+
+
+def test_the_stage_takes_ready_made_latents_with_a_published_reference_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("extracted").mkdir()
+    shard(Path("extracted/latents_rank00_shard000.safetensors"), 5)
+    stats = {name: torch.ones(1, 3, 1, 1) for name in ("mean", "std")}
+    torch.save(stats, "extracted/latents_stats.pt")
+    published = archive(tmp_path / "r.npz", pictures(30), pictures(90))
+    precomputed = {"data__name": "precomputed", "data__root": str(tmp_path / "extracted")}
+    precomputed |= {"reference__features": "inception", "evaluate__copies": False}
+    threads = torch.get_num_threads()
+    try:
+        write_params(tmp_path, **precomputed)
+        with pytest.raises(ValueError, match="the data set has no pictures, so an npz must have the statistics"):
+            stages.reference.main()
+        write_params(tmp_path, **precomputed, reference__source="r.npz", reference__sha256=published.sha256)
+        stages.reference.main()
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(False)
+    found = json.loads(Path("metrics/reference.json").read_text())["reference"]
+    assert found == {"features": "inception", "num": 2000} and Reference.open("data/reference").copies is None
