@@ -48,6 +48,8 @@ def test_every_preset_is_in_order(names: list[str]) -> None:
         {"latents__codec": "sd_vae", "latents__vae": "stabilityai/sd-vae-ft-ema", "latents__vae_sha256": "0" * 64},
         MIXTURE,
         MIXTURE | {"distill__objective": "fm", "sample__sampler": "euler"},
+        {"reference__also": ["inception", "dinov2"], "sample__rounding": "floor"},
+        {"reference__features": "inception", "reference__source": "adm.npz", "reference__sha256": "0" * 64},
     ],
     ids=str,
 )
@@ -57,7 +59,7 @@ def test_what_goes_together_is_accepted(changes: dict) -> None:
 
 UNKNOWN = [
     ({"data__name": "digit"}, "params.yaml, data.name: unknown 'digit' (did you mean 'digits'?); known: cifar10, "),
-    ({"reference__features": "vgg"}, "params.yaml, reference.features: unknown 'vgg'; known: digits_cnn, exact_map"),
+    ({"reference__features": "vgg"}, "params.yaml, reference.features: unknown 'vgg'; known: digits_cnn, dinov2"),
     (
         {"latents__codec": "vae"},
         "params.yaml, latents.codec: unknown 'vae' (did you mean 'va_vae'?); known: identity, points",
@@ -136,6 +138,22 @@ CONFLICTS = [
     (
         MIXTURE | {"evaluate__copies": True},
         "params.yaml, evaluate.copies: is for pictures, and data.name 'mixture' has",
+    ),
+    (MIXTURE | {"sample__rounding": "floor"}, "params.yaml, sample.rounding: points are not rounded: set it to round"),
+    (
+        MIXTURE | {"reference__also": ["dinov2"]},
+        "params.yaml, reference.also: 'dinov2' is for pictures, and data.name 'mixture' has points",
+    ),
+    ({"reference__also": ["dino"]}, "params.yaml, reference.also: unknown 'dino' (did you mean 'dinov2'?); known: "),
+    ({"reference__also": ["digits_cnn"]}, "params.yaml, reference.also: digits_cnn, digits_cnn: each network once"),
+    (
+        {"reference__features": "inception", "reference__source": "adm.npz"},
+        "params.yaml, reference: source 'adm.npz' with sha256 None: an npz goes with its sha256",
+    ),
+    ({"reference__sha256": "0" * 64}, "params.yaml, reference: source 'dataset' with sha256 0000"),
+    (
+        {"reference__source": "adm.npz", "reference__sha256": "0" * 64},
+        "reference.source: statistics in 'adm.npz' are of a published network, 'digits_cnn' is trained here",
     ),
     ({"data__size": 8}, "params.yaml, data.size: 'digits' comes in its own size, got 8; set it to null"),
     (MIXTURE | {"data__size": 8}, "params.yaml, data.size: 'mixture' comes in its own size, got 8; set it to null"),
