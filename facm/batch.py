@@ -13,6 +13,7 @@ from torch import Tensor
 
 from facm import dist
 from facm.data.latents import LatentSet
+from facm.data.tokens import TokenSet
 from facm.params import Training
 
 
@@ -27,6 +28,7 @@ class Batch:
         n: standard normals for the times (B, normals).
         keys: of the dropout masks, (B,) int64; None: no dropout.
         size: rows of the global batch, over which losses are averaged.
+        tokens: of an encoder (B, N, features) float32, or None.
     """
 
     x0: Tensor
@@ -35,6 +37,7 @@ class Batch:
     n: Tensor
     keys: Tensor | None
     size: int
+    tokens: Tensor | None = None
 
     def split(self, parts: int, group: int = 1) -> Iterator["Batch"]:
         """Micro-batches of whole groups of rows, whose numbers of groups differ by one at most."""
@@ -42,13 +45,13 @@ class Batch:
 
     def rows(self, rows: slice) -> "Batch":
         """Some of the rows."""
-        y, keys = (None if some is None else some[rows] for some in (self.y, self.keys))
-        return Batch(self.x0[rows], self.x1[rows], y, self.n[rows], keys, self.size)
+        y, keys, tokens = (None if some is None else some[rows] for some in (self.y, self.keys, self.tokens))
+        return Batch(self.x0[rows], self.x1[rows], y, self.n[rows], keys, self.size, tokens)
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on another device."""
-        y, keys = (None if some is None else some.to(device) for some in (self.y, self.keys))
-        return Batch(self.x0.to(device), self.x1.to(device), y, self.n.to(device), keys, self.size)
+        y, keys, tokens = (None if some is None else some.to(device) for some in (self.y, self.keys, self.tokens))
+        return Batch(self.x0.to(device), self.x1.to(device), y, self.n.to(device), keys, self.size, tokens)
 
 
 def share(size: int, number: int, parts: int, group: int = 1) -> slice:
@@ -57,7 +60,14 @@ def share(size: int, number: int, parts: int, group: int = 1) -> slice:
     return slice(group * (number * groups // parts), group * ((number + 1) * groups // parts))
 
 
-def draw(latents: LatentSet, settings: Training, normals: int, step: int, group: int = 1) -> Batch:
+def draw(
+    latents: LatentSet,
+    settings: Training,
+    normals: int,
+    step: int,
+    group: int = 1,
+    tokens: TokenSet | None = None,
+) -> Batch:
     """Return this rank's rows of step `step` (from 1).
 
     Args:
@@ -66,6 +76,7 @@ def draw(latents: LatentSet, settings: Training, normals: int, step: int, group:
         normals: standard normals per sample that the objective asks for.
         step: of the training.
         group: consecutive rows that no rank may be given a part of.
+        tokens: of an encoder, where the objective needs them; those of a sample are of the picture as it was flipped.
     """
     generator = seeded(settings.seed, step)
     indices = batch_indices(step, settings.batch_size, latents.num, settings.seed)
@@ -76,11 +87,13 @@ def draw(latents: LatentSet, settings: Training, normals: int, step: int, group:
     dropped = torch.rand(size, generator=generator) < settings.label_dropout
     keys = torch.randint(2**63 - 1, (size,), generator=generator) if settings.dropout else None
     rows = share(size, dist.rank(), dist.world_size(), group)
-    x1, y = latents.batch(indices[rows], None if flips is None else flips[rows])
+    mirrored = None if flips is None else flips[rows]
+    x1, y = latents.batch(indices[rows], mirrored)
+    of_encoder = None if tokens is None else tokens.batch(indices[rows], mirrored)
     if y is not None:
         y = torch.where(dropped[rows], latents.num_classes, y)
     keys = None if keys is None else keys[rows]
-    return Batch(x0[rows], x1, y, n[rows], keys, size).to(dist.device())
+    return Batch(x0[rows], x1, y, n[rows], keys, size, of_encoder).to(dist.device())
 
 
 def batch_indices(step: int, batch_size: int, num: int, seed: int) -> Tensor:

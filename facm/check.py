@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from facm import backbones, codecs, data, features, lpips, objectives, params, samplers
+from facm import backbones, codecs, data, features, lpips, objectives, params, preconds, samplers
 from facm.names import refuse_unknown
 from facm.params import PATH, Params, ParamsError
 from facm.schedules import TIME_SAMPLERS
@@ -36,13 +36,19 @@ def check(p: Params) -> None:
     """Raise ValueError (ParamsError) for the first rule that is broken."""
     refuse_unknown([p.data.name], data.DATASETS, f"{PATH}, data.name")
     refuse_unknown([p.reference.features], features.FEATURES, f"{PATH}, reference.features")
+    refuse_unknown(p.reference.also or (), features.FEATURES, f"{PATH}, reference.also")
     refuse_unknown([p.latents.codec], codecs.CODECS, f"{PATH}, latents.codec")
     refuse_unknown([p.backbone.name], backbones.BACKBONES, f"{PATH}, backbone.name")
+    refuse_unknown([p.backbone.precond], preconds.PRECONDS, f"{PATH}, backbone.precond")
     refuse_unknown([p.distill.objective], objectives.OBJECTIVES, f"{PATH}, distill.objective")
     refuse_unknown([p.sample.sampler], samplers.SAMPLERS, f"{PATH}, sample.sampler")
     refuse_unknown(p.backbones, backbones.BACKBONES, f"{PATH}, backbones")
+    refuse_unknown(p.preconds, preconds.PRECONDS, f"{PATH}, preconds")
     refuse_unknown(p.objectives, objectives.OBJECTIVES, f"{PATH}, objectives")
     _check_kind(p)
+    _check_reference(p)
+    _check_data(p)
+    _check_normalise(p)
     for name, block in (("teacher", p.teacher), ("distill", p.distill)):
         refuse_unknown([block.time.sampler], TIME_SAMPLERS, f"{PATH}, {name}.time.sampler")
         if block.ema.sigma_rel not in block.ema.sigma_rels:
@@ -51,6 +57,7 @@ def check(p: Params) -> None:
             raise ParamsError(
                 f"{PATH}, {name}: init and init_sha256 go together; the sha256 stands in the checkpoint's config.json"
             )
+    _check_imported(p)
     objective = build_objective(p)
     _check_stages(p, objective)
     _check_sampling(p, objective)
@@ -86,14 +93,29 @@ def shared(p: Params) -> dict[str, Any]:
 
 
 def backbone(p: Params) -> tuple[str, dict[str, Any]]:
-    """Name and constants of the chosen backbone.
+    """Name and constants of the chosen backbone, its size in numbers.
 
     Raises:
         ParamsError: there is none.
+        ValueError: a size that is unknown or contradicted.
     """
     if p.backbone.name not in p.backbones:
         raise ParamsError(f"{PATH}, backbones: no block '{p.backbone.name}' for backbone.name")
-    return p.backbone.name, p.backbones[p.backbone.name]
+    return p.backbone.name, backbones.resolve(p.backbone.name, p.backbones[p.backbone.name])
+
+
+def precond(p: Params) -> tuple[str, dict[str, Any]]:
+    """Name and constants of the chosen preconditioning.
+
+    Raises:
+        ParamsError: there is none.
+        ValueError: a wrong constant.
+    """
+    name = p.backbone.precond
+    if name not in p.preconds:
+        raise ParamsError(f"{PATH}, preconds: no block '{name}' for backbone.precond")
+    preconds.check(name, p.preconds[name])
+    return name, p.preconds[name]
 
 
 def fits(p: Params, shape: Sequence[int]) -> None:
@@ -114,6 +136,7 @@ def _check_kind(p: Params) -> None:
     kinds = ("points", "pictures") if points else ("pictures", "points")
     chosen = (
         ("reference.features", p.reference.features, features.FEATURES, features.POINTS),
+        *(("reference.also", name, features.FEATURES, features.POINTS) for name in p.reference.also or ()),
         ("latents.codec", p.latents.codec, codecs.CODECS, codecs.POINTS),
         ("backbone.name", p.backbone.name, backbones.BACKBONES, backbones.POINTS),
     )
@@ -129,6 +152,86 @@ def _check_kind(p: Params) -> None:
             raise ParamsError(
                 f"{PATH}, {place}: is for pictures, and data.name '{p.data.name}' has points: set it false"
             )
+    if points and p.sample.rounding != "round":
+        raise ParamsError(f"{PATH}, sample.rounding: points are not rounded: set it to round")
+
+
+def _check_reference(p: Params) -> None:
+    """Raise ParamsError for feature networks or a published reference that cannot be used."""
+    r = p.reference
+    names = [r.features, *(r.also or ())]
+    if len(set(names)) < len(names):
+        raise ParamsError(f"{PATH}, reference.also: {', '.join(names)}: each network once, that of features too")
+    if (r.source == "dataset") != (r.sha256 is None):
+        raise ParamsError(
+            f"{PATH}, reference: source '{r.source}' with sha256 {r.sha256}: an npz goes with its sha256 (`sha256sum "
+            "FILE` tells it), the dataset with null; data.fingerprint is what pins that"
+        )
+    if r.source != "dataset" and features.network_class(r.features).seeded:
+        raise ParamsError(
+            f"{PATH}, reference.source: statistics in '{r.source}' are of a published network, '{r.features}' is "
+            "trained here: set reference.features to inception"
+        )
+
+
+def _check_imported(p: Params) -> None:
+    """Raise ParamsError unless a checkpoint is named where, and only where, one takes the teacher's place."""
+    imported, importing = p.imported, p.teacher.stage == "import_teacher"
+    if importing != (imported.code == "facm/convert"):
+        raise ParamsError(
+            f"{PATH}, imported.code: '{imported.code}' with teacher.stage '{p.teacher.stage}': import_teacher depends "
+            "on facm/convert (`python -m facm.preset digits imported` sets both), any other stage on data/latents"
+        )
+    if not importing:
+        return
+    from facm.convert import FORMATS
+
+    for name in ("source", "format", "sha256"):
+        if getattr(imported, name) is None:
+            raise ParamsError(f"{PATH}, imported.{name}: is null: say which checkpoint is to be the teacher")
+    refuse_unknown([imported.format or ""], FORMATS, f"{PATH}, imported.format")
+    if p.teacher.init is not None:
+        raise ParamsError(
+            f"{PATH}, teacher.init: import_teacher does not train, so that nothing starts from '{p.teacher.init}': set "
+            "it to null, or teacher.stage to teacher"
+        )
+
+
+def _check_data(p: Params) -> None:
+    """Raise ValueError for what the dataset or the codec has no use for, or lacks."""
+    data.check_size(p.data.name, p.data.size)
+    needed = p.latents.codec in codecs.WEIGHTS
+    if needed != (p.latents.vae is not None):
+        with_weights = ", ".join(codecs.WEIGHTS)
+        raise ParamsError(
+            f"{PATH}, latents.vae: codec '{p.latents.codec}' "
+            + ("needs weights: a folder, a hub name or a file" if needed else f"has no weights ({with_weights} have)")
+            + f", got {p.latents.vae!r}"
+            + ("" if needed else "; set it to null")
+        )
+    if p.latents.vae_sha256 is not None and p.latents.vae is None:
+        raise ParamsError(f"{PATH}, latents.vae_sha256: pins weights, and latents.vae names none; set it to null")
+
+
+def _check_normalise(p: Params) -> None:
+    """Raise ParamsError where statistics are needed and not named, or the other way round."""
+    asked = [p.latents.normalise == "given", p.latents.stats is not None, p.latents.stats_sha256 is not None]
+    if any(asked) != all(asked):
+        raise ParamsError(
+            f"{PATH}, latents: normalise 'given', stats and stats_sha256 go together, got '{p.latents.normalise}', "
+            f"{p.latents.stats!r} and {p.latents.stats_sha256!r}"
+        )
+    if p.data.name in data.LATENTS and p.latents.normalise != "channel":
+        raise ParamsError(
+            f"{PATH}, latents.normalise: data.name '{p.data.name}' has its own statistics: set it to channel"
+        )
+
+
+def codec_options(p: Params) -> dict[str, Any]:
+    """What `latents` says about its codec."""
+    if p.latents.codec not in codecs.WEIGHTS:
+        return {}
+    return {name: getattr(p.latents, name) for name in ("vae", "vae_sha256", "posterior", "seed")}
 
 
 def writable(*folders: str | Path) -> None:
@@ -145,7 +248,8 @@ def writable(*folders: str | Path) -> None:
 
 def _check_stages(p: Params, objective: Any) -> None:
     distill = p.distill
-    backbone(p)
+    _check_alignment(p)
+    precond(p)
     if p.train.parallel == "fsdp" and distill.mode == "scratch" and distill.scratch_source == "ema":
         raise ParamsError(f"{PATH}, train.parallel: 'fsdp' keeps no averaged network for distill.scratch_source: ema")
     Guidance(w=distill.w, t_low=distill.t_low, t_high=distill.t_high)
@@ -177,6 +281,26 @@ def _check_stages(p: Params, objective: Any) -> None:
     knows = p.teacher.conditioning != "plain" and p.teacher.fraction > 0
     if distill.mode == "distill" and distill.teacher_condition == "fm" and not knows:
         raise ParamsError(f"{PATH}, distill.teacher_condition: 'fm' needs a mixed teacher (teacher.fraction above 0)")
+
+
+def _check_alignment(p: Params) -> None:
+    """Raise ParamsError where an encoder's tokens (REPA) cannot be made, or are needed and not made."""
+    tokens, (name, constants) = p.latents.tokens, backbone(p)
+    given = [value is not None for value in (tokens.encoder, tokens.weights, tokens.sha256)]
+    if any(given) != all(given):
+        raise ParamsError(f"{PATH}, latents.tokens: encoder, weights and sha256 go together, or are null together")
+    if tokens.encoder is not None and p.data.name in data.LATENTS:
+        raise ParamsError(
+            f"{PATH}, latents.tokens.encoder: is for pictures, and data.name '{p.data.name}' has latents without them"
+        )
+    if tokens.encoder is not None and p.data.name in data.POINTS:
+        raise ParamsError(f"{PATH}, latents.tokens.encoder: is for pictures, and data.name '{p.data.name}' has points")
+    trains = p.distill.mode == "distill" and p.teacher.stage == "teacher"
+    if trains and name == "repa" and constants.get("coefficient", 0.5) > 0 and tokens.encoder is None:
+        raise ParamsError(
+            f"{PATH}, latents.tokens.encoder: the teacher of backbone repa is aligned with an encoder's tokens: name "
+            "it, or set backbones.repa.coefficient to 0 (then it is sit), or import a teacher (teacher.stage)"
+        )
 
 
 def _needs_copies(objective: Any) -> bool:

@@ -4,11 +4,12 @@ Loading needs no params.yaml: config.json tells the backbone and its constants, 
 latent statistics, the objective and the samplers that fit it, step, params and versions.
 """
 
+import copy
 import json
 import os
 import platform
 import shutil
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from facm import backbones, ema, files
+from facm import backbones, ema, files, preconds
 from facm.data.latents import LatentSet
 from facm.work import repository_root
 
-EXTRA_EMBEDDERS = ("r_embedder.",)  # what a student may have beyond its teacher; zero-initialised
+EXTRA_EMBEDDERS = ("r_embedder.", "model.r_embedder.")  # what a student may have beyond its teacher; zero-initialised
+PROJECTORS = ("projectors.", "model.projectors.")
+"""What serves pretraining alone: a student drops it, a pretraining may begin it anew."""
 
-UNSEEN = {"pixel_norm": False, "heads": None}  # constants that no weight's name or shape tells, and their defaults
+UNSEEN = {"pixel_norm": False, "heads": None, "time_scale": 1.0}
+"""Constants that no weight's name or shape tells, and their defaults."""
+LATER: dict[str, Any] = {"precond": "none", "precond_constants": {}, "codec_options": {}}
+"""Fields of Config that older checkpoints lack, and what they were."""
+OPTIONAL = {"codec_options"}  # which of them are left out of config.json where they are empty
 
 
 class CheckpointError(ValueError):
@@ -46,12 +53,15 @@ class Config:
     std: list[float]
     objective: str
     samplers: list[str]
-    step: int
-    sigma_rel: float  # of model.safetensors
+    step: int  # of an imported one as its file tells, else 0
+    sigma_rel: float | None  # of model.safetensors; None: imported, and not known as a power-function average
     params: dict[str, Any]
     threads: int
     versions: dict[str, str]
     sha256: str = ""  # of model.safetensors, filled in when written
+    precond: str = "none"
+    precond_constants: dict[str, Any] = field(default_factory=dict)
+    codec_options: dict[str, Any] = field(default_factory=dict)  # what its codec is built with; left out where empty
 
     @property
     def auxiliary(self) -> bool:
@@ -64,7 +74,7 @@ class Config:
 
     def build(self, dropout: float = 0.0) -> nn.Module:
         """The network with fresh weights."""
-        return backbones.build(
+        network = backbones.build(
             self.backbone,
             self.constants,
             shape=tuple(self.shape),
@@ -72,6 +82,7 @@ class Config:
             auxiliary=self.auxiliary,
             dropout=dropout,
         )
+        return preconds.build(self.precond, self.precond_constants, network, mean=self.mean, std=self.std)
 
 
 def describe(
@@ -81,21 +92,23 @@ def describe(
     objective: Any,
     settings: Any,
     params: dict[str, Any],
+    precond: tuple[str, dict[str, Any]],
 ) -> Config:
     """Config of a network about to be trained.
 
     Args:
         kind: teacher | student.
         latents: what it is trained on; tells shape, classes, codec and statistics.
-        backbone: name and constants.
+        backbone: name and constants, resolved (`facm.backbones.resolve`); a student's are `of_student`.
         objective: tells conditioning and samplers.
         settings: params.teacher or params.distill.
         params: the whole params.yaml as plain mappings, recorded.
+        precond: name and constants.
     """
     return Config(
         kind=kind,
         backbone=backbone[0],
-        constants=backbone[1],
+        constants=backbones.of_student(*backbone) if kind == "student" else backbone[1],
         shape=tuple(latents.shape),
         num_classes=latents.num_classes,
         conditioning=objective.conditioning,
@@ -110,6 +123,9 @@ def describe(
         params=params,
         threads=torch.get_num_threads(),
         versions=versions(),
+        precond=precond[0],
+        precond_constants=precond[1],
+        codec_options=latents.codec_options,
     )
 
 
@@ -132,7 +148,9 @@ def save(folder: str | Path, weights: dict[str, Tensor], config: Config, snapsho
     shutil.rmtree(temporary, ignore_errors=True)
     (temporary / "ema").mkdir(parents=True)
     written = files.save_tensors(temporary / "model.safetensors", weights)
-    files.save_json(temporary / "config.json", asdict(config) | {"sha256": written["sha256"]})
+    described = asdict(config) | {"sha256": written["sha256"]}
+    left_out = [name for name in OPTIONAL if not described[name]]
+    files.save_json(temporary / "config.json", {k: v for k, v in described.items() if k not in left_out})
     for snapshot in snapshots or []:
         with snapshot.open("rb") as source, files.whole(temporary / "ema" / snapshot.name) as copy:
             shutil.copyfileobj(source, copy)
@@ -158,9 +176,9 @@ def read_config(folder: str | Path) -> Config:
         raise CheckpointError(f"{path} is damaged ({error}): remove {folder} and run `dvc repro`") from None
     names = {field.name for field in fields(Config)}
     found = set(described) if isinstance(described, dict) else set()
-    if found != names:
-        raise CheckpointError(f"{path} is of another format: differing keys {sorted(found ^ names)}")
-    return Config(**(described | {"shape": tuple(described["shape"])}))
+    if found | set(LATER) != names:
+        raise CheckpointError(f"{path} is of another format: differing keys {sorted((found | set(LATER)) ^ names)}")
+    return Config(**(copy.deepcopy(LATER) | described | {"shape": tuple(described["shape"])}))
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -240,13 +258,14 @@ def _damaged(path: Path, error: SafetensorError) -> CheckpointError:
 
 
 def transfer(network: nn.Module, weights: dict[str, Tensor], where: str) -> None:
-    """Load weights of a network that may lack the extra, zero-initialised embedders.
+    """Load weights of a network that may lack the extra, zero-initialised embedders, and projectors on either side.
 
     Raises:
         CheckpointError: any other missing, unexpected or mis-shaped key.
     """
     own = network.state_dict()
-    missing = [k for k in own if k not in weights and not k.startswith(EXTRA_EMBEDDERS)]
+    weights = {k: tensor for k, tensor in weights.items() if k in own or not k.startswith(PROJECTORS)}
+    missing = [k for k in own if k not in weights and not k.startswith(EXTRA_EMBEDDERS + PROJECTORS)]
     unexpected = [k for k in weights if k not in own]
     shapes = [k for k in weights if k in own and own[k].shape != weights[k].shape]
     if missing or unexpected or shapes:
@@ -292,6 +311,13 @@ def start_from(network: nn.Module, config: Config, folder: str | Path, expected:
 
 def check_same_function(config: Config, other: Config, folder: str | Path) -> None:
     """Raise CheckpointError where equal names of weights would hide that two networks compute different things."""
+    both = [(c.precond, preconds.defaults(c.precond) | c.precond_constants) for c in (config, other)]
+    if both[0] != both[1]:
+        told = [" ".join([name, *(f"{k} {v}" for k, v in constants.items())]) for name, constants in both]
+        raise CheckpointError(
+            f"{folder} was trained with precond {told[1]}, params.yaml, backbone.precond is {told[0]}: set it and its "
+            "block in preconds as the checkpoint has them, or choose another checkpoint as init"
+        )
     for name, default in UNSEEN.items():
         own, theirs = config.constants.get(name, default), other.constants.get(name, default)
         if own != theirs:
@@ -325,6 +351,12 @@ def check_fits(config: Config, other: Config, folder: str | Path) -> None:
                 f"{folder} was made with {name} {getattr(other, name)!r}, data/latents with {getattr(config, name)!r}: "
                 f"set {place} in params.yaml, or rerun the teacher"
             )
+    own, theirs = config.codec_options.get("vae_sha256"), other.codec_options.get("vae_sha256")
+    if own != theirs:
+        raise CheckpointError(
+            f"{folder} was made with codec weights of sha256 {theirs}, data/latents with {own}: set latents.vae in "
+            "params.yaml, or rerun the teacher"
+        )
     for name in ("mean", "std"):
         if not torch.allclose(
             torch.tensor(getattr(other, name)), torch.tensor(getattr(config, name)), rtol=1e-4, atol=1e-6

@@ -187,9 +187,9 @@ def _view(func: Func, x: Any, *args: Any) -> Any:
 
 
 @rule("size", "stride", "dim", "numel", "is_floating_point", "is_contiguous", "new_zeros", "new_ones", "new_full")
-@rule("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like")
+@rule("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "bucketize")
 def _constant(func: Func, x: Dual, *args: Any, **kwargs: Any) -> Any:
-    """What depends on shape, dtype and device only has no tangent."""
+    """What depends on shape, dtype and device only has no tangent, nor have whole numbers."""
     return func(x.primal, *args, **kwargs)
 
 

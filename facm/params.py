@@ -1,8 +1,9 @@
 """params.yaml as frozen dataclasses: one per top-level key, every key required, every unknown key refused.
 
 The file is the only configuration. What a key means, its unit and its place in the paper stand in presets/base.yaml;
-here stand its type and range. Blocks of one method or network (`objectives.<name>`, `backbones.<name>`) are kept as
-plain mappings: the class that they are for checks them, so that a new method needs no line here.
+here stand its type and range. Blocks of one method or network (`objectives.<name>`, `backbones.<name>`,
+`preconds.<name>`) are kept as plain mappings: the class that they are for checks them, so that a new method needs no
+line here.
 """
 
 import copy
@@ -60,27 +61,51 @@ class Data:
     name: str
     root: str | None
     fingerprint: str | None
+    size: Count | None
+    max_bad: Fraction
 
 
 @dataclass(frozen=True)
 class Reference:
     features: str
+    also: tuple[str, ...] | None
+    source: str
+    sha256: str | None
     seed: Seed
     num: Count
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """Of an encoder, for backbone repa."""
+
+    encoder: str | None
+    weights: str | None
+    sha256: str | None
+    side: Count
+
+
+@dataclass(frozen=True)
 class Latents:
     codec: str
+    vae: str | None
+    vae_sha256: str | None
+    posterior: Literal["sample", "mode"]
+    seed: Seed
+    normalise: Literal["channel", "one", "none", "given"]
+    stats: str | None
+    stats_sha256: str | None
     labels: bool
     flip: bool
     shard_size: Count
     batch_size: Count
+    tokens: Tokens
 
 
 @dataclass(frozen=True)
 class Backbone:
     name: str
+    precond: str
 
 
 @dataclass(frozen=True)
@@ -145,6 +170,18 @@ class Teacher(Training):
 
 
 @dataclass(frozen=True)
+class Imported:
+    code: str
+    source: str | None
+    format: str | None
+    sha256: str | None
+    which: Literal["ema", "model"]
+    profile: float
+    stats: str | None
+    trust_pickle: bool
+
+
+@dataclass(frozen=True)
 class Distill(Training):
     objective: str
     mode: Literal["distill", "scratch"]
@@ -187,6 +224,7 @@ class Sample:
     shift: NonNegative
     seed: Seed
     sigma_rel: Annotated[float, Range(0.0, 0.28, exclusive_low=True)] | None
+    rounding: Literal["round", "floor"]
     batch_size: Count
 
 
@@ -211,8 +249,10 @@ class Params:
     latents: Latents
     backbone: Backbone
     backbones: dict[str, dict[str, Any]]
+    preconds: dict[str, dict[str, Any]]
     train: Train
     teacher: Teacher
+    imported: Imported
     baseline: Baseline
     distill: Distill
     objectives: dict[str, dict[str, Any]]
@@ -251,11 +291,14 @@ def tracked(mapping: dict[str, Any], stage: str) -> dict[str, Any]:
         stage: teacher | distill.
     """
     used = {name: mapping[name] for name in ("backbone", stage)}
-    used |= {"backbones": {mapping["backbone"]["name"]: mapping["backbones"][mapping["backbone"]["name"]]}}
+    for blocks, name in (("backbones", mapping["backbone"]["name"]), ("preconds", mapping["backbone"]["precond"])):
+        used[blocks] = {name: mapping[blocks][name]}
     used |= {
         "train": {"precision": mapping["train"]["precision"]},
         "runtime": {"threads": mapping["runtime"]["threads"]},
     }
+    if stage == "teacher":
+        used["imported"] = mapping["imported"]
     if stage == "distill":
         used["objectives"] = {mapping[stage]["objective"]: mapping["objectives"][mapping[stage]["objective"]]}
     return copy.deepcopy(used)

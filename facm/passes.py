@@ -49,7 +49,7 @@ EAGER = Plan()
 
 
 class Question(NamedTuple):
-    """What a network is asked once, as tensors only; see `facm.point.Query`."""
+    """What a network is asked once; see `facm.point.Query`."""
 
     x: Tensor  # (B, ...)
     t: Tensor  # (B,)
@@ -59,10 +59,11 @@ class Question(NamedTuple):
     dx: Tensor | None = None  # like x; None: no derivative
     dt: Tensor | None = None  # (B,)
     dr: Tensor | None = None  # (B,)
+    tokens: bool = False
 
 
 class Passes(nn.Module):
-    """Answers questions with one network, each by F or, where it has dx, (F, dF_dt), in float32 at least.
+    """Answers questions with one network, each by F or (F, dF_dt) or (F, tokens), in float32 at least.
 
     Args:
         network: F(x, t, y, r, key), a module or a function.
@@ -80,7 +81,15 @@ class Passes(nn.Module):
         with torch.autocast(device, self.dtype, enabled=self.dtype is not None):
             return [self._answer(*question) for question in questions]
 
-    def _answer(self, x: Tensor, t: Tensor, y: Any, r: Any, key: Any, dx: Any, dt: Any, dr: Any) -> tuple[Tensor, ...]:
+    def _answer(
+        self, x: Tensor, t: Tensor, y: Any, r: Any, key: Any, dx: Any, dt: Any, dr: Any, tokens: bool
+    ) -> tuple[Tensor, ...]:
+        if tokens:
+            if dx is not None or not hasattr(self.network, "with_tokens"):
+                name = type(self.network).__name__
+                raise ValueError(f"tokens go without a derivative and with a network that has a projector, got {name}")
+            F, projected = _keyed(self.network.with_tokens, key, x, t, y, r)
+            return _precise(F), _precise(projected)
         if dx is None:
             return (_precise(_keyed(self.network, key, x, t, y, r)),)
         network = functools.partial(_keyed, self.network, key)
@@ -132,7 +141,8 @@ def compile_(modules: Sequence[nn.Module]) -> None:
 
     The forward alone, so that the hooks of FSDP2 stay outside and weights keep their names.
     """
-    torch._dynamo.config.recompile_limit = 64  # teacher and student, plain and dual, each batch size
+    # Teacher and student, plain and dual, each batch size, and for a U-Net 14 kinds of blocks.
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 512
     for module in modules:
         module.forward = torch.compile(module.forward, fullgraph=True, dynamic=False)
 

@@ -16,7 +16,7 @@ Network = Callable[..., Tensor]
 """F(x (B, ...), t (B,), y (B,) or None, r (B,) or None) -> like x."""
 
 Answers = tuple[Any, ...]
-"""One entry per query: F, or (F, dF_dt) where the query has dx."""
+"""One entry per query: F, or (F, dF_dt) where the query has dx, or (F, tokens) where it asks for tokens."""
 
 FTheta = Callable[..., Answers]
 """The student as an objective sees it: queries in, as many answers out, in order.
@@ -52,6 +52,7 @@ class Query:
             phase began) | target (weights that follow the student's with the objective's `target_decay`); all but the
             student's never with a graph.
         rows: which rows of the batch these are, (B,) bool, where they are not all; they keep their dropout masks.
+        tokens: the answer is (F, projected tokens (B, N, features)), of a network that has a projector; without dx.
     """
 
     x: Tensor
@@ -64,6 +65,7 @@ class Query:
     grad: bool = True
     of: str = "student"
     rows: Tensor | None = None
+    tokens: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -129,7 +129,7 @@ class Step:
             velocity=self.source(rows.x1 - rows.x0, self.student.frozen(), self.student.frozen("ema")),
             progress=progress,
             null=self.null,
-            tools=self.tools,
+            tools={**self.tools, **({} if rows.tokens is None else {"tokens": lambda: rows.tokens})},
             watch=watch,
         )
 

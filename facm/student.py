@@ -14,7 +14,7 @@ NONE: Mapping[str, Callable[[], Passes]] = MappingProxyType({})
 
 
 class Student:
-    """`F_theta(*queries)` -> one answer per query, in order: F, or (F, dF_dt) where the query has dx.
+    """`F_theta(*queries)` -> one answer per query, in order: F, or (F, dF_dt) with dx, or (F, tokens) with tokens.
 
     F has a graph where `query.grad`; dF_dt never has one. All queries share the dropout masks of their samples.
     Paper: not said. Published code: saves and restores the state of the CUDA generator.
@@ -74,7 +74,7 @@ class Student:
         if self.passes.derivative == "dual" and any(query.dx is not None for query in queries):
             refuse_backward_hooks(self.passes)
         answers = passes([self._question(query) for query in queries])
-        return [answer[0] if query.dx is None else answer for query, answer in zip(queries, answers, strict=True)]
+        return [answer[0] if len(answer) == 1 else answer for answer in answers]
 
     def _question(self, query: Query) -> Question:
         keys = self.keys
@@ -83,7 +83,7 @@ class Student:
         if keys is not None and len(query.x) != len(keys):  # [conditional; unconditional] in one call
             keys = keys.repeat(len(query.x) // len(keys))
         if query.dx is None:
-            return Question(query.x, query.t, query.y, query.r, keys)
+            return Question(query.x, query.t, query.y, query.r, keys, tokens=query.tokens)
         dt, dr = _rows(0.0 if query.dt is None else query.dt, query.t), query.dr
         return Question(
             query.x, query.t, query.y, query.r, keys, query.dx, dt, None if dr is None else _rows(dr, query.t)

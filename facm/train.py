@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from facm import checkpoint, dist, files
 from facm.batch import Batch, draw
 from facm.data.latents import LatentSet
+from facm.data.tokens import TokenSet
 from facm.ema import PowerEMA
 from facm.log import TrainingLog, say
 from facm.params import Optimizer, Runtime, Train, Training
@@ -53,6 +54,7 @@ class Job:
     derivative: str = "dual"
     tools: Mapping[str, Callable[..., Any]] = field(default_factory=dict)  # of facm.point.Point
     if_diverged: str = "fail"  # fail | record: end early, with the average as it is
+    tokens: TokenSet | None = None  # of an encoder, for an objective that needs them
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,8 @@ class _Loop:
         settings, self.step = self.job.settings, self.step + 1
         objective, progress = self.job.objective, Progress(self.step, settings.steps)
         self._enter_phase(progress)
-        batch = draw(self.job.latents, settings, objective.normals, self.step, getattr(objective, "group", 1))
+        group = getattr(objective, "group", 1)
+        batch = draw(self.job.latents, settings, objective.normals, self.step, group, self.job.tokens)
         shares = self.training_step.gradients(batch, progress)
         stop = torch.tensor(float(bool(stopped) or self.work.orphaned), device=batch.x0.device)
         told = dist.sum_(torch.stack([*shares.values(), stop])).tolist()

@@ -26,7 +26,7 @@ from facm import dist, files
 from facm.log import say
 
 # Modules that may not change a number: editing them does not discard unfinished work.
-NEUTRAL = ("check", "checkpoint", "dist", "files", "launch", "log", "names", "params", "stop", "table", "work")
+NEUTRAL = ("ahead", "check", "checkpoint", "dist", "files", "launch", "log", "names", "params", "stop", "table", "work")
 PLAIN = "plain values"  # name of the tensor with their JSON
 KEEP = 3  # unfinished runs kept per stage beside the present one
 
@@ -42,8 +42,14 @@ class Damaged(ValueError):
 class Work:
     """The folder of one unfinished run, locked by rank 0 while open. Rank 0 writes, all ranks read."""
 
-    def __init__(self, stage: str, key: str, root: Path | None = None):
+    def __init__(self, stage: str, key: str, root: Path | None = None, keep: int = KEEP):
         """
+        Args:
+            stage: of which this is a run.
+            key: of what may change its result.
+            root: of the repository; None: found.
+            keep: of unfinished runs with other keys, how many are kept.
+
         Raises:
             Busy: another process holds the lock.
         """
@@ -64,7 +70,7 @@ class Work:
                 "(it may have outlived a killed `dvc repro`)"
             )
         _number(self._lock, 1 + max(map(_ordinal, parent.glob(f"{stage}-*"))))
-        _prune_older(parent, stage, self.folder)
+        _prune_older(parent, stage, self.folder, keep)
 
     @property
     def orphaned(self) -> bool:
@@ -201,6 +207,11 @@ def repository_root() -> Path:
     return Path(os.environ.get("DVC_ROOT", "."))
 
 
+def located(path: str) -> Path:
+    """A file or folder, looked for here, then under the repository's root, where queue workers do not run."""
+    return Path(path) if Path(path).exists() else repository_root() / path
+
+
 def key(params: dict[str, Any], inputs: list[Path], script: str) -> str:
     """Hash of params, of the inputs' self-descriptions and of the loaded code, 16 hex digits.
 
@@ -283,10 +294,10 @@ def _ordinal(folder: Path) -> int:
     return int(text) if text.isdigit() else 0
 
 
-def _prune_older(parent: Path, stage: str, present: Path) -> None:
+def _prune_older(parent: Path, stage: str, present: Path, keep: int) -> None:
     """Keep the latest unfinished runs of a stage, and any that is locked; clear what a killed removal left."""
     others = sorted((path for path in parent.glob(f"{stage}-*") if path != present), key=_ordinal, reverse=True)
-    for folder in others[KEEP:]:
+    for folder in others[keep:]:
         lock = _locked(folder)
         if lock is not None:
             _remove(folder)

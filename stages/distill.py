@@ -33,7 +33,7 @@ def main() -> None:
     if unused:
         say(f"distill: objective '{d.objective}' has no use for {', '.join(unused)}; recorded as null")
         tracked["distill"] |= dict.fromkeys(unused)
-    config = checkpoint.describe("student", latents, check.backbone(p), objective, d, tracked)
+    config = checkpoint.describe("student", latents, check.backbone(p), objective, d, tracked, check.precond(p))
     torch.manual_seed(d.seed)
     network, plan = config.build(d.dropout), train.plan_of(p.train)
     velocity = _start(network, config, d, plan)

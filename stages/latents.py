@@ -1,26 +1,69 @@
 """The dataset's train split, encoded -> data/latents."""
 
-from facm import check, codecs, data, dist
-from facm.data import latents
+from pathlib import Path
+from typing import Any
+
+from facm import check, codecs, data, dist, encoder, params
+from facm.data import latents, normalise, tokens
+from facm.data.adopt import adopt
+from facm.work import Work, key, located
+
+OUT = Path("data/latents")
 
 
 def main() -> None:
-    params = check.read()
-    check.writable("data")
-    dist.setup(params.runtime.threads)
-    fingerprint = dist.from_main(lambda: data.verify(params.data.name, params.data.root, params.data.fingerprint))
-    images = data.load(params.data.name, params.data.root, "train")
-    latents.write(
-        "data/latents",
-        images if params.latents.labels else images.unlabelled(),
-        codecs.build(params.latents.codec),
-        flip=params.latents.flip,
-        shard_size=params.latents.shard_size,
-        batch_size=params.latents.batch_size,
-        dataset_name=params.data.name,
-        fingerprint=fingerprint,
-    )
+    p, raw = check.read(), params.raw()
+    check.writable("data", ".work")
+    dist.setup(p.runtime.threads)
+    codec = codecs.build(p.latents.codec, **check.codec_options(p))
+    if p.data.size is not None:
+        codec.latent_shape((p.data.size, p.data.size, 3))  # refused before all pictures are looked at
+    source = data.admit(p.data)
+    made_of = {"latents": raw["latents"], "data": source.fingerprint, "size": p.data.size}
+    made_of |= {"codec": getattr(codec, "options", {})}
+    work = Work("latents", dist.from_main(lambda: key(made_of, [], __file__)), keep=1)
+    try:
+        write(p, source, codec, work.folder)
+    except BaseException:
+        work.close()
+        raise
+    work.finish()
     dist.teardown()
+
+
+def write(p: params.Params, source: data.Admitted, codec: codecs.Codec, unfinished: Path) -> None:
+    """Encode pictures, or take ready-made latents as they are."""
+    options: dict[str, Any] = {"flip": p.latents.flip, "dataset_name": p.data.name, "fingerprint": source.fingerprint}
+    given = None if p.latents.stats is None else normalise.pinned(located(p.latents.stats), p.latents.stats_sha256)
+    if p.data.name in data.LATENTS:
+        adopt(OUT, source.dataset, codec, labels=p.latents.labels, **options)
+        return
+    asked, encoding = p.latents.tokens, None
+    if asked.encoder is not None and asked.weights is not None and asked.sha256 is not None:
+        encoding = encoder.load(asked.encoder, asked.weights, asked.sha256, asked.side).to(dist.device())
+    images = source.load("train")
+    latents.write(
+        OUT,
+        images if p.latents.labels else images.unlabelled(),
+        codec,
+        shard_size=p.latents.shard_size,
+        batch_size=p.latents.batch_size,
+        skipped=source.skipped,
+        unfinished=unfinished,
+        normalise=lambda measured: normalise.statistics(measured, p.latents.normalise, given),
+        **options,
+    )
+    if encoding is not None:
+        tokens.write(
+            OUT,
+            lambda part: images.images[part.start : part.stop],
+            len(images),
+            encoding,
+            flip=p.latents.flip,
+            shard_size=p.latents.shard_size,
+            batch_size=p.latents.batch_size,
+            fingerprint=source.fingerprint,
+        )
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import torch
 
-from facm import check, checkpoint, dist, params, source, train
+from facm import check, checkpoint, dist, params, repa, source, train
 from facm.data.latents import LatentSet
+from facm.data.tokens import INDEX, TokenSet
 from facm.files import save_json
 from facm.objectives.fm import FM
 from facm.work import Work, key
@@ -21,13 +22,18 @@ def main() -> None:
     latents, t, tracked = LatentSet.open(LATENTS), p.teacher, params.tracked(raw, "teacher")
     check.fits(p, latents.shape)
     objective = FM(conditioning=t.conditioning, fraction=t.fraction, cosine=t.cosine, cosine_eps=t.cosine_eps)
-    config = checkpoint.describe("teacher", latents, check.backbone(p), objective, t, tracked)
+    config = checkpoint.describe("teacher", latents, check.backbone(p), objective, t, tracked, check.precond(p))
     torch.manual_seed(t.seed)
     network = config.build(t.dropout)
+    tokens, inputs = None, [LATENTS / "meta.json"]
+    if repa.wanted(network):
+        tokens = TokenSet.find(LATENTS, num=latents.num, flips=latents.flips, fingerprint=latents.fingerprint)
+        inputs += [LATENTS / INDEX]
+    aligned = repa.aligned(objective, network, tokens)
     if t.init is not None:
         checkpoint.start_from(network, config, t.init, t.init_sha256)
-    work = Work("teacher", key(tracked, [LATENTS / "meta.json"], __file__))
-    job = train.Job("teacher", network, objective, latents, t, source.data(), p.runtime, train.plan_of(p.train))
+    work, plan = Work("teacher", key(tracked, inputs, __file__)), train.plan_of(p.train)
+    job = train.Job("teacher", network, aligned, latents, t, source.data(), p.runtime, plan, tokens=tokens)
     trained = train.train(job, work, "metrics/teacher")
     if dist.is_main():
         checkpoint.save(OUT, trained.weights, config, trained.snapshots)

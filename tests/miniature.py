@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from facm import check, checkpoint, codecs, params
 from facm.data import Images, latents
 from facm.data.latents import LatentSet
+from facm.data.normalise import statistics
 from facm.objectives.fm import FM
 from facm.passes import Passes
 from facm.student import Student
@@ -18,10 +19,22 @@ from facm.student import Student
 ROOT = Path(__file__).parents[1]
 BASE = yaml.safe_load((ROOT / "presets" / "base.yaml").read_text())
 NETWORK = {"patch_size": 2, "hidden": 32, "depth": 1, "heads": 2, "label_std": 1.0, "gate_bias": 0.5}
+UNET = {"model_channels": 8, "channel_mult": [1, 1], "num_blocks": 1, "attn_resolutions": [2]}
+SHALLOW = UNET | {"channel_mult": [1], "attn_resolutions": [4]}  # for what has nothing to do with its levels
+CONSTANTS: dict[str, dict[str, Any]] = {  # of every backbone, as a student has them
+    "lightningdit": NETWORK,
+    "dit": NETWORK,
+    "sit": NETWORK,
+    "repa": NETWORK | {"encoder_depth": 1, "projector": False},
+    "mlp": {"hidden": 16, "depth": 2},
+    "ddpmpp": SHALLOW,
+}
 TINY = {
+    "backbones.lightningdit.size": None,
     **{f"backbones.lightningdit.{name}": value for name, value in NETWORK.items()},
     "backbones.mlp.hidden": 16,
     "backbones.mlp.depth": 1,
+    **{f"backbones.ddpmpp.{name}": value for name, value in UNET.items()},
     **{
         f"{stage}.{name}": value
         for stage in ("teacher", "distill")
@@ -74,7 +87,14 @@ def pictures(num: int = 14, classes: int = 3, channels: int = 1, side: int = 4) 
 
 
 def write_latents(
-    folder: Path, *, num: int = 14, classes: int = 3, channels: int = 1, side: int = 4, flip: bool = False
+    folder: Path,
+    *,
+    num: int = 14,
+    classes: int = 3,
+    channels: int = 1,
+    side: int = 4,
+    flip: bool = False,
+    normalise: str = "channel",
 ) -> LatentSet:
     """A set of random latents in shards of five, written and opened."""
     latents.write(
@@ -86,6 +106,7 @@ def write_latents(
         dataset_name="random",
         fingerprint="f" * 64,
         batch_size=4,
+        normalise=lambda measured: statistics(measured, normalise),
     )
     return LatentSet.open(folder)
 
@@ -108,7 +129,7 @@ def write_checkpoint(
     objective: Any = check.build_objective(p)
     if kind == "teacher":
         objective = FM(conditioning=p.teacher.conditioning, fraction=p.teacher.fraction)
-    config = checkpoint.describe(kind, data, check.backbone(p), objective, settings, raw)
+    config = checkpoint.describe(kind, data, check.backbone(p), objective, settings, raw, check.precond(p))
     weights = dict(randomised(config.build(), seed).state_dict())
     kept = folder.with_name(folder.name + "-snapshots")
     kept.mkdir(parents=True, exist_ok=True)

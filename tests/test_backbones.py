@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from miniature import UNET
 from oracle import golden
 from torch import nn
 
@@ -134,7 +135,8 @@ def test_attention_scores_depend_on_the_distance_between_tokens_only():
 
 @pytest.mark.parametrize("name", backbones.BACKBONES)
 def test_the_auxiliary_embedding_changes_nothing_at_first_and_learns(name):
-    build = {"lightningdit": (SMALL, (2, 4, 6)), "mlp": (POINTS, (3,))}[name]
+    build = (SMALL | ({"encoder_depth": 1} if name == "repa" else {}), (2, 4, 6))
+    build = {"mlp": (POINTS, (3,)), "ddpmpp": (UNET, (2, 4, 4))}.get(name, build)
     networks = []
     for auxiliary in [False, True]:
         torch.manual_seed(0)

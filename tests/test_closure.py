@@ -16,37 +16,46 @@ import yaml
 from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 
-from facm import objectives, preset, samplers
+from facm import backbones, objectives, preconds, preset, samplers
 
 ROOT = Path(__file__).parents[1]
 # May not change a number, and nothing that they import is handed on. `files` only reads and writes what it is given.
 NEUTRAL = {
-    f"facm.{name}" for name in ("check", "dist", "files", "launch", "log", "names", "params", "stop", "table", "work")
+    f"facm.{name}"
+    for name in ("ahead", "check", "dist", "files", "launch", "log", "names", "params", "stop", "table", "work")
 }
 PASSING = {"facm.checkpoint"}  # neutral too, but what it imports (networks, averages) acts through it
+FOLDERS = ("facm/convert",)  # dependencies as a whole: what an imported teacher alone depends on
 STAGES = ("reference", "latents", "teacher", "baseline", "distill", "sample", "evaluate")
 CHOICES = {  # registry -> the param that names its file; samplers: of the stage that draws
     "facm.backbones": "backbone.name",
     "facm.codecs": "latents.codec",
+    "facm.convert": "imported.format",
     "facm.data": "data.name",
     "facm.features": "reference.features",
     "facm.objectives": "distill.objective",
+    "facm.preconds": "backbone.precond",
     "facm.samplers": "{stage}.sampler",
 }
-VARIANTS: dict[str, dict[str, str]] = {
+LISTS = {"facm.features": "reference.also"}  # registry -> the param that names more of its files, or null
+VARIANTS: dict[str, dict[str, Any]] = {
     "params.yaml": {},
-    "mlp": {"backbone.name": "mlp"},
+    **{name: {"backbone.name": name} for name in backbones.BACKBONES},
+    **{f"precond {name}": {"backbone.precond": name} for name in preconds.PRECONDS},
     **{name: {"distill.objective": name} for name in objectives.OBJECTIVES},
-    "inception": {"reference.features": "inception"},
+    "inception": {"reference.features": "inception", "reference.also": ["dinov2"]},
     "mixture": {
         "data.name": "mixture",
         "reference.features": "exact_map",
         "latents.codec": "points",
         "backbone.name": "mlp",
     },
+    **{name: {"data.name": name} for name in ("cifar10", "folder", "precomputed")},
+    **{name: {"latents.codec": name} for name in ("sd_vae", "va_vae")},
     **{name: {"sample.sampler": name} for name in samplers.SAMPLERS},
     **{f"teacher's {name}": {"baseline.sampler": name} for name in ("euler", "heun", "dpmpp", "edm")},
     "scratch": {"distill.mode": "scratch", "distill.teacher": "data/latents"},
+    "imported": {"teacher.stage": "import_teacher", "imported.code": "facm/convert", "imported.format": "facm"},
 }
 
 
@@ -149,6 +158,8 @@ def closure(stage: str, script: str, params: dict[str, Any]) -> set[str]:
         for package, place in CHOICES.items() if not is_package(module) else ():
             if loads(module, package):
                 waiting.append(f"{package}.{value(params, place.format(stage=stage))}")
+                more = value(params, LISTS[package]) if package in LISTS else None
+                waiting += [f"{package}.{name}" for name in more or ()]
     files = {m: source_file(m) for m in seen - PASSING if not is_package(m)}
     return {str(path) for path in files.values()}
 
@@ -160,7 +171,7 @@ def value(params: dict[str, Any], place: str) -> Any:
     return params
 
 
-def variant(changes: dict[str, str]) -> dict[str, Any]:
+def variant(changes: dict[str, Any]) -> dict[str, Any]:
     """params.yaml of the default preset with some values changed; as it stands without changes."""
     if not changes:
         return yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -173,7 +184,7 @@ def variant(changes: dict[str, str]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def resolved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, set[str]]]:
-    """Per variant and stage: the code among the deps, as DVC resolves them."""
+    """Per variant and stage: the code among the deps, as DVC resolves them; a folder stands for its files."""
     found = {}
     for name, changes in VARIANTS.items():
         root = tmp_path_factory.mktemp("dvc")
@@ -184,13 +195,18 @@ def resolved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, se
         with Repo(str(root)) as repo:
             found[name] = {
                 stage.name: {
-                    dep.def_path
-                    for dep in stage.deps
-                    if not isinstance(dep, ParamsDependency) and dep.def_path.endswith(".py")
+                    path for dep in stage.deps if not isinstance(dep, ParamsDependency) for path in code(dep.def_path)
                 }
                 for stage in repo.index.stages
             }
     return found
+
+
+def code(path: str) -> list[str]:
+    """Files of a dependency that are code."""
+    if path.endswith(".py"):
+        return [path]
+    return sorted(str(file.relative_to(ROOT)) for file in (ROOT / path).rglob("*.py")) if path in FOLDERS else []
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +235,8 @@ def test_code_that_a_stage_imports_stands_in_its_deps(
 def test_code_in_the_deps_of_a_stage_is_imported_by_it(
     stage: str, resolved: dict[str, dict[str, set[str]]], closures: dict[str, dict[str, set[str]]]
 ) -> None:
-    idle = {f for name in VARIANTS for f in resolved[name][stage]} - {f for c in closures.values() for f in c[stage]}
+    named = {f for name in VARIANTS for f in resolved[name][stage] if not f.startswith(FOLDERS)}
+    idle = named - {f for c in closures.values() for f in c[stage]}
     assert not idle, f"dvc.yaml, {stage}: deps name files that no variant of params.yaml imports: {sorted(idle)}"
 
 
@@ -239,7 +256,7 @@ def test_every_registry_has_a_param_that_names_its_file() -> None:
 
 
 def test_every_file_of_a_registry_is_chosen_by_a_variant(closures: dict[str, dict[str, set[str]]]) -> None:
-    from facm import backbones, codecs, data, features
+    from facm import codecs, data, features
 
     names = {
         "backbones": backbones.BACKBONES,
@@ -247,6 +264,7 @@ def test_every_file_of_a_registry_is_chosen_by_a_variant(closures: dict[str, dic
         "data": data.DATASETS,
         "features": features.FEATURES,
         "objectives": objectives.OBJECTIVES,
+        "preconds": preconds.PRECONDS,
         "samplers": samplers.SAMPLERS,
     }
     files = {f"facm/{package}/{name}.py" for package, registered in names.items() for name in registered}

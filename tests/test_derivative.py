@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from miniature import UNET
 from torch import Tensor, nn
 
 from facm.backbones import BACKBONES, build
@@ -18,7 +19,16 @@ NETWORKS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
         {"patch_size": 1, "hidden": 16, "depth": 2, "heads": 2, "pos_learned": True, "shift": False}
         | dict.fromkeys(["qk_norm", "rms_norm", "swiglu", "rope"], False),
     ),
+    **{
+        name: (name, (2, 4, 4), {"patch_size": 2, "hidden": 16, "depth": 1, "heads": 2} | more)
+        for name, more in {
+            "dit": {},
+            "sit": {"qk_norm": True},
+            "repa": {"encoder_depth": 1, "projector": False, "pixel_norm": True},
+        }.items()
+    },
     "mlp": ("mlp", (2,), {"hidden": 16, "depth": 2}),
+    "ddpmpp": ("ddpmpp", (3, 4, 4), UNET),
 }
 """Case -> backbone, shape, constants."""
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from miniature import UNET
 
 from facm import backbones
 from facm.backbones.dropout import Dropout, mask, number_layers
@@ -49,8 +50,11 @@ def test_without_keys_nothing_is_dropped() -> None:
 
 @pytest.mark.parametrize("name", backbones.BACKBONES)
 def test_no_two_layers_of_a_network_share_a_mask(name: str) -> None:
-    constants = {"hidden": 32, "depth": 3} | ({"patch_size": 2, "heads": 2} if name == "lightningdit" else {})
-    shape = (1, 4, 4) if name == "lightningdit" else (2,)
+    points = name in backbones.POINTS
+    constants = {"hidden": 32, "depth": 3} | ({} if points else {"patch_size": 2, "heads": 2})
+    constants |= {"encoder_depth": 1} if name == "repa" else {}
+    constants = UNET if name == "ddpmpp" else constants
+    shape = (2,) if points else (1, 4, 4)
     network = backbones.build(name, constants, shape=shape, num_classes=0, dropout=0.5)
     layers = [int(module.layer) for module in network.modules() if isinstance(module, Dropout)]
     assert len(layers) >= 3 and sorted(layers) == list(range(len(layers)))

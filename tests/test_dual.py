@@ -144,6 +144,7 @@ CASES: dict[str, Callable[[Any, Any], Any]] = {
     "noise like": lambda x, z: (
         x + sum(torch.zeros_like(f(x)) for f in [torch.empty_like, torch.rand_like, torch.randn_like])
     ),
+    "place in a table": lambda x, z: x * torch.tensor([1.0, 2.0, 3.0])[torch.bucketize(z, ROW[:2].sort().values)],
     "new constants": lambda x, z: x + x.new_ones(6) * x.new_full((6,), 2.0) + x.new_zeros(6),
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from miniature import BASE, NETWORK, Points, parsed, randomised, student, write_latents
+from miniature import BASE, CONSTANTS, Points, parsed, randomised, student, write_latents
 from oracle import normal_grid
 from torch import Tensor, nn
 
@@ -26,7 +26,6 @@ from facm.work import Work
 ROOT = Path(__file__).parents[1]
 NAMES = list(objectives.OBJECTIVES)
 ROWS = 256
-CONSTANTS = {"lightningdit": NETWORK, "mlp": {"hidden": 16, "depth": 2}}
 
 
 def objective_of(name: str, **changes: Any) -> Any:
@@ -53,7 +52,7 @@ def latents(tmp_path_factory: pytest.TempPathFactory) -> LatentSet:
 @pytest.mark.parametrize("backbone", CONSTANTS)
 @pytest.mark.parametrize("name", NAMES)
 def test_two_steps_move_every_weight_and_log_what_collapse_shows_by(name, backbone, mode, latents, tmp_path) -> None:
-    data: Any = latents if backbone == "lightningdit" else Points()
+    data: Any = Points() if backbone in backbones.POINTS else latents
     objective, guidance = objective_of(name), Guidance(w=2.0, t_low=0.1, null=data.num_classes)
     sizes = {"shape": data.shape, "num_classes": data.num_classes}
     auxiliary = objective.conditioning == "auxiliary"

@@ -12,7 +12,7 @@ from miniature import ROOT, plain
 from facm import params
 from facm.params import ParamsError, Range
 
-LISTED = ("backbones", "objectives")  # blocks that the class which they are for checks
+LISTED = ("backbones", "objectives", "preconds")  # blocks that the class which they are for checks
 
 
 def refused(**changes) -> str:
@@ -65,7 +65,7 @@ def count(mapping: dict) -> int:
 
 def is_value(line: str, after: str) -> bool:
     """Whether a line of base.yaml gives a key its value, or the first line of a list of them."""
-    return bool(re.match(r"\s*\w+: *[^\s#]", line) or (re.match(r"\s*\w+:", line) and re.match(r"\s*- ", after)))
+    return bool(re.match(r"\s*\w+: *[^\s#{]", line) or (re.match(r"\s*\w+:", line) and re.match(r"\s*- ", after)))
 
 
 def test_params_yaml_of_the_repository_is_in_order() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
 from facm import backbones, train
-from facm.backbones.lightningdit import Modulation, RMSNorm, TimeEmbedder
+from facm.backbones.blocks import Modulation, RMSNorm, TimeEmbedder
 from facm.passes import Passes, Plan, Question, prepare
 
 KEYS = torch.arange(4) + 1

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from facm import backbones
-from facm.backbones.lightningdit import FinalLayer, Modulation
+from facm.backbones.blocks import FinalLayer, Modulation
 from facm.backbones.pixel_norm import pixel_norm
 from facm.derivative import total_derivative
 from facm.dual import Dual

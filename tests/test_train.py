@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from miniature import NETWORK, Points, parsed, plain, randomised, write_latents
+from miniature import CONSTANTS, NETWORK, Points, parsed, plain, randomised, write_latents
 from torch import nn
 
 from facm import backbones, check, checkpoint, dist, ema, flow, source, train
@@ -44,9 +44,8 @@ def latents(tmp_path_factory: pytest.TempPathFactory) -> LatentSet:
 
 
 def network(latents: Any, name: str = "lightningdit", *, auxiliary: bool = False, dropout: float = 0.0, seed: int = 0):
-    constants = NETWORK if name == "lightningdit" else {"hidden": 16, "depth": 2}
     sizes = {"shape": latents.shape, "num_classes": latents.num_classes}
-    return randomised(backbones.build(name, constants, **sizes, auxiliary=auxiliary, dropout=dropout), seed)
+    return randomised(backbones.build(name, CONSTANTS[name], **sizes, auxiliary=auxiliary, dropout=dropout), seed)
 
 
 def guidance(latents: Any, **fields: Any) -> Guidance:
@@ -666,7 +665,9 @@ def test_snapshots_are_written_at_their_steps_and_synthesis_gives_stored_ones_ba
     assert [path.name for path in trained.snapshots] == [checkpoint.snapshot_name(*key) for key in sorted(stored)]
     for path, key in zip(trained.snapshots, sorted(stored), strict=True):
         assert_same(checkpoint.read_weights(path), stored[key])
-    config = checkpoint.describe("student", latents, ("lightningdit", NETWORK), FM(), run.job.settings, plain())
+    config = checkpoint.describe(
+        "student", latents, ("lightningdit", NETWORK), FM(), run.job.settings, plain(), ("none", {})
+    )
     checkpoint.save(tmp_path / "student", trained.weights, config, trained.snapshots)
     for sigma_rel in (0.05, 0.2):
         found = checkpoint.synthesize(tmp_path / "student", sigma_rel)

@@ -1,7 +1,8 @@
 """Networks F(x, t, y, r=None) -> like x, one file each; a new one is a file, a line here and a block of params.
 
 A backbone is a plain nn.Module whose keyword arguments are the constants of its block `backbones.<name>` and `shape`,
-`num_classes`, `auxiliary`, `dropout`. It uses plain operations (see lightningdit.py), so that it runs on dual numbers.
+`num_classes`, `auxiliary`, `dropout`. It uses plain operations (see transformer.py), so that it runs on dual numbers.
+Its class may have `SIZES`, what `size` in its block stands for, and `STUDENT`, constants that a student has besides.
 """
 
 import inspect
@@ -14,9 +15,17 @@ from torch import nn
 
 from facm.names import refuse_unknown
 
-BACKBONES = {"lightningdit": "LightningDiT", "mlp": "MLP"}
+BACKBONES = {
+    "ddpmpp": "DDPMpp",
+    "dit": "DiT",
+    "lightningdit": "LightningDiT",
+    "mlp": "MLP",
+    "repa": "REPA",
+    "sit": "SiT",
+}
 POINTS = ("mlp",)  # which of them take points (B, D)
 GIVEN = ("self", "shape", "num_classes", "auxiliary", "dropout")
+BY_SIZE = ("patch_size", "hidden", "depth", "heads")
 
 
 def build(
@@ -32,7 +41,7 @@ def build(
 
     Args:
         name: a key of BACKBONES.
-        constants: the block `backbones.<name>`; a constant that is left out has the class's default.
+        constants: the block `backbones.<name>`, see `resolve`; a constant that is left out has the class's default.
         shape: of one sample, (C, H, W) or (D,).
         num_classes: number of classes, the null label comes on top; 0: unconditional.
         auxiliary: the network takes a second time r.
@@ -41,9 +50,8 @@ def build(
     Raises:
         ValueError: unknown name or constant, missing constant, wrong type, sizes that do not fit; it names the place.
     """
-    refuse_unknown([name], BACKBONES, "params.yaml, backbone.name")
-    place = f"params.yaml, backbones.{name}"
-    network: type[nn.Module] = getattr(import_module(f"{__name__}.{name}"), BACKBONES[name])
+    place, network = f"params.yaml, backbones.{name}", load_class(name)
+    constants = resolve(name, constants)
     parameters = {k: p for k, p in inspect.signature(network).parameters.items() if k not in GIVEN}
     refuse_unknown(constants, parameters, place)
     types = typing.get_type_hints(network.__init__)
@@ -53,6 +61,45 @@ def build(
         elif parameter.default is parameter.empty:
             raise ValueError(f"{place}: '{key}' is missing; presets/base.yaml has its default")
     return network(**constants, shape=tuple(shape), num_classes=num_classes, auxiliary=auxiliary, dropout=dropout)
+
+
+def resolve(name: str, constants: Mapping[str, Any]) -> dict[str, Any]:
+    """Constants with the numbers that `size` stands for in its place, and without nulls there.
+
+    Args:
+        name: a key of BACKBONES.
+        constants: the block `backbones.<name>`; `size` and BY_SIZE may be null.
+
+    Raises:
+        ValueError: unknown name or size, or a number that contradicts the size.
+    """
+    sizes, place = getattr(load_class(name), "SIZES", None), f"params.yaml, backbones.{name}"
+    if sizes is None:
+        return dict(constants)
+    size = constants.get("size")
+    given = {k: v for k, v in constants.items() if k != "size" and not (k in BY_SIZE and v is None)}
+    if size is None:
+        return given
+    refuse_unknown([size], sizes, f"{place}.size")
+    for key, value in sizes[size].items():
+        if given.get(key, value) != value:
+            raise ValueError(
+                f"{place}: size {size} has {key} {value}, but {key} is {given[key]!r}: set {key} to null, or size to "
+                f"null and {', '.join(BY_SIZE)} to numbers"
+            )
+    return sizes[size] | given
+
+
+def of_student(name: str, constants: Mapping[str, Any]) -> dict[str, Any]:
+    """Constants of the same network where it is no longer pretrained; raises ValueError for an unknown name."""
+    return {**constants, **getattr(load_class(name), "STUDENT", {})}
+
+
+def load_class(name: str) -> type[nn.Module]:
+    """The class of a network; raises ValueError for an unknown name."""
+    refuse_unknown([name], BACKBONES, "params.yaml, backbone.name")
+    network: type[nn.Module] = getattr(import_module(f"{__name__}.{name}"), BACKBONES[name])
+    return network
 
 
 def refuse_type(value: Any, kind: Any, place: str) -> None:

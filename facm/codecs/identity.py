@@ -31,7 +31,7 @@ class Identity:
         if self.rounding not in ROUNDINGS:
             raise ValueError(f"identity codec: unknown rounding '{self.rounding}'; known: {', '.join(ROUNDINGS)}")
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor, streams: Sequence[int] | None = None) -> Tensor:
         """Pictures uint8 (B, H, W, C) -> x = level/127.5 - 1, float32 (B, C, H, W) in [-1, 1]."""
         return images.permute(0, 3, 1, 2).float() / 127.5 - 1
 

@@ -13,7 +13,7 @@ class Points:
 
     name: ClassVar[str] = "points"
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor, streams: Sequence[int] | None = None) -> Tensor:
         """Points float32 (B, D) -> the same."""
         return images
 

@@ -1,9 +1,12 @@
-"""`python -m facm.data`: print the line `data.fingerprint: <sha256>` for the data set in params.yaml."""
+"""`python -m facm.data`: print the line `data.fingerprint: <sha256>` for the data set in params.yaml.
+
+`--look` decodes every file of a folder, too, and names those that are no usable pictures.
+"""
 
 import argparse
 
 from facm import params
-from facm.data import fingerprint
+from facm.data import dataset_of, fingerprint, tell
 
 
 def main() -> None:
@@ -11,10 +14,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m facm.data", description="print a data set's fingerprint")
     parser.add_argument("--name", help="data set; left out: data.name and data.root of params.yaml")
     parser.add_argument("--root", help="its folder, where it has one")
+    parser.add_argument("--look", action="store_true", help="of a folder: name the files that are no usable pictures")
+    parser.add_argument("--size", type=int, help="data.size, with --name and --look")
     arguments = parser.parse_args()
     try:
         block = params.read().data if arguments.name is None else arguments
-        print(f"data.fingerprint: {fingerprint(block.name, block.root)}")
+        if not arguments.look:
+            print(f"data.fingerprint: {fingerprint(block.name, block.root)}")
+            return
+        dataset = dataset_of(block.name, block.root, size=block.size)
+        if not hasattr(dataset, "survey"):
+            raise ValueError(f"--look is for folders of pictures, not for '{block.name}'")
+        survey = dataset.survey(strict=False)
+        print(f"data.fingerprint: {survey.fingerprint}")
+        num = sum(map(len, survey.names.values()))
+        print(f"{num} usable pictures of {survey.sides[1]}x{survey.sides[0]} pixels, {len(survey.classes)} classes")
+        for name, reason in survey.skipped.items():
+            print(tell({name: reason}))
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
 

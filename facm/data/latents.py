@@ -3,14 +3,20 @@
 * shard_00000.safetensors ...: latents (n, C, H, W), or of points (n, D), float32, latents_flip (of mirrored pictures),
   labels (n,) int64
 * stats.safetensors: mean (C,), std (C,) float32, of the unflipped latents of the whole set
-* meta.json: what it is and, per file, bytes and sha256; written last: without it the set is unfinished
+* meta.json: what it is and, per file, bytes and sha256; `codec_options` of a codec that has any, and the files that
+  were left out, if any (`skipped`: reason by name); written last: without it the set is unfinished
+
+Pictures are decoded ahead of the encoder (facm/ahead.py). Shards that a killed run has finished lie in its folder of
+unfinished work, each with a `.json` beside it, written after it; one whose sha256 is the written one is kept.
 """
 
+import os
+import shutil
 from bisect import bisect_right
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +24,11 @@ import torch
 from torch import Tensor
 
 from facm import dist
+from facm.ahead import ahead
 from facm.codecs import Codec
 from facm.data import Images
-from facm.files import load_json, load_tensors, save_json, save_tensors
-from facm.log import progress
+from facm.files import load_json, load_tensors, save_json, save_tensors, sha256, whole
+from facm.log import progress, say
 
 
 def write(
@@ -34,6 +41,9 @@ def write(
     dataset_name: str,
     fingerprint: str,
     batch_size: int,
+    skipped: Mapping[str, str] | None = None,
+    unfinished: Path | None = None,
+    normalise: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
 ) -> None:
     """Encode a split into a folder of shards, which the ranks share.
 
@@ -43,33 +53,129 @@ def write(
         codec: encodes them, `batch_size` at once, which does not change the result.
         flip: also store the latents of the mirrored pictures.
         shard_size: pictures per shard.
-        dataset_name, fingerprint: recorded.
+        dataset_name, fingerprint, skipped: recorded.
+        unfinished: where shards lie until all are done, and are found again after a kill; None: in `folder` at once.
+            It must be the same set's: nothing but the bytes of a shard is checked.
+        normalise: from the measured mean and std to those that are recorded (facm/data/normalise.py); None: those.
 
     Raises:
         ValueError: a channel that is constant over the set, so that it cannot be normalised.
     """
     folder = Path(folder)
+    shape = list(codec.latent_shape(images.images.shape[1:]))
     if dist.is_main():
-        _empty(folder)
+        empty(folder)
     dist.barrier()
-    parts, moments, shards = dist.batches(len(images), shard_size), Moments.none(), []
-    mine = dist.share(len(parts))
-
-    def written(number: int) -> tuple[dict[str, Any], Moments]:
-        shard = _encode(images, parts[number], codec, flip=flip, batch_size=batch_size)
-        described = save_tensors(folder / f"shard_{number:05d}.safetensors", shard)
-        return described | {"num": len(shard["latents"])}, Moments.of(shard["latents"])
-
-    numbers = progress(mine, len(mine), "encoding")
-    for described, of_shard in dist.in_order(map(written, numbers), len(parts)):
+    moments, shards = Moments.none(), []
+    work = _Encoding(unfinished or folder, images, codec, flip, shard_size, batch_size, unfinished is not None)
+    for described, of_shard in dist.in_order(work.shards(), len(work.parts)):
         shards.append(described)
         moments = moments.merged(of_shard)
     if dist.is_main():
-        stats = save_tensors(folder / "stats.safetensors", moments.statistics())
-        made_from = {"codec": codec.name, "dataset": dataset_name, "fingerprint": fingerprint, "flips": flip}
-        shape = list(codec.latent_shape(images.images.shape[1:]))
+        if unfinished is not None:
+            for described in shards:
+                _place(unfinished / described["file"], folder)
+        meta = {"codec": codec.name, "dataset": dataset_name, "fingerprint": fingerprint, "flips": flip}
         sizes = {"shape": shape, "num": len(images), "num_classes": images.num_classes}
-        save_json(folder / "meta.json", {**made_from, **sizes, "stats": stats, "shards": shards})
+        measured = moments.statistics()
+        statistics = measured if normalise is None else normalise(measured)
+        finish(folder, meta | sizes, statistics, shards, getattr(codec, "options", {}), skipped)
+
+
+def finish(
+    folder: Path,
+    meta: dict[str, Any],
+    statistics: dict[str, Tensor],
+    shards: list[dict[str, Any]],
+    codec_options: Mapping[str, Any] | None = None,
+    skipped: Mapping[str, str] | None = None,
+) -> None:
+    """Write stats.safetensors and meta.json beside shards that lie there: the set is then finished.
+
+    Args:
+        folder: of the set.
+        meta: codec, dataset, fingerprint, flips, shape, num, num_classes.
+        statistics: mean and std, float32 (C,).
+        shards: of each file, what `save_tensors` returns, and `num`.
+        codec_options, skipped: recorded where there are any.
+    """
+    stats = save_tensors(folder / "stats.safetensors", statistics)
+    more = {"codec_options": dict(codec_options or {}), "skipped": dict(skipped or {})}
+    save_json(folder / "meta.json", meta | {"stats": stats, "shards": shards} | {k: v for k, v in more.items() if v})
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard."""
+    return f"shard_{number:05d}.safetensors"
+
+
+@dataclass
+class _Encoding:
+    """This rank's share of the shards, encoded one after the other while the next pictures are decoded."""
+
+    place: Path
+    images: Images
+    codec: Codec
+    flip: bool
+    shard_size: int
+    batch_size: int
+    resumable: bool
+
+    @cached_property
+    def parts(self) -> list[range]:
+        """Rows of each shard."""
+        return dist.batches(len(self.images), self.shard_size)
+
+    def shards(self) -> Iterator[tuple[dict[str, Any], "Moments"]]:
+        """What meta.json says about each shard, and its moments; what a killed run has finished is not redone."""
+        mine = dist.share(len(self.parts))
+        resumed = self.resumable and any(self.place.glob("shard_*.json"))
+        looked = progress(mine, len(mine), "finished shards") if resumed else ()
+        finished = {number: found for number in looked if (found := self._finished(number)) is not None}
+        if finished and dist.is_main():
+            say(f"latents: {len(finished)} of {len(mine)} shards were finished before and are kept")
+        rows = [some for number in mine if number not in finished for some in self._batches(number)]
+        batches = iter(progress(ahead(self._pictures, rows), len(rows), "encoding"))
+        for number in mine:
+            made = finished[number] if number in finished else self._written(number, batches)
+            if number == mine[-1]:
+                next(batches, None)  # none is left: the progress ends
+            yield made
+
+    def _batches(self, number: int) -> list[range]:
+        part = self.parts[number]
+        return [part[batch.start : batch.stop] for batch in dist.batches(len(part), self.batch_size)]
+
+    def _pictures(self, rows: range) -> tuple[range, Tensor]:
+        return rows, self.images.images[rows.start : rows.stop]
+
+    def _written(self, number: int, batches: Iterator[tuple[range, Tensor]]) -> tuple[dict[str, Any], "Moments"]:
+        """Encode and write a shard from the batches that are its own."""
+        plain, mirrored = [], []
+        for rows, pictures in islice(batches, len(self._batches(number))):
+            plain.append(self.codec.encode(pictures, [2 * row for row in rows]).float().cpu())
+            if self.flip:
+                mirrored.append(self.codec.encode(pictures.flip(2), [2 * row + 1 for row in rows]).float().cpu())
+        shard = {"latents": torch.cat(plain)} | ({"latents_flip": torch.cat(mirrored)} if self.flip else {})
+        if self.images.labels is not None:
+            part = self.parts[number]
+            shard["labels"] = self.images.labels[part.start : part.stop]
+        path, moments = self.place / shard_name(number), Moments.of(shard["latents"])
+        described = save_tensors(path, shard) | {"num": len(shard["latents"])}
+        if self.resumable:
+            save_json(path.with_suffix(".json"), {"described": described, "moments": moments.plain()})
+        return described, moments
+
+    def _finished(self, number: int) -> tuple[dict[str, Any], "Moments"] | None:
+        """A shard that a killed run has written whole."""
+        path = self.place / shard_name(number)
+        if not (path.is_file() and path.with_suffix(".json").is_file()):
+            return None
+        kept = load_json(path.with_suffix(".json"), f"remove {self.place}")
+        if sha256(path) != kept["described"]["sha256"]:
+            say(f"{path} is damaged and is encoded again")
+            return None
+        return kept["described"], Moments.of_plain(kept["moments"])
 
 
 @dataclass(frozen=True)
@@ -99,6 +205,15 @@ class Moments:
         values = latents.double().transpose(0, 1).flatten(1)
         mean = values.mean(1)
         return cls(values.shape[1], mean, (values - mean[:, None]).square().sum(1))
+
+    @classmethod
+    def of_plain(cls, values: dict[str, Any]) -> "Moments":
+        """What `plain` gave."""
+        return cls(values["num"], *(torch.tensor(values[name], dtype=torch.float64) for name in ("mean", "squares")))
+
+    def plain(self) -> dict[str, Any]:
+        """As plain values, which keep every bit."""
+        return {"num": self.num, "mean": self.mean.tolist(), "squares": self.squares.tolist()}
 
     def merged(self, other: "Moments") -> "Moments":
         """Of these latents and others; bits depend on the order of merging."""
@@ -134,6 +249,7 @@ class LatentSet:
         dataset: its name.
         fingerprint: its fingerprint.
         shards: tensors of each shard, mapped from the files.
+        codec_options: what the codec is built with, such as the weights' place and sha256.
     """
 
     num: int
@@ -146,6 +262,7 @@ class LatentSet:
     dataset: str
     fingerprint: str
     shards: tuple[dict[str, Tensor], ...]
+    codec_options: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: str | Path) -> "LatentSet":
@@ -170,6 +287,7 @@ class LatentSet:
             dataset=meta["dataset"],
             fingerprint=meta["fingerprint"],
             shards=tuple(_load_shard(folder, shard, meta, cure) for shard in meta["shards"]),
+            codec_options=meta.get("codec_options", {}),
         )
 
     def batch(self, indices: Tensor | Iterable[int], flips: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -220,23 +338,20 @@ class LatentSet:
         return torch.cat([shard["labels"] for shard in self.shards])
 
 
-def _empty(folder: Path) -> None:
+def empty(folder: Path) -> None:
     """Make the folder where it is missing, and remove an earlier set."""
     folder.mkdir(parents=True, exist_ok=True)
     for stale in (folder / "meta.json", *folder.glob("shard_*")):
         stale.unlink(missing_ok=True)
 
 
-def _encode(images: Images, part: range, codec: Codec, *, flip: bool, batch_size: int) -> dict[str, Tensor]:
-    """The tensors of one shard."""
-    rows = slice(part.start, part.stop)
-    batches = images.images[rows].split(batch_size)
-    shard = {"latents": torch.cat([codec.encode(batch).float().cpu() for batch in batches])}
-    if flip:
-        shard["latents_flip"] = torch.cat([codec.encode(batch.flip(2)).float().cpu() for batch in batches])
-    if images.labels is not None:
-        shard["labels"] = images.labels[rows]
-    return shard
+def _place(path: Path, folder: Path) -> None:
+    """Put a finished file into a folder, by a link, so that a kill leaves it where it was, too; else by a copy."""
+    try:
+        os.link(path, folder / path.name)
+    except OSError:  # another file system, or one without links
+        with path.open("rb") as source, whole(folder / path.name) as copy:
+            shutil.copyfileobj(source, copy)
 
 
 def _load(folder: Path, described: dict[str, Any], cure: str) -> dict[str, Tensor]:

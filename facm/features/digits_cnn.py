@@ -28,6 +28,7 @@ class DigitsCNN(nn.Module):
     name: ClassVar[str] = "digits_cnn"
     seeded: ClassVar[bool] = True
     batch: ClassVar[int] = 500
+    widths: ClassVar[dict[str, int]] = {"features": FEATURES}
     exact: ClassVar[None] = None
 
     def __init__(self) -> None:
@@ -63,7 +64,7 @@ class DigitsCNN(nn.Module):
                 f"params.yaml, reference.features: 'digits_cnn' needs pictures (8, 8, 1) in 10 classes, but these are "
                 f"{tuple(train.images.shape[1:])} in {train.num_classes}; set it to inception"
             )
-        x, y = pixels(train.images), train.labels
+        x, y = pixels(train.images[:]), train.labels
         with _one_thread(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = cls().train()
@@ -100,6 +101,10 @@ class DigitsCNN(nn.Module):
         """Pictures uint8 (N, 8, 8, 1) -> features after the GELU, float32 (N, 32), on the CPU."""
         device = self.head.weight.device
         return torch.cat([self.body(pixels(chunk.to(device))).cpu() for chunk in images.split(self.batch)])
+
+    def look(self, images: Tensor) -> dict[str, Tensor]:
+        """All that it sees: `features` of `extract`."""
+        return {"features": self.extract(images)}
 
     @torch.no_grad()
     def classify(self, features: Tensor) -> Tensor:

@@ -1,0 +1,207 @@
+"""Published checkpoints as checkpoint folders of this project, one source format per file, and students back.
+
+    python -m facm.convert SOURCE --from facm|lightningdit|sit|dit|repa|edm --out DIR
+    python -m facm.convert data/student --to facm --out student.pt
+
+A converted network answers with the velocity v of x_t = (1 - t) x0 + t x1, t = 1 for data, whatever its authors'
+convention. A new format is a file and a line in FORMATS: a class with `codec`, `normalised` (whether its latents are
+normalised by statistics of their own file), `students` (whether it publishes few-step students) and `read`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from facm import checkpoint, codecs, files, objectives
+from facm.checkpoint import Config
+from facm.convert import keys, pickles, statistics, weights
+from facm.convert.found import Found
+from facm.convert.pickles import ForeignError
+from facm.names import refuse_unknown
+
+FORMATS = {
+    "facm": "FACM",
+    "lightningdit": "LightningDiT",
+    "sit": "SiT",
+    "dit": "DiT",
+    "repa": "REPA",
+    "edm": "EDM",
+}
+
+
+class Format(Protocol):
+    """What the class of a source format has."""
+
+    codec: str
+    normalised: bool
+    students: bool
+
+    def read(self, weights: weights.Weights, given: Mapping[str, Any], path: Path) -> Found:
+        """What the weights are; `given` are constants that the user knows. Raises ForeignError."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A foreign file, and how to read it.
+
+    Attributes:
+        path: the file.
+        format: a key of FORMATS.
+        which: ema (averaged weights) | model (raw ones).
+        profile: of several averages (FACM's training files) the one of this sigma_rel.
+        trust: read it although it holds more than tensors and plain values, see `pickles.read`.
+        kind: teacher | student.
+        sha256: of the file, where it is pinned: another content is refused before it is read.
+    """
+
+    path: Path
+    format: str
+    which: str = "ema"
+    profile: float = 0.2
+    trust: bool = False
+    kind: str = "teacher"
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where a network lives.
+
+    Attributes:
+        codec: key of facm.codecs.
+        mean: per channel, of the codec's output, which normalises it; empty: 0.
+        std: likewise; empty: 1.
+        options: what the codec is built with, as data/latents records it.
+    """
+
+    codec: str
+    mean: list[float]
+    std: list[float]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def load_format(name: str) -> Format:
+    """The source format; raises ValueError for an unknown name."""
+    refuse_unknown([name], FORMATS, "--from (in params.yaml: imported.format)")
+    made: Format = getattr(import_module(f"{__name__}.{name}"), FORMATS[name])()
+    return made
+
+
+def space(format: str, *, codec: str | None = None, stats: Path | None = None) -> Space:
+    """The space of a format's latents.
+
+    Args:
+        format: a key of FORMATS.
+        codec: a key of facm.codecs; None: the format's.
+        stats: its latents_stats.pt.
+
+    Raises:
+        ForeignError: statistics are needed and not given.
+        ValueError: an unknown codec.
+    """
+    known = load_format(format)
+    refuse_unknown([codec or known.codec], codecs.CODECS, "--codec")
+    if stats is not None:
+        return Space(codec or known.codec, *statistics.read(stats))
+    if known.normalised:
+        raise ForeignError(
+            f"'{format}' normalises its latents: give the latents_stats.pt that belongs to the checkpoint with --stats "
+            "(in params.yaml: imported.stats); the network means nothing without it"
+        )
+    return Space(codec or known.codec, [], [])
+
+
+def convert(
+    source: Source, where: Space, given: Mapping[str, Any] | None = None, *, expected: tuple[str, str] | None = None
+) -> tuple[dict[str, Tensor], Config]:
+    """Weights and description of a foreign checkpoint, ready for `checkpoint.save`.
+
+    Args:
+        source: the file.
+        where: its space.
+        given: constants of the backbone that shapes do not tell, or all of them; they win. `side`: pixels of a latent.
+        expected: backbone and precond that it must have; None: any.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ForeignError: it is another format, or does not fit: every missing, unexpected and mis-shaped name is told.
+        ValueError: an unknown format, or constants that no network has.
+    """
+    known = load_format(source.format)
+    if source.kind == "student" and not known.students:
+        raise ForeignError(f"'{source.format}' publishes no few-step students: set --kind teacher")
+    digest = _verified(source)
+    content = pickles.read(source.path, trust=source.trust)
+    chosen = weights.choose(content, source.path, which=source.which, profile=source.profile)
+    found = known.read(chosen, given or {}, source.path)
+    if expected not in (None, (found.backbone, found.precond)):
+        raise ForeignError(
+            f"{source.path} is a {found.backbone} with precond {found.precond}, params.yaml, backbone "
+            f"has name and precond {expected}: set both as the checkpoint has them, and its block under backbones"
+        )
+    channels = found.shape[0]
+    if where.mean and len(where.mean) != channels:
+        raise ForeignError(
+            f"{source.path} has latents of {channels} channels, the statistics are of {len(where.mean)}: another stats"
+        )
+    where = where if where.mean else replace(where, mean=[0.0] * channels, std=[1.0] * channels)
+    config = _describe(source, digest, chosen, found, where)
+    prefix = "" if found.precond == "none" else "model."  # of the network within a preconditioning
+    return keys.fit({prefix + name: tensor for name, tensor in found.weights.items()}, config, source.path), config
+
+
+def _verified(source: Source) -> str:
+    """sha256 of the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ForeignError: it is not the pinned one.
+    """
+    if not source.path.is_file():
+        raise FileNotFoundError(f"{source.path} is missing: check the path")
+    digest = files.sha256(source.path)
+    if source.sha256 is not None and digest != source.sha256:
+        raise ForeignError(
+            f"{source.path} has sha256 {digest}, pinned is {source.sha256}: it is another file than the pinned one, or "
+            "damaged; fetch it again, or pin what you mean (in params.yaml: imported.sha256)"
+        )
+    return digest
+
+
+def _describe(source: Source, digest: str, chosen: weights.Weights, found: Found, where: Space) -> Config:
+    """The config.json of a converted network."""
+    objective = objectives.load("facm" if source.kind == "student" else "fm")
+    told = {
+        "source": source.path.name,
+        "format": source.format,
+        "sha256": digest,
+        "averaged": chosen.averaged,
+        "step": chosen.step,
+    }
+    return Config(
+        kind=source.kind,
+        backbone=found.backbone,
+        constants=found.constants,
+        shape=found.shape,
+        num_classes=found.num_classes,
+        conditioning=found.conditioning,
+        fraction=1.0 if source.kind == "student" else found.fraction,
+        codec=where.codec,
+        mean=where.mean,
+        std=where.std,
+        objective="facm" if source.kind == "student" else "fm",
+        samplers=list(objective.samplers),
+        step=chosen.step or 0,
+        sigma_rel=chosen.sigma_rel,
+        params={"imported": told},
+        threads=torch.get_num_threads(),
+        versions=checkpoint.versions(),
+        precond=found.precond,
+        precond_constants=found.precond_constants,
+        codec_options=where.options,
+    )

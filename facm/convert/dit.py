@@ -1,0 +1,28 @@
+"""DiT (Peebles & Xie 2023, arXiv 2212.09748; facebookresearch/DiT): a bare average, or {model, ema, opt, args}.
+
+It is asked at a discrete time k = 0 .. 999 (k = 0 is nearly data) and answers the noise epsilon, beside a variance
+(`learn_sigma`, read from the shapes; the network drops it). Precond `ddpm` makes of it the velocity at t:
+
+    t = sqrt(abar_k) / (sqrt(abar_k) + sqrt(1 - abar_k)),   x_k = (sqrt(abar_k) + sqrt(1 - abar_k)) x_t,
+    v = x1_hat - eps,   x1_hat = (x_k - sqrt(1 - abar_k) eps) / sqrt(abar_k).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from facm.convert.found import Found
+from facm.convert.transformer import describe
+from facm.convert.weights import Weights
+
+
+class DiT:
+    """The format. Codec: SD-VAE f8d4, latents times 0.18215 and not normalised further."""
+
+    codec: ClassVar[str] = "sd_vae"
+    normalised: ClassVar[bool] = False
+    students: ClassVar[bool] = False
+
+    def read(self, weights: Weights, given: Mapping[str, Any], path: Path) -> Found:
+        """What the weights are; `given` are constants that the user knows. Raises ForeignError."""
+        return Found("dit", *describe(weights.tensors, given, path), weights.tensors, precond="ddpm")

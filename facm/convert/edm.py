@@ -1,0 +1,86 @@
+"""EDM (Karras et al. 2022, arXiv 2206.00364; NVlabs/edm): a pickle whose `ema` is a whole EDMPrecond around a SongUNet.
+
+The pickle carries the source of its classes, which torch_utils/persistence.py would run; here they are stand-ins and
+only their tensors are read (`--trust-pickle`). A state dict of the same names (`model.enc...`) in a .pt or .safetensors
+file will do as well. Precond `edm` makes a velocity of the denoiser: v(x_t, t) = (D(x_t / t; (1 - t)/t) - x_t)/(1 - t).
+The layer for augmentation labels stays; it is fed zeros, as when EDM samples.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from facm.convert.found import Found
+from facm.convert.pickles import ForeignError
+from facm.convert.weights import Weights
+
+
+class EDM:
+    """The format. Codec: identity, pixels in [-1, 1], not normalised further."""
+
+    codec: ClassVar[str] = "identity"
+    normalised: ClassVar[bool] = False
+    students: ClassVar[bool] = False
+
+    def read(self, weights: Weights, given: Mapping[str, Any], path: Path) -> Found:
+        """What the weights are; `given` are constants that the user knows. Raises ForeignError."""
+        kind = weights.attributes.get("class", "EDMPrecond")
+        if kind != "EDMPrecond":
+            raise ForeignError(f"{path} holds a {kind}: only EDMPrecond is known, not the VP, VE or iDDPM ones")
+        tensors = {name.removeprefix("model."): tensor for name, tensor in weights.tensors.items()}
+        constants, shape, classes = describe(tensors, given, path)
+        precond = {"sigma_data": float(weights.attributes.get("sigma_data", 0.5))}
+        return Found("ddpmpp", constants, shape, classes, tensors, precond="edm", precond_constants=precond)
+
+
+def describe(
+    tensors: Mapping[str, Tensor], given: Mapping[str, Any], path: Path
+) -> tuple[dict[str, Any], tuple[int, int, int], int]:
+    """Constants of ddpmpp, shape (C, S, S) of a picture, and number of classes, as names and shapes tell them.
+
+    Raises:
+        ForeignError: not the weights of a SongUNet.
+    """
+    parts = [name.split(".") for name in tensors if name.startswith("enc.")]
+    sides = sorted({int(part[1].split("x")[0]) for part in parts if part[1].split("x")[0].isdigit()}, reverse=True)
+    first = f"enc.{sides[0]}x{sides[0]}_conv.weight" if sides else ""
+    if first not in tensors or "map_layer0.weight" not in tensors:
+        raise ForeignError(f"{path} is not what --from says: it has {list(tensors)[:4]}, no enc.<S>x<S>_conv")
+    width, channels = tensors[first].shape[:2]
+    blocks = {side: sorted({part[1] for part in parts if part[1].startswith(f"{side}x{side}_block")}) for side in sides}
+
+    def rows(block: str, layer: str) -> int:
+        name = f"enc.{block}.{layer}.weight"
+        if name not in tensors:
+            raise ForeignError(f"{path} lacks {name}: it is no SongUNet of EDM")
+        return tensors[name].shape[0]
+
+    def attends(side: int) -> bool:
+        return any(f"enc.{block}.qkv.weight" in tensors for block in blocks[side])
+
+    if not all(blocks.values()):
+        raise ForeignError(f"{path} has levels {sides}, some of them without blocks: it is no SongUNet of EDM")
+    block = blocks[sides[0]][0]
+    constants: dict[str, Any] = {
+        "model_channels": width,
+        "channel_mult": [rows(blocks[side][0], "conv0") // width for side in sides],
+        "num_blocks": len(blocks[sides[0]]),
+        "attn_resolutions": [side for side in sides if attends(side)],
+        "resample_filter": _taps(tensors),
+        "channel_mult_noise": tensors["map_layer0.weight"].shape[1] // width,
+        "adaptive_scale": rows(block, "affine") == 2 * rows(block, "conv0"),
+        "augment_dim": tensors["map_augment.weight"].shape[1] if "map_augment.weight" in tensors else None,
+    }
+    classes = tensors["map_label.weight"].shape[1] if "map_label.weight" in tensors else 0
+    return constants | dict(given), (channels, sides[0], sides[0]), classes
+
+
+def _taps(tensors: Mapping[str, Tensor]) -> list[int]:
+    """The filter that halves the sides: whole numbers whose outer product, divided by its sum, is the buffer."""
+    for name, tensor in tensors.items():
+        if name.endswith(".resample_filter"):
+            line = tensor.double().sum(dim=(0, 1, 2))
+            return [round(tap) for tap in (line / line[0]).tolist()]
+    return [1, 1]

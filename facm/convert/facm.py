@@ -1,0 +1,32 @@
+"""FACM (arXiv 2507.03738; ali-vilab/FACM): released files {ema, _extracted_from}, training files {model, emas, ...}.
+
+The network is LightningDiT's, whose forward(x, t, r, y) takes t in [0, 2] (expanded) or t and r (auxiliary: the file
+has `r_embedder.*`). The stage-1 checkpoint was trained on both formats, half of the samples each. A student (`--kind
+student`) is read with the sampler of eq. 19 and its own velocity at c_FM. `AdaLoss.*`, the weights of sCM's adaptive
+loss, serve training alone.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from facm.convert.found import Found
+from facm.convert.lightningdit import describe_all
+from facm.convert.transformer import without
+from facm.convert.weights import Weights
+
+
+class FACM:
+    """The format. Codec and statistics: VA-VAE f16d32, each channel normalised by the authors' latents_stats.pt."""
+
+    codec: ClassVar[str] = "va_vae"
+    normalised: ClassVar[bool] = True
+    students: ClassVar[bool] = True
+
+    def read(self, weights: Weights, given: Mapping[str, Any], path: Path) -> Found:
+        """What the weights are; `given` are constants that the user knows. Raises ForeignError."""
+        tensors = without(weights.tensors, ("AdaLoss.",))
+        constants, shape, classes = describe_all(tensors, given, path)
+        auxiliary = any(name.startswith("r_embedder.") for name in tensors)
+        conditioning = "auxiliary" if auxiliary else "expanded"
+        return Found("lightningdit", constants, shape, classes, tensors, conditioning, fraction=0.5)

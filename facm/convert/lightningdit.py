@@ -1,0 +1,52 @@
+"""LightningDiT (Yao et al. 2025, arXiv 2501.01423; hustvl/LightningDiT): {model, ema, opt, config}.
+
+Its forward(x, t, y) takes a raw t in [0, 1] with t = 1 for data, and answers data - noise: our convention. The
+published checkpoint of 800 epochs was trained without QK-norm. RoPE is taken for granted, because its tables may be
+missing from a file: `--set rope=false` for a network without it.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from facm.convert.found import Found
+from facm.convert.transformer import describe
+from facm.convert.weights import Weights
+
+
+class LightningDiT:
+    """The format. Codec and statistics: VA-VAE f16d32, each channel normalised by the authors' latents_stats.pt."""
+
+    codec: ClassVar[str] = "va_vae"
+    normalised: ClassVar[bool] = True
+    students: ClassVar[bool] = False
+
+    def read(self, weights: Weights, given: Mapping[str, Any], path: Path) -> Found:
+        """What the weights are; `given` are constants that the user knows. Raises ForeignError."""
+        tensors = weights.tensors
+        return Found("lightningdit", *describe_all(tensors, given, path), tensors)
+
+
+def describe_all(
+    tensors: Mapping[str, Tensor], given: Mapping[str, Any], path: Path
+) -> tuple[dict[str, Any], tuple[int, int, int], int]:
+    """As `transformer.describe`, with LightningDiT's switches."""
+    constants, shape, classes = describe(tensors, switches(tensors) | dict(given), path)
+    if not constants["learn_sigma"]:
+        del constants["learn_sigma"]  # the default of this network
+    return constants, shape, classes
+
+
+def switches(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Which of LightningDiT's parts the names and shapes tell of."""
+    found = {
+        "qk_norm": "blocks.0.attn.q_norm.weight" in tensors,
+        "rms_norm": "blocks.0.norm1.weight" in tensors,
+        "swiglu": "blocks.0.mlp.w12.weight" in tensors,
+    }
+    if "blocks.0.adaLN_modulation.1.bias" in tensors:
+        rows = tensors["blocks.0.adaLN_modulation.1.bias"].shape[0]
+        found["shift"] = rows == 6 * tensors["x_embedder.proj.weight"].shape[0]
+    return found

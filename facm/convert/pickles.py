@@ -1,0 +1,180 @@
+"""Other projects' checkpoint files, read without running any code that they bring.
+
+A pickle may name any function of any module and have it called. So a file is read by torch's reader of tensors and
+plain values (`weights_only=True`). One that needs more (an argparse.Namespace of settings, a whole nn.Module, EDM's
+classes that carry their own source) is refused, with the first name that it asks for, unless it is trusted. Even then
+nothing of it is run: tensors are rebuilt, dicts, lists and numbers are what they are, and in place of every other class
+or function stands a `StandIn`, which notes what it was given and does nothing. What trust means is that a hostile file
+may still fill the memory.
+"""
+
+import io
+import pickle
+import re
+import struct
+import sys
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from facm.files import load_tensors
+
+MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # with which torch.save began a file before it wrote zips
+DAMAGED = (
+    *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, LookupError, ValueError, TypeError),
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, MemoryError, RuntimeError),
+)
+"""What torch and pickle raise over bytes that are not what was written."""
+
+
+class ForeignError(ValueError):
+    """A foreign file that cannot be read, or is not what it was said to be; the message names the file and the cure."""
+
+
+class StandIn(dict[Any, Any]):
+    """What stands in place of an object of an unknown class.
+
+    Attributes:
+        name: of the class or function, with its module.
+        arguments: with which it was to be made.
+        state: which it was to take on, or None.
+    """
+
+    name = ""
+    arguments: tuple[Any, ...]
+    state: Any
+
+    def __new__(cls, *arguments: Any, **named: Any) -> "StandIn":
+        made = super().__new__(cls)
+        made.arguments, made.state = arguments, None
+        return made
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return id(self)
+
+    def append(self, value: Any) -> None:
+        """Take an entry of what was a list, and forget it."""
+
+    def extend(self, values: Any) -> None:
+        """Take entries of what was a list, and forget them."""
+
+
+class Unpickler(pickle.Unpickler):
+    """Rebuilds tensors and plain containers; everything else becomes a StandIn. torch.load uses it, too."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What a name in the file stands for."""
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        known = KNOWN.get(f"{module}.{name}")
+        return known if known is not None else type(name, (StandIn,), {"name": f"{module}.{name}"})
+
+
+def load(file: Any, **options: Any) -> Any:
+    """pickle.load, by `Unpickler`."""
+    return Unpickler(file, **options).load()
+
+
+def read(path: Path, *, trust: bool = False) -> Any:
+    """The content of a `.safetensors`, `.pt` or `.pkl` file, on the CPU.
+
+    Args:
+        path: the file. Tensors of a zipped one are mapped: pages are read when they are touched.
+        trust: also read one that asks for more than tensors and plain values, with stand-ins for what it asks for.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ForeignError: it asks for more, or is damaged.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: check the path")
+    if path.suffix == ".safetensors":
+        return load_tensors(path, "fetch it again")
+    try:
+        zipped = zipfile.is_zipfile(path)
+        with path.open("rb") as file:
+            plain = not zipped and file.read(len(MAGIC)) != MAGIC
+        if plain and not trust:
+            raise ForeignError(_untrusted(path, "it is a pickle of Python objects"))
+        if plain:
+            with path.open("rb") as file:
+                return load(file)
+        options: dict[str, Any] = {"pickle_module": sys.modules[__name__]} if trust else {}
+        return torch.load(path, map_location="cpu", weights_only=not trust, mmap=zipped, **options)
+    except ForeignError:
+        raise
+    except DAMAGED as error:
+        unsafe = re.search(r"unsupported (?:global|class).*?(?=\. |\.?$)", str(error), re.IGNORECASE | re.MULTILINE)
+        if unsafe is None or trust:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ForeignError(f"{path} is damaged, or no checkpoint ({first}): fetch it again") from None
+        raise ForeignError(_untrusted(path, unsafe[0])) from None
+
+
+def module_state(value: StandIn, prefix: str = "") -> dict[str, Tensor] | None:
+    """The state dict of an nn.Module for which stands a StandIn; None where it stands for something else.
+
+    EDM's classes are rebuilt from one mapping, whose `state` is the module's `__dict__` (torch_utils/persistence.py).
+    """
+    state = value.state
+    if state is None and value.arguments and isinstance(value.arguments[0], Mapping):
+        state = value.arguments[0].get("state")
+    if not isinstance(state, Mapping) or not {"_parameters", "_buffers", "_modules"} <= set(state):
+        return None
+    passing = state.get("_non_persistent_buffers_set", ())
+    named = {**state["_parameters"], **{k: v for k, v in state["_buffers"].items() if k not in passing}}
+    found = {prefix + name: tensor.detach() for name, tensor in named.items() if tensor is not None}
+    for name, module in state["_modules"].items():
+        if module is not None:
+            found |= module_state(module, f"{prefix}{name}.") or {}
+    return found
+
+
+def module_attributes(value: StandIn) -> dict[str, Any]:
+    """The plain attributes of that module, such as EDM's `sigma_data`, and `class`, the name of its class."""
+    meta = value.arguments[0] if value.arguments and isinstance(value.arguments[0], Mapping) else {}
+    state = value.state or meta.get("state") or {}
+    plain = {name: attribute for name, attribute in state.items() if isinstance(attribute, bool | int | float | str)}
+    return plain | {"class": meta.get("class_name", type(value).__name__)}
+
+
+def _untrusted(path: Path, why: str) -> str:
+    return (
+        f"{path} holds more than tensors and plain values ({why}), and reading that may run code hidden in it. If you "
+        "trust its source, add --trust-pickle (in params.yaml: imported.trust_pickle: true): its tensors are then "
+        "read, with stand-ins for all else, none of whose code is run"
+    )
+
+
+def _storage(content: bytes) -> Any:
+    """The storage in a tensor's pickle outside of torch.save, which torch itself would read with code and all."""
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def _parameter(data: Tensor, *rest: Any) -> Tensor:
+    """A parameter as the tensor that it is."""
+    return data
+
+
+KNOWN: dict[str, Any] = {
+    "builtins.set": set,
+    "__builtin__.set": set,
+    "collections.OrderedDict": OrderedDict,
+    "torch.Size": torch.Size,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch._utils._rebuild_tensor": torch._utils._rebuild_tensor,
+    "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
+    "torch.storage._load_from_bytes": _storage,
+}

@@ -1,0 +1,44 @@
+"""REPA (Yu et al. 2025, arXiv 2410.06940; sihyun-yu/REPA): a bare average, or {model, ema, opt, args, steps}.
+
+Raw t in [0, 1] with t = 1 for noise, answers noise - data. Both go into the weights (`transformer.reverse_time`), so
+that nothing is left to do at run time. `projectors.*` serve pretraining alone and are dropped. Files from before a
+renaming call the blocks behind the aligned one `decoder_blocks.<j>`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from facm.convert.found import Found
+from facm.convert.transformer import describe, reverse_time, without
+from facm.convert.weights import Weights
+
+
+class REPA:
+    """The format. Codec: SD-VAE f8d4, latents times 0.18215 and not normalised further."""
+
+    codec: ClassVar[str] = "sd_vae"
+    normalised: ClassVar[bool] = False
+    students: ClassVar[bool] = False
+
+    def read(self, weights: Weights, given: Mapping[str, Any], path: Path) -> Found:
+        """What the weights are; `given` are constants that the user knows. Raises ForeignError."""
+        tensors = renamed(without(weights.tensors, ("projectors.",)))
+        constants, shape, classes = describe(tensors, given, path)
+        depth = min(8, constants["depth"])
+        constants = {"encoder_depth": depth} | constants | {"projector": False}
+        absent = [name for name in ("t_embedder.mlp.0.weight", "final_layer.linear.bias") if name not in tensors]
+        return Found("repa", constants, shape, classes, tensors if absent else reverse_time(tensors))
+
+
+def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`decoder_blocks.<j>` -> `blocks.<j + number of blocks>`."""
+    depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
+    found = {}
+    for name, tensor in tensors.items():
+        first, _, rest = name.partition(".")
+        number, _, last = rest.partition(".")
+        found[f"blocks.{int(number) + depth}.{last}" if first == "decoder_blocks" else name] = tensor
+    return found

@@ -1,0 +1,25 @@
+"""SiT (Ma et al. 2024, arXiv 2401.08740; willisma/SiT): a bare average, or {model, ema, opt, args}.
+
+Raw t in [0, 1], t = 1 for data, answers data - noise: our convention. The published files have 2C channels in their
+last layer, of which the first C are the velocity (`learn_sigma`, read from the shapes; the network drops the others).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from facm.convert.found import Found
+from facm.convert.transformer import describe
+from facm.convert.weights import Weights
+
+
+class SiT:
+    """The format. Codec: SD-VAE f8d4, latents times 0.18215 and not normalised further."""
+
+    codec: ClassVar[str] = "sd_vae"
+    normalised: ClassVar[bool] = False
+    students: ClassVar[bool] = False
+
+    def read(self, weights: Weights, given: Mapping[str, Any], path: Path) -> Found:
+        """What the weights are; `given` are constants that the user knows. Raises ForeignError."""
+        return Found("sit", *describe(weights.tensors, given, path), weights.tensors)

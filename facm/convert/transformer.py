@@ -1,0 +1,105 @@
+"""What the weights of a DiT-like transformer tell about it, and conventions folded into them.
+
+Names and layouts are those of facebookresearch/DiT, willisma/SiT, sihyun-yu/REPA and hustvl/LightningDiT.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from facm.convert.pickles import ForeignError
+
+HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16, 1536: 24, 1792: 28}  # of the published widths
+MAX_PERIOD = 1e4  # of the time embedding
+NEEDED = ("x_embedder.proj.weight", "y_embedder.embedding_table.weight", "final_layer.linear.weight")
+
+
+def describe(
+    weights: Mapping[str, Tensor], given: Mapping[str, Any], path: Path
+) -> tuple[dict[str, Any], tuple[int, int, int], int]:
+    """Constants, shape (C, H, W) of a latent, and number of classes, as shapes of weights tell them.
+
+    Args:
+        weights: by the authors' names.
+        given: constants that the user knows; they win. `heads` is needed where neither the width is a published one
+            nor QK-norm or RoPE tell it; `side` (H = W) where there is no position embedding.
+        path: for messages.
+
+    Raises:
+        ForeignError: not the weights of such a network, or a constant that they do not tell.
+    """
+    absent = [name for name in NEEDED if name not in weights]
+    if absent:
+        raise ForeignError(f"{path} lacks {', '.join(absent)}: it is not what --from says, it has {list(weights)[:4]}")
+    hidden, channels, patch_size, _ = weights["x_embedder.proj.weight"].shape
+    depth = 1 + max((int(name.split(".")[1]) for name in weights if name.startswith("blocks.")), default=0)
+    constants: dict[str, Any] = {"patch_size": patch_size, "hidden": hidden, "depth": depth}
+    constants["heads"] = given.get("heads") or _heads(weights, hidden, path)
+    constants["mlp_ratio"] = _mlp_ratio(weights, hidden)
+    answered = weights["final_layer.linear.weight"].shape[0] // patch_size**2
+    if answered not in (channels, 2 * channels):
+        raise ForeignError(f"{path} takes {channels} channels and answers {answered}: neither as many nor twice that")
+    constants["learn_sigma"] = answered == 2 * channels
+    side = given.get("side") or _tokens_per_side(weights, path) * patch_size
+    classes = weights["y_embedder.embedding_table.weight"].shape[0] - 1
+    known = {name: value for name, value in given.items() if name != "side"}
+    return constants | known, (channels, side, side), classes
+
+
+def without(weights: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    """The weights less those that serve training alone."""
+    return {name: tensor for name, tensor in weights.items() if not name.startswith(prefixes)}
+
+
+def reverse_time(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of F(x, t) = -theirs(x, 1 - t), the same velocity in this project's convention.
+
+    The embedding of a time is [cos(f_i t), sin(f_i t)], and
+
+        cos(f (1 - t)) = cos f cos(f t) + sin f sin(f t)
+        sin(f (1 - t)) = sin f cos(f t) - cos f sin(f t),
+
+    a reflection for each frequency f, which goes into the first layer; the sign goes into the last one. Both are exact,
+    the reflection up to the rounding of float32.
+    """
+    turned = dict(weights)
+    name = "t_embedder.mlp.0.weight"
+    of_cos, of_sin = weights[name].double().chunk(2, dim=1)
+    number = of_cos.shape[1]
+    i = torch.arange(number, dtype=torch.float64, device=of_cos.device)
+    f = torch.exp(-math.log(MAX_PERIOD) / number * i)
+    reflected = [of_cos * f.cos() + of_sin * f.sin(), of_cos * f.sin() - of_sin * f.cos()]
+    turned[name] = torch.cat(reflected, dim=1).to(torch.promote_types(weights[name].dtype, torch.float32))
+    return turned | {name: -weights[name] for name in ("final_layer.linear.weight", "final_layer.linear.bias")}
+
+
+def _heads(weights: Mapping[str, Tensor], hidden: int, path: Path) -> int:
+    """Heads, by the width of one of them or by the published sizes."""
+    if "blocks.0.attn.q_norm.weight" in weights:
+        return hidden // weights["blocks.0.attn.q_norm.weight"].shape[0]
+    if "feat_rope.freqs_cos" in weights:
+        return hidden // weights["feat_rope.freqs_cos"].shape[-1]
+    if hidden not in HEADS:
+        raise ForeignError(f"{path} has width {hidden}, and nothing in it tells the number of heads: --set heads=N")
+    return HEADS[hidden]
+
+
+def _mlp_ratio(weights: Mapping[str, Tensor], hidden: int) -> float:
+    """Width of the MLP over `hidden`; SwiGLU's is int(2/3 ratio hidden). Left at 4 where there is no MLP to look at."""
+    if "blocks.0.mlp.w3.weight" in weights:
+        width = weights["blocks.0.mlp.w3.weight"].shape[1]
+        return next((r for r in (4.0, 1.5 * width / hidden) if int(2 * r * hidden / 3) == width), 4.0)
+    width = weights["blocks.0.mlp.fc1.weight"].shape[0] if "blocks.0.mlp.fc1.weight" in weights else 4 * hidden
+    return width / hidden
+
+
+def _tokens_per_side(weights: Mapping[str, Tensor], path: Path) -> int:
+    """Side of the square of tokens."""
+    for name, axis in (("pos_embed", 1), ("feat_rope.freqs_cos", 0)):
+        if name in weights:
+            return math.isqrt(weights[name].shape[axis])
+    raise ForeignError(f"{path} has no position embedding that tells the size of a latent: --set side=N (its pixels)")

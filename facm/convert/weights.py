@@ -1,0 +1,116 @@
+"""One flat state dict out of the layouts in which checkpoints are published: the average, unless asked otherwise.
+
+* names to tensors: those. SiT's, DiT's and REPA's released files, which are averages.
+* `ema` beside `model`, `opt`, `args` or `config`, `steps`: `ema`. LightningDiT's files, training files of the others.
+* `ema` and `_extracted_from`: `ema`. FACM's released files.
+* `emas` beside `model`, `opt`, `args`, `step`: FACM's training files. `emas` has `ema_models.<i>.ema_model.<name>`,
+  i = 0 for sigma_rel 0.05, i = 1 for 0.2.
+* `ema`, a whole module: its parameters and buffers. EDM's pickles.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from facm.convert.pickles import ForeignError, StandIn, module_attributes, module_state
+
+PROFILES = (0.05, 0.2)  # of the two averages in FACM's training files
+EXTRACTED = {"PostHocEMA": 0.2, "PostHocEMA (ema_models.0)": 0.05}  # what its utils/extract_ema.py notes: sigma_rel
+STEPS = ("step", "steps", "train_steps")
+CHOICES = ("ema", "model")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A network's weights as they were found.
+
+    Attributes:
+        tensors: by the authors' names, without what wrappers put before them.
+        averaged: True: averaged over training; False: raw; None: the file does not tell.
+        sigma_rel: length of a power-function average, where it is one.
+        step: of the training, where the file tells it.
+        attributes: plain attributes of a whole module (EDM), else empty.
+    """
+
+    tensors: dict[str, Tensor]
+    averaged: bool | None
+    sigma_rel: float | None
+    step: int | None
+    attributes: dict[str, Any]
+
+
+def choose(content: Any, path: Path, *, which: str = "ema", profile: float = 0.2) -> Weights:
+    """Pick the weights from a file's content.
+
+    Args:
+        content: as `pickles.read` gives it.
+        path: of the file, for messages.
+        which: ema | model.
+        profile: of several averages the one of this sigma_rel.
+
+    Raises:
+        ForeignError: no such weights, or something else than tensors among them.
+    """
+    if which not in CHOICES:
+        raise ForeignError(f"which weights: '{which}' is not one of {', '.join(CHOICES)}")
+    if not isinstance(content, Mapping):
+        raise ForeignError(f"{path} holds a {type(content).__name__}, no checkpoint")
+    step = next((int(content[name]) for name in STEPS if isinstance(content.get(name), int)), None)
+    if which == "ema" and "emas" in content:
+        tensors = _profile(content["emas"], path, profile)
+        return Weights(stripped(tensors, path), True, profile, step, {})
+    if which in content:
+        value = content[which]
+        attributes = module_attributes(value) if isinstance(value, StandIn) else {}
+        length = EXTRACTED.get(str(content.get("_extracted_from"))) if which == "ema" else None
+        tensors = stripped(_flat(value, f"{path}, '{which}'"), path)
+        return Weights(tensors, which == "ema", length, step, attributes)
+    if not any(name in content for name in ("ema", "emas", "model")) and _are_tensors(content):
+        if which == "model":
+            raise ForeignError(f"{path} holds one set of weights without telling which: leave out --which model")
+        return Weights(stripped(dict(content), path), None, None, None, {})
+    other = "; --which model takes its raw weights" if "model" in content else ""
+    raise ForeignError(f"{path} has no '{which}', it has {', '.join(map(str, list(content)[:8]))}{other}")
+
+
+def stripped(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Names without DDP's `module.` at their beginning and torch.compile's `_orig_mod.` anywhere.
+
+    Raises:
+        ForeignError: two names become one.
+    """
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        short = re.sub(r"^(module\.)+", "", name.replace("_orig_mod.", ""))
+        if short in found:
+            raise ForeignError(f"{path} has '{short}' twice, with and without the prefix of a wrapper")
+        found[short] = tensor
+    return found
+
+
+def _profile(emas: Any, path: Path, profile: float) -> dict[str, Tensor]:
+    """One of the averages that ema_pytorch's PostHocEMA keeps."""
+    flat = _flat(emas, f"{path}, 'emas'")
+    numbers = sorted({name.split(".")[1] for name in flat if name.startswith("ema_models.")})
+    if numbers != [str(i) for i in range(len(PROFILES))]:
+        raise ForeignError(f"{path} has averages {numbers}, known are 0 and 1 for sigma_rel {PROFILES}")
+    if profile not in PROFILES:
+        raise ForeignError(f"{path} has averages of sigma_rel {PROFILES}, none of {profile}: set --profile to one")
+    prefix = f"ema_models.{PROFILES.index(profile)}.ema_model."
+    return {name.removeprefix(prefix): tensor for name, tensor in flat.items() if name.startswith(prefix)}
+
+
+def _flat(value: Any, where: str) -> dict[str, Tensor]:
+    if isinstance(value, StandIn):
+        value = module_state(value)
+    if not isinstance(value, Mapping) or not value or not _are_tensors(value):
+        raise ForeignError(f"{where} is no state dict: names to tensors")
+    return dict(value)
+
+
+def _are_tensors(value: Mapping[Any, Any]) -> bool:
+    return all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items())

@@ -1,0 +1,243 @@
+"""Folders of pictures: splits, classes, fingerprints, and that no file vanishes unmentioned; CIFAR-10's own files."""
+
+import hashlib
+import json
+import os
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from miniature import write_params
+from picture_files import encoded, fill, jpeg
+from PIL import Image
+
+from facm import data, params
+from facm.data import Images, __main__, decode
+from facm.data.pictures import Files
+from facm.ends import Ends
+from stages import latents
+
+
+def admitted(root: Path, **changes) -> data.Admitted:
+    """The folder as the stages take it."""
+    block = {"name": "folder", "root": str(root), "fingerprint": None, "size": None, "max_bad": 0.0}
+    return data.admit(params.Data(**(block | changes)))
+
+
+@pytest.fixture
+def classes(tmp_path: Path) -> Path:
+    """train/ and val/ with classes a and b, 24 x 24 pixels."""
+    for split, num in (("train", 4), ("val", 2)):
+        fill(tmp_path / split / "b", num)
+        fill(tmp_path / split / "a", num + 1, first=50)
+    (tmp_path / "train" / ".DS_Store").write_bytes(b"not meant")
+    return tmp_path
+
+
+def test_class_folders_are_labels_and_val_is_held_out(classes: Path) -> None:
+    found = admitted(classes)
+    train, heldout = found.load("train"), found.load("heldout")
+    assert train.images.shape == (9, 24, 24, 3) and train.num_classes == 2 and train.kind == "pictures"
+    assert train.labels is not None and train.labels.tolist() == [0] * 5 + [1] * 4
+    assert heldout.labels is not None and heldout.labels.tolist() == [0] * 3 + [1] * 2
+    expected = [decode.levels(path.read_bytes(), None) for path in sorted(classes.glob("train/*/*.jpg"))]
+    assert np.array_equal(train.images[:].numpy(), np.stack(expected))
+
+
+def test_pictures_in_files_are_indexed_as_a_tensor(classes: Path) -> None:
+    images = admitted(classes, size=16).load("train").images
+    assert isinstance(images, Files) and images.dtype == torch.uint8 and len(images) == 9
+    whole = images[:]
+    for rows in (slice(2, 5), slice(7, 99), slice(4, 4), torch.tensor([8, 0, 3]), torch.arange(9) % 2 == 1):
+        assert torch.equal(images[rows], whole[rows])
+
+
+def test_flat_pictures_have_no_classes_and_one_in_twenty_is_held_out_by_its_name(tmp_path: Path) -> None:
+    fill(tmp_path, 100, side=4)
+    found = admitted(tmp_path)
+    train, heldout = found.load("train"), found.load("heldout")
+    assert train.num_classes == 0 and train.labels is None
+    names = {split: set(found.dataset.surveyed.names[split]) for split in data.SPLITS}
+    assert names["train"] | names["heldout"] == {f"{i:03d}.jpg" for i in range(100)}
+    assert not names["train"] & names["heldout"] and 1 <= len(heldout) <= 12
+    by_hash = {
+        n for n in names["train"] | names["heldout"] if int(hashlib.sha256(n.encode()).hexdigest()[:16], 16) % 20 == 0
+    }
+    assert names["heldout"] == by_hash
+    fill(tmp_path, 1, side=4, first=200)
+    assert set(admitted(tmp_path).dataset.surveyed.names["heldout"]) - {"200.jpg"} == by_hash, (
+        "others stay where they are"
+    )
+
+
+def test_the_fingerprint_is_over_names_and_bytes_and_the_same_without_decoding(classes: Path) -> None:
+    digest = hashlib.sha256()
+    for path in sorted(classes.glob("*/*/*.jpg"), key=lambda path: str(path.relative_to(classes))):
+        digest.update(str(path.relative_to(classes)).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    before = data.fingerprint("folder", classes)
+    assert before == digest.hexdigest() == admitted(classes, size=8).fingerprint
+    (classes / "train/a/050.jpg").rename(classes / "train/a/049.jpg")
+    renamed = data.fingerprint("folder", classes)
+    (classes / "train/a/049.jpg").write_bytes(jpeg(7))
+    assert len({before, renamed, data.fingerprint("folder", classes)}) == 3
+    with pytest.raises(ValueError, match="params.yaml, data.fingerprint: pinned is"):
+        admitted(classes, fingerprint=before)
+
+
+def test_damaged_and_odd_files_are_refused_by_name_with_reasons(classes: Path) -> None:
+    (classes / "train/a/zero.jpg").touch()
+    (classes / "train/b/half.jpg").write_bytes(jpeg(side=24)[:400])
+    (classes / "train/b/dot.png").write_bytes(encoded(Image.new("RGB", (1, 1))))
+    (classes / "val/b/large.jpg").write_bytes(jpeg(side=30))
+    (classes / "train/notes.txt").write_text("beside")
+    with pytest.raises(ValueError, match=r"data.max_bad: 5 of 19 files in .* are no usable pictures") as refused:
+        admitted(classes)
+    for told in (
+        "train/a/zero.jpg (zero bytes)",
+        "train/b/half.jpg (",
+        "train/b/dot.png (1x1 pixels)",
+        "val/b/large.jpg (30x30 pixels, most have 24x24: set data.size)",
+        "train/notes.txt (lies beside the class folders)",
+        "Mend or remove them, or raise data.max_bad",
+    ):
+        assert told in str(refused.value)
+    with pytest.raises(ValueError, match="4 of 19"):
+        admitted(classes, size=16)
+    found = admitted(classes, max_bad=0.3)
+    assert len(found.skipped) == 5 and len(found.load("train")) == 9 and len(found.load("heldout")) == 5
+    assert len(admitted(classes, max_bad=4 / 19, size=16).load("heldout")) == 6
+
+
+def test_the_share_of_bad_files_is_a_limit_and_not_a_hint(classes: Path) -> None:
+    (classes / "train/a/zero.jpg").touch()
+    assert len(admitted(classes, max_bad=1 / 15).load("train")) == 9
+    with pytest.raises(ValueError, match="1 of 15 files"):
+        admitted(classes, max_bad=0.99 / 15)
+
+
+def test_skipped_files_stand_in_meta_json_and_latents_are_those_of_the_others(
+    classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    here = tmp_path / "repository"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    (classes / "train/a/055.jpg").write_bytes(b"?")
+    write_params(here, data__name="folder", data__root=str(classes), data__max_bad=0.1, data__size=8)
+    latents.main()
+    meta = json.loads(Path("data/latents/meta.json").read_text())
+    assert meta["skipped"] == {"train/a/055.jpg": "not a picture that Pillow can read"}
+    assert (meta["num"], meta["shape"], meta["num_classes"]) == (9, [3, 8, 8], 2)
+    assert "1 files of data.root are left out" in capsys.readouterr().out
+    assert list(Path(".work").iterdir()) == [] and "codec_options" not in meta
+
+
+def test_a_file_that_changes_while_a_stage_runs_is_told(classes: Path) -> None:
+    images = admitted(classes).load("train").images
+    (classes / "train/a/051.jpg").write_bytes(jpeg(3, side=20))
+    (classes / "train/a/052.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"051.jpg was changed while the stage ran"):
+        images[1:2]
+    with pytest.raises(ValueError, match=r"052.jpg was damaged while the stage ran \(zero bytes\): run it again"):
+        images[2:3]
+
+
+LAYOUTS = [
+    ({"train/a": 2, "val/a": 1, "val/c": 1}, r"val has class folders that train/ lacks: c"),
+    ({"train/a": 2, "train/c": 0, "val/a": 1}, r"class folders without a file: c"),
+    ({"val/a": 2}, r"has \['val'\] and no train/: there must be train/ and heldout/, val/ or test/"),
+    ({"train": 3, "val": 0}, r"has no pictures for heldout: there must be"),
+    ({"train/a": 3, "val": 2}, r"2 of 5 files in .*val/000.jpg \(lies beside the class folders\)"),
+    ({"a": 1}, r"has no pictures for heldout"),
+]
+
+
+@pytest.mark.parametrize(("folders", "message"), LAYOUTS, ids=[str(folders) for folders, _ in LAYOUTS])
+def test_another_layout_is_refused(folders: dict[str, int], message: str, tmp_path: Path) -> None:
+    for name, num in folders.items():
+        fill(tmp_path / name, num, side=4)
+    with pytest.raises(ValueError, match=message):
+        admitted(tmp_path)
+
+
+def test_no_folder_and_needless_sizes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="data.root: 'folder' needs a folder of pictures, there is none at .*gone"):
+        admitted(tmp_path / "gone")
+    with pytest.raises(ValueError, match="data.size: 'digits' comes in its own size, got 8; set it to null"):
+        data.load("digits", None, "train", size=8)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="names are text there")
+def test_names_that_are_no_text_and_nested_folders_are_taken(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    fill(tmp_path / "train/a/deep/er", 2)
+    fill(tmp_path / "val/a", 1)
+    odd = os.fsencode(tmp_path / "train/a") + b"/\xff.jpg"
+    Path(os.fsdecode(odd)).write_bytes(jpeg(5))
+    assert len(admitted(tmp_path).load("train")) == 3
+    Path(os.fsdecode(odd)).write_bytes(b"")
+    assert len(admitted(tmp_path, max_bad=0.5).load("train")) == 2
+    assert r"train/a/\udcff.jpg (zero bytes)" in capsys.readouterr().out
+
+
+def test_the_command_names_what_cannot_be_used(
+    classes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (classes / "train/a/zero.jpg").touch()
+    monkeypatch.setattr("sys.argv", ["facm.data", "--name", "folder", "--root", str(classes), "--look", "--size", "8"])
+    __main__.main()
+    told = capsys.readouterr().out.splitlines()[-3:]
+    assert told[0] == f"data.fingerprint: {data.fingerprint('folder', classes)}"
+    assert told[1:] == ["14 usable pictures of 8x8 pixels, 2 classes", "train/a/zero.jpg (zero bytes)"]
+
+
+def test_the_ends_of_the_scale_are_the_same_from_files_and_from_memory(classes: Path) -> None:
+    files = admitted(classes).load("train")
+    memory = Images(files.images[:], files.labels, files.num_classes)
+    ends, expected = Ends.of(files), Ends.of(memory)
+    assert torch.equal(ends.mean_pictures(5)[:], expected.mean_pictures(5)[:])
+    assert torch.equal(ends.noise_pictures(5, 0)[:], expected.noise_pictures(5, 0)[:])
+    assert torch.equal(Ends.of(files.unlabelled()).means, Ends.of(memory.unlabelled()).means)
+
+
+@pytest.fixture
+def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Files of CIFAR-10's form, three pictures each, with torchvision's sums changed to theirs."""
+    from torchvision.datasets import CIFAR10
+
+    folder, generator = tmp_path / "cifar-10-batches-py", np.random.default_rng(0)
+    folder.mkdir()
+
+    def write(name: str, content: dict) -> str:
+        (folder / name).write_bytes(pickle.dumps(content))
+        return hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    def batch(name: str) -> list[str]:
+        pixels = generator.integers(0, 256, (3, 3072), dtype=np.uint8)
+        return [name, write(name, {"data": pixels, "labels": generator.integers(0, 10, 3).tolist()})]
+
+    monkeypatch.setattr(CIFAR10, "train_list", [batch(f"data_batch_{i}") for i in range(1, 6)])
+    monkeypatch.setattr(CIFAR10, "test_list", [batch("test_batch")])
+    meta = write("batches.meta", {"label_names": list("abcdefghij")})
+    monkeypatch.setattr(CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": meta})
+    monkeypatch.setattr(CIFAR10, "url", "file:///nowhere/cifar-10-python.tar.gz")
+    return tmp_path
+
+
+def test_cifar10_is_what_torchvisions_files_hold(cifar: Path) -> None:
+    train, heldout = (data.load("cifar10", cifar, split) for split in data.SPLITS)
+    assert train.images.shape == (15, 32, 32, 3) and heldout.images.shape == (3, 32, 32, 3) and train.num_classes == 10
+    second = pickle.loads((cifar / "cifar-10-batches-py/data_batch_2").read_bytes())
+    pixels = second["data"][1].reshape(3, 32, 32).transpose(1, 2, 0)
+    assert np.array_equal(train.images[4].numpy(), pixels)
+    assert train.labels is not None and train.labels[3:6].tolist() == second["labels"]
+    assert len(data.fingerprint("cifar10", cifar)) == 64
+
+
+def test_cifar10_that_is_not_whole_and_not_to_be_had_is_told(cifar: Path) -> None:
+    (cifar / "cifar-10-batches-py/data_batch_3").write_bytes(b"cut off")
+    with pytest.raises(FileNotFoundError, match=r"CIFAR-10 is not whole in .*could not be downloaded.*unpack it there"):
+        data.load("cifar10", cifar, "train")
+    with pytest.raises(ValueError, match="data.root: 'cifar10' needs a folder"):
+        data.load("cifar10", None, "train")
