@@ -93,8 +93,9 @@ class Guidance:
     def scratch(self, F: Network, x: Tensor, t: Tensor, y: Tensor | None, *, u: Tensor) -> Tensor:
         """Return v from the data's own velocity u = x1 - x0 and the network that is being trained (Eq. 9).
 
-        paper:  v = u + w (v_cond - v_uncond) for w > 1 and v = u for w = 1, as the paper says. Mind the jump: v_cond is
-                what u is on average, so this form guides as strongly as w + 1 does in `distilled`, not as w.
+        paper:  v = u + w (v_cond - v_uncond) for w > 1 and v = u for w = 1, as the paper says. The network learns this
+                very v, so that d = v_cond - v_uncond follows d <- (what u tells) + w d: for w > 1 it grows without
+                bound. On digits every such training ended in noise (docs/studies.md, table 3).
         code:   v = v_uncond + w (u - v_uncond), which is u at w = 1. Outside [t_low, t_high] it puts y for the null
                 label, hence u + (w - 1) (u - F(x, t, y)): an extrapolation. Here: kept in this form only.
 

@@ -115,6 +115,21 @@ def test_from_scratch_the_mixed_form_divides_the_guidance_between_the_data_and_t
     torch.testing.assert_close(v, torch.where(inside, guided, u), msg="a network that has learned it stays so")
 
 
+@pytest.mark.parametrize(("form", "settles"), [("paper", False), ("code", True), ("mixed", True)])
+def test_from_scratch_a_network_that_learns_what_it_is_told_settles_at_w_except_in_the_papers_form(form, settles):
+    x, t, y, u = batch()
+    guidance = Guidance(w=1.75, t_low=0.0, null=NULL, scratch_form=form)
+    learned = u
+    for _ in range(40):  # each time the target becomes the answer; v_uncond is x
+        told = learned
+        network = lambda x, t, y, r: torch.where((y == NULL)[:, None], x, told.repeat(len(y) // 6, 1))  # noqa: B023, E731
+        learned = guidance.scratch(network, x, t, y, u=u)
+    if settles:
+        torch.testing.assert_close(learned, x + 1.75 * (u - x))
+    else:
+        assert (learned - x).abs().min() > 1e6 * (u - x).abs().max()
+
+
 @pytest.mark.parametrize("form", ["paper", "code", "mixed"])
 def test_from_scratch_a_dropped_label_and_w_1_give_the_datas_velocity(form):
     x, t, y, u = batch()
