@@ -36,6 +36,7 @@ def check(p: Params) -> None:
     """Raise ValueError (ParamsError) for the first rule that is broken."""
     refuse_unknown([p.data.name], data.DATASETS, f"{PATH}, data.name")
     refuse_unknown([p.reference.features], features.FEATURES, f"{PATH}, reference.features")
+    refuse_unknown(p.reference.also or (), features.FEATURES, f"{PATH}, reference.also")
     refuse_unknown([p.latents.codec], codecs.CODECS, f"{PATH}, latents.codec")
     refuse_unknown([p.backbone.name], backbones.BACKBONES, f"{PATH}, backbone.name")
     refuse_unknown([p.backbone.precond], preconds.PRECONDS, f"{PATH}, backbone.precond")
@@ -45,6 +46,7 @@ def check(p: Params) -> None:
     refuse_unknown(p.preconds, preconds.PRECONDS, f"{PATH}, preconds")
     refuse_unknown(p.objectives, objectives.OBJECTIVES, f"{PATH}, objectives")
     _check_kind(p)
+    _check_reference(p)
     _check_data(p)
     _check_normalise(p)
     for name, block in (("teacher", p.teacher), ("distill", p.distill)):
@@ -134,6 +136,7 @@ def _check_kind(p: Params) -> None:
     kinds = ("points", "pictures") if points else ("pictures", "points")
     chosen = (
         ("reference.features", p.reference.features, features.FEATURES, features.POINTS),
+        *(("reference.also", name, features.FEATURES, features.POINTS) for name in p.reference.also or ()),
         ("latents.codec", p.latents.codec, codecs.CODECS, codecs.POINTS),
         ("backbone.name", p.backbone.name, backbones.BACKBONES, backbones.POINTS),
     )
@@ -149,6 +152,26 @@ def _check_kind(p: Params) -> None:
             raise ParamsError(
                 f"{PATH}, {place}: is for pictures, and data.name '{p.data.name}' has points: set it false"
             )
+    if points and p.sample.rounding != "round":
+        raise ParamsError(f"{PATH}, sample.rounding: points are not rounded: set it to round")
+
+
+def _check_reference(p: Params) -> None:
+    """Raise ParamsError for feature networks or a published reference that cannot be used."""
+    r = p.reference
+    names = [r.features, *(r.also or ())]
+    if len(set(names)) < len(names):
+        raise ParamsError(f"{PATH}, reference.also: {', '.join(names)}: each network once, that of features too")
+    if (r.source == "dataset") != (r.sha256 is None):
+        raise ParamsError(
+            f"{PATH}, reference: source '{r.source}' with sha256 {r.sha256}: an npz goes with its sha256 (`sha256sum "
+            "FILE` tells it), the dataset with null; data.fingerprint is what pins that"
+        )
+    if r.source != "dataset" and features.network_class(r.features).seeded:
+        raise ParamsError(
+            f"{PATH}, reference.source: statistics in '{r.source}' are of a published network, '{r.features}' is "
+            "trained here: set reference.features to inception"
+        )
 
 
 def _check_imported(p: Params) -> None:

@@ -1,8 +1,12 @@
 """Scores of samples against a data set's train split, by torch-fidelity's functions.
 
-Fréchet distance |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2) (Heusel et al. 2017), KID (Binkowski et al. 2018),
-precision and recall with k = 3 (Kynkäänniemi et al. 2019; the published 10k reference features, as in ADM's evaluator).
-Where the exact map of noise to data is known (facm/features/exact_map.py), samples are also measured against it.
+Fréchet distance (facm/frechet.py), KID (Binkowski et al. 2018), precision and recall with k = 3 (Kynkäänniemi et al.
+2019; at most 10,000 reference features, as in ADM's evaluator), Inception Score (facm/inception_score.py), and sFID,
+the Fréchet distance of Inception's spatial features (Nash et al. 2021, as in ADM's evaluator). Where the exact map of
+noise to data is known (facm/features/exact_map.py), samples are also measured against it.
+
+Pictures are looked at part by part (facm/seen.py); features are kept, for KID, precision, recall and accuracy, of the
+first 50,000 samples.
 Statistics and distances are float64, KID's kernels float32 (as torch-fidelity has them: half the time, equal to 1e-6).
 Nothing here draws a random number that is not seeded.
 """
@@ -19,29 +23,17 @@ from facm import dist
 from facm.copies import Copies
 from facm.data import kind
 from facm.features import FeatureNetwork
+from facm.frechet import Gathered, Statistics, frechet_distance
 from facm.samplers.noise import noise
+from facm.seen import Pictures, Seen, look
 
 FID_NUM = 50_000
 KEPT = 10_000  # reference features at most, for KID, precision and recall
+SAMPLES_KEPT = 50_000  # features of samples at most, for the same and for accuracy
 KID_SUBSET = 1000
 KID_SEED = 2020
 NEIGHBOURS = 3
 PRC_ROWS = 2000  # features whose distances to all others are held at once
-PICTURES = 1000  # looked at in one go, about
-
-
-class Pictures(Protocol):
-    """Pictures to look at: a uint8 tensor (N, H, W, C), or an archive's, which are read part by part; or points."""
-
-    @property
-    def shape(self) -> Sequence[int]: ...
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, rows: slice) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -52,29 +44,48 @@ class Yardstick:
         network: the feature network.
         mu: float64 (D,), mean of all its features.
         sigma: float64 (D, D), their covariance.
-        features: float32 (M, D), at most KEPT of them.
+        features: float32 (M, D), at most KEPT of them; None: no KID, precision, recall and accuracy.
+        spatial: mean and covariance, float64, of its spatial features; None: no sFID.
     """
 
     network: FeatureNetwork
     mu: np.ndarray
     sigma: np.ndarray
-    features: Tensor
+    features: Tensor | None
+    spatial: Statistics | None = None
 
     @classmethod
     def of(cls, network: FeatureNetwork, images: Pictures) -> "Yardstick":
-        """Measure a train split, uint8 (N, H, W, C), its pictures shared among the ranks."""
-        seen = look(images, [network])
+        """Measure a train split, see `all_of`."""
+        return cls.all_of([network], images, [True])[0]
 
-        def measured() -> tuple[np.ndarray, np.ndarray, Tensor]:
-            (features,) = seen
-            kept = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:KEPT].sort().values
-            return *statistics(features), features[kept]
+    @classmethod
+    def all_of(cls, networks: Sequence[FeatureNetwork], images: Pictures, keep: Sequence[bool]) -> list["Yardstick"]:
+        """Measure a train split, uint8 (N, H, W, C), in one pass, its pictures shared among the ranks.
 
-        return cls(network, *dist.from_main(measured))
+        Args:
+            networks: the feature networks.
+            images: the split.
+            keep: per network, whether features are kept too.
+        """
+        kept = chosen(len(images))
+        seen, _ = look(images, networks, [kept if wanted else None for wanted in keep])
+
+        def measured(one: Seen) -> tuple[np.ndarray, np.ndarray, Tensor | None, Statistics | None]:
+            return *one.gathered["features"].statistics(), one.features(), one.spatial()
+
+        parts = dist.from_main(lambda: [measured(one) for one in seen])
+        return [cls(network, *part) for network, part in zip(networks, parts, strict=True)]
 
     def distance(self, features: Tensor) -> float:
         """Fréchet distance of features (N, D) from the train split's."""
-        return frechet_distance(statistics(features), (self.mu, self.sigma))
+        gathered = Gathered()
+        gathered.add(features)
+        return self.distance_of(gathered)
+
+    def distance_of(self, gathered: Gathered) -> float:
+        """Fréchet distance of features of which mean and covariance were gathered."""
+        return frechet_distance(gathered.statistics(), (self.mu, self.sigma))
 
 
 class Measured(Protocol):
@@ -82,34 +93,16 @@ class Measured(Protocol):
 
     @property
     def yardsticks(self) -> Sequence[Yardstick]:
-        """The first gives all scores, the second, where there is one, repeats distance and accuracy."""
+        """The first gives all scores, its second, if any, repeats distance and accuracy, others add a distance."""
 
     @property
     def copies(self) -> Copies | None:
         """The train pictures; None where they are too many to keep."""
 
 
-def look(images: Pictures, networks: Sequence[FeatureNetwork], copies: Copies | None = None) -> list[Tensor]:
-    """Look at pictures once, for all that is wanted of them; the ranks share them, rank 0 has the result.
-
-    Args:
-        images: uint8 (N, H, W, C).
-        networks: whose features are wanted.
-        copies: whose distances are wanted; None: none.
-
-    Returns:
-        Per network features (N, D), then, with `copies`, distances (N,); nothing on other ranks.
-    """
-    batch = networks[0].batch
-    parts = dist.batches(len(images), batch * max(1, PICTURES // batch))
-
-    def seen(number: int) -> list[Tensor]:
-        some = images[parts[number].start : parts[number].stop]
-        features = [network.extract(some) for network in networks]
-        return features if copies is None else [*features, copies.nearest(some)]
-
-    rows = dist.in_order(map(seen, dist.share(len(parts))), len(parts))
-    return [torch.cat(column) for column in zip(*rows, strict=True)]
+def chosen(num: int) -> Tensor:
+    """Which of `num` reference pictures have their features kept, in ascending order: KEPT, seeded, or all of them."""
+    return torch.randperm(num, generator=torch.Generator().manual_seed(0))[:KEPT].sort().values
 
 
 def score(
@@ -133,7 +126,9 @@ def score(
 
     Returns:
         `fd` (or `fid`, see `distance_key`), `kid`, `precision`, `recall`, `accuracy`, `fd_second`, `accuracy_second`,
-        `copies`; `map_rmse` and `map_median` where the exact map is known (`map_error`). Nothing on ranks other than 0.
+        `copies`; with Inception `is` and, where the reference has it, `sfid` (`is_10k` and so on for fewer pictures);
+        `fd_<network>` for each further one; `map_rmse` and `map_median` where the exact map is known (`map_error`).
+        Nothing on ranks other than 0.
 
     Raises:
         ValueError: pictures or labels of a wrong kind, or copies asked of a reference without pictures.
@@ -142,28 +137,24 @@ def score(
     labels = None if labels is None else torch.as_tensor(labels)
     _check(pictures, labels, reference, copies)
     looked_for = reference.copies if copies else None
-    seen = look(pictures, [yardstick.network for yardstick in reference.yardsticks], looked_for)
+    first = reference.yardsticks[0]
+    kept = torch.arange(min(len(pictures), SAMPLES_KEPT))
+    keep = [None if yardstick.features is None else kept for yardstick in reference.yardsticks]
+    seen, distances = look(pictures, [yardstick.network for yardstick in reference.yardsticks], keep, looked_for)
     if not dist.is_main():
         return {}
-    first, *others = reference.yardsticks
-    features = seen[0]
-    scores = {distance_key(first.network.name, len(pictures)): first.distance(features)}
-    scores["kid"] = kernel_distance(features, first.features, subsets=kid_subsets)
-    scores["precision"], scores["recall"] = precision_recall(features, first.features)
-    scores |= _accuracy("accuracy", first.network, features, labels)
-    for second, features_second in zip(others, seen[1:], strict=False):
-        scores["fd_second"] = second.distance(features_second)
-        scores |= _accuracy("accuracy_second", second.network, features_second, labels)
-    if looked_for is not None:
-        scores["copies"] = looked_for.rate(seen[-1])
+    scores: dict[str, float] = {}
+    for number, (yardstick, one) in enumerate(zip(reference.yardsticks, seen, strict=True)):
+        again = "_second" if yardstick.network.name == first.network.name else f"_{yardstick.network.name}"
+        scores |= _under(yardstick, one, labels, again if number else "", kid_subsets)
+    if looked_for is not None and distances is not None:
+        scores["copies"] = looked_for.rate(distances)
     return scores if seed is None else scores | map_error(pictures, first.network, seed)
 
 
 def distance_key(features: str, num: int) -> str:
     """Name of the Fréchet distance: `fid` for Inception and 50,000 samples only, `fid_10k` for 10,000, or `fd`."""
-    if features != "inception":
-        return "fd"
-    return "fid" if num == FID_NUM else f"fid_{num / 1000:g}k"
+    return f"fid{_number(num)}" if features == "inception" else "fd"
 
 
 def map_error(samples: Pictures, network: FeatureNetwork, seed: int) -> dict[str, float]:
@@ -182,22 +173,6 @@ def map_error(samples: Pictures, network: FeatureNetwork, seed: int) -> dict[str
     (x0,) = noise(seed, range(len(samples)), 1, samples.shape[1:])
     distances = torch.linalg.vector_norm(samples[:].double() - network.exact(x0), dim=1)
     return {"map_rmse": float(distances.square().mean().sqrt()), "map_median": float(distances.median())}
-
-
-def statistics(features: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Features (N, D) -> mean (D,) and covariance (D, D), float64."""
-    from torch_fidelity.metric_fid import fid_features_to_statistics
-
-    result = fid_features_to_statistics(features.double())
-    return result["mu"], result["sigma"]
-
-
-def frechet_distance(one: tuple[np.ndarray, np.ndarray], two: tuple[np.ndarray, np.ndarray]) -> float:
-    """|mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2) of two pairs (mu (D,), S (D, D)), float64."""
-    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
-
-    stats = [{"mu": np.asarray(mu, np.float64), "sigma": np.asarray(sigma, np.float64)} for mu, sigma in (one, two)]
-    return float(fid_statistics_to_metric(*stats, verbose=False)[KEY_METRIC_FID])
 
 
 def kernel_distance(features_1: Tensor, features_2: Tensor, *, subsets: int = 100) -> float:
@@ -232,6 +207,29 @@ def precision_recall(samples: Tensor, real: Tensor) -> tuple[float, float]:
         verbose=False,
     )
     return metric[KEY_METRIC_PRECISION], metric[KEY_METRIC_RECALL]
+
+
+def _under(yardstick: Yardstick, seen: Seen, labels: Tensor | None, suffix: str, kid_subsets: int) -> dict[str, float]:
+    """What pictures score under one network; `suffix` of names is empty for the first, which alone gives all scores."""
+    network, features, num = yardstick.network, seen.features(), seen.taken
+    key = distance_key(network.name, num)
+    scores = {f"fd{suffix}" if key == "fd" else key: yardstick.distance_of(seen.gathered["features"])}
+    if seen.score is not None:
+        scores[f"is{_number(num)}"] = seen.score.value()
+    spatial = seen.spatial()
+    if spatial is not None and yardstick.spatial is not None:
+        scores[f"sfid{_number(num)}"] = frechet_distance(spatial, yardstick.spatial)
+    if features is None or yardstick.features is None:
+        return scores
+    if not suffix:
+        scores["kid"] = kernel_distance(features, yardstick.features, subsets=kid_subsets)
+        scores["precision"], scores["recall"] = precision_recall(features, yardstick.features)
+    return scores | _accuracy(f"accuracy{suffix}", network, features, None if labels is None else labels[:SAMPLES_KEPT])
+
+
+def _number(num: int) -> str:
+    """Behind the names of scores that are published for 50,000 pictures: nothing for those, `_10k` for 10,000."""
+    return "" if num == FID_NUM else f"_{num / 1000:g}k"
 
 
 def _accuracy(key: str, network: FeatureNetwork, features: Tensor, labels: Tensor | None) -> dict[str, float]:

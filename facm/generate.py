@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sampler", help="consistency | euler | heun; default: the checkpoint's first")
     parser.add_argument("--sigma-rel", type=float, help="post-hoc EMA length instead of the stored one")
+    parser.add_argument("--vae", help="where the codec's weights are, if not where the checkpoint's config.json says")
     parser.add_argument("--out", required=True, help="file to write: .png or .npz")
     arguments = parser.parse_args()
     try:
@@ -63,7 +64,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _draw(arguments: argparse.Namespace) -> tuple[np.ndarray, list[int] | None]:
-    generator = facm.load(arguments.folder, arguments.sigma_rel)
+    generator = facm.load(arguments.folder, arguments.sigma_rel, vae=arguments.vae)
     options = {"nfe": arguments.nfe, "seed": arguments.seed, "sampler": arguments.sampler}
     if generator.config.num_classes == 0:
         return generator.generate(arguments.labels, num=arguments.per_label**2, **options), None

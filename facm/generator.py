@@ -15,18 +15,39 @@ from facm.log import progress
 class Generator:
     """A network, the codec behind it and the samplers that fit it."""
 
-    def __init__(self, network: nn.Module, config: checkpoint.Config):
+    def __init__(
+        self, network: nn.Module, config: checkpoint.Config, *, vae: str | None = None, rounding: str = "round"
+    ):
         self.network, self.config = network.to(dist.device()), config
-        self.codec = codecs.build(config.codec, **config.codec_options)
+        if vae is not None and config.codec not in codecs.WEIGHTS:
+            raise ValueError(f"codec '{config.codec}' of this checkpoint has no weights: leave vae out, got {vae!r}")
+        options = {} if config.codec in codecs.POINTS else {"rounding": rounding}
+        moved = {} if vae is None else {"vae": vae}
+        self.codec = codecs.build(config.codec, **(config.codec_options | moved | options))
 
     @classmethod
-    def load(cls, folder: str | Path, sigma_rel: float | None = None) -> "Generator":
-        """From a checkpoint folder; `sigma_rel` asks for another, post-hoc EMA length than the stored one.
+    def load(
+        cls,
+        folder: str | Path,
+        sigma_rel: float | None = None,
+        *,
+        vae: str | None = None,
+        rounding: str = "round",
+    ) -> "Generator":
+        """From a checkpoint folder.
+
+        Args:
+            folder: of the checkpoint.
+            sigma_rel: another, post-hoc EMA length than the stored one.
+            vae: where the codec's weights are here, if not where config.json says; they must be the same ones.
+            rounding: of decoded levels to uint8: round (half up) | floor; points know none.
 
         Raises:
             facm.checkpoint.CheckpointError: missing, damaged or unfitting files.
+            FileNotFoundError: no weights of the codec.
+            ValueError: other weights of the codec than it was trained with.
         """
-        return cls(*checkpoint.load(folder, sigma_rel))
+        return cls(*checkpoint.load(folder, sigma_rel), vae=vae, rounding=rounding)
 
     def sampler(self, name: str | None = None, **fields: Any) -> Any:
         """A sampler that this checkpoint can use.

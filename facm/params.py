@@ -68,6 +68,9 @@ class Data:
 @dataclass(frozen=True)
 class Reference:
     features: str
+    also: tuple[str, ...] | None
+    source: str
+    sha256: str | None
     seed: Seed
     num: Count
 
@@ -221,6 +224,7 @@ class Sample:
     shift: NonNegative
     seed: Seed
     sigma_rel: Annotated[float, Range(0.0, 0.28, exclusive_low=True)] | None
+    rounding: Literal["round", "floor"]
     batch_size: Count
 
 

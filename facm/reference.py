@@ -1,32 +1,37 @@
 """data/reference: the data set as samples are measured against it, and the ends of the scale.
 
-* network.safetensors, network_second.safetensors: feature networks (of Inception only which weights)
-* statistics.safetensors, statistics_second.safetensors: mu, sigma float64 of the train split; features float32
+* network.safetensors, network_second.safetensors: feature networks (of published ones only which weights)
+* statistics.safetensors, statistics_second.safetensors: mu, sigma float64 of the train split; features float32;
+  mu_s, sigma_s of Inception's spatial features
+* network_<name>.safetensors, statistics_<name>.safetensors: the same, without features, of each further network
 * pictures.safetensors: the train pictures, for copies; left out above 1 GiB, and of points
-* meta.json: threshold of copies and, per file, bytes and sha256; written last: without it the folder is unfinished
+* meta.json: threshold of copies, further networks, the published reference where one stands in for the train split,
+  and, per file, bytes and sha256; written last: without it the folder is unfinished
 """
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from facm import dist
+from facm.archive import Archive
 from facm.copies import Copies
 from facm.data import Images
-from facm.evaluate import Pictures, Yardstick, score
-from facm.features import network_class
+from facm.ends import Ends
+from facm.evaluate import Yardstick, chosen, score
+from facm.features import FeatureNetwork, network_class
 from facm.files import load_json, load_tensors, save_json, save_tensors
-from facm.samplers.noise import noise
+from facm.log import say
+from facm.seen import look
 
 SUFFIXES = ("", "_second")
 PICTURES_GIB = 1.0
 KID_SUBSETS = 20
-PART = 500  # pictures in files that are decoded at once
 
 
 @dataclass(frozen=True)
@@ -34,28 +39,44 @@ class Reference:
     """A train split, measured; see facm.evaluate.Measured.
 
     Attributes:
-        yardsticks: per feature network; the second one, seeded otherwise, only where networks are trained here.
+        yardsticks: the first network, its second, seeded otherwise, where it is trained here, and further ones.
         copies: the train pictures; None above 1 GiB of them, and of points.
+        archive: the published reference that the first network's statistics are from; None: the train split.
     """
 
     yardsticks: tuple[Yardstick, ...]
     copies: Copies | None
+    archive: Archive | None = None
 
     @classmethod
-    def of(cls, train: Images, *, features: str, seed: int) -> "Reference":
+    def of(
+        cls, train: Images | None, *, features: str, seed: int, also: Sequence[str] = (), archive: Archive | None = None
+    ) -> "Reference":
         """Make the feature networks, on rank 0, and measure a train split, on all ranks.
 
         Args:
-            train: the split.
+            train: the split; None where the data set has no pictures, only latents: then all must be in `archive`.
             features: a key of facm.features.FEATURES.
             seed: of the first network's training; the second has the next one.
+            also: further keys.
+            archive: a published reference, which takes the split's place for the first network, and for further ones
+                of which it has statistics.
+
+        Raises:
+            ValueError: statistics of another width than the network's features, or neither they nor pictures.
         """
-        network = network_class(features)
-        seeds = (seed, seed + 1) if network.seeded else (seed,)
-        networks = dist.from_main(lambda: [network.create(train, s) for s in seeds])
-        yardsticks = tuple(Yardstick.of(made.to(dist.device()), train.images) for made in networks)
-        keep = train.kind == "pictures" and math.prod(train.images.shape) <= PICTURES_GIB * 2**30
-        return cls(yardsticks, Copies.of(train.images[:]) if keep else None)
+        _check_source(train, archive, features, also)
+        made = dist.from_main(functools.partial(_networks, train, features, seed, also))
+        networks = [(key, network.to(dist.device())) for key, network in made]
+        published = {} if archive is None else archive.statistics
+        measured = [(key, network) for key, network in networks if key not in published]
+        keep = [not key for key, _ in measured]
+        found = iter(_measured([network for _, network in measured], train, keep))
+        yardsticks = [
+            next(found) if archive is None or key not in published else _published(archive, network, key)
+            for key, network in networks
+        ]
+        return cls(tuple(yardsticks), _copies(train), archive)
 
     @classmethod
     def open(cls, folder: str | Path) -> "Reference":
@@ -69,10 +90,13 @@ class Reference:
         cure = f"remove {folder} and run `dvc repro`"
         meta = load_json(folder / "meta.json", cure)
         yardsticks = []
-        for suffix in SUFFIXES[: meta["networks"]]:
-            network = network_class(meta["features"]).load(folder / f"network{suffix}.safetensors").to(dist.device())
+        named = [(suffix, meta["features"]) for suffix in SUFFIXES[: meta["networks"]]]
+        for suffix, name in [*named, *((f"_{name}", name) for name in meta.get("also", ()))]:
+            network = network_class(name).load(folder / f"network{suffix}.safetensors").to(dist.device())
             stored = load_tensors(folder / f"statistics{suffix}.safetensors", cure)
-            yardsticks.append(Yardstick(network, stored["mu"].numpy(), stored["sigma"].numpy(), stored["features"]))
+            spatial = (stored["mu_s"].numpy(), stored["sigma_s"].numpy()) if "mu_s" in stored else None
+            mu, sigma = stored["mu"].numpy(), stored["sigma"].numpy()
+            yardsticks.append(Yardstick(network, mu, sigma, stored.get("features"), spatial))
         copies = None
         if meta["copies_threshold"] is not None:
             pictures = load_tensors(folder / "pictures.safetensors", cure)["pictures"]
@@ -85,30 +109,42 @@ class Reference:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "meta.json").unlink(missing_ok=True)
         files = []
-        for suffix, yardstick in zip(SUFFIXES, self.yardsticks, strict=False):
+        first, also = self.yardsticks[0].network.name, []
+        for number, yardstick in enumerate(self.yardsticks):
+            name = yardstick.network.name
+            suffix = SUFFIXES[number] if name == first else f"_{name}"
+            also += [] if name == first else [name]
             files.append(yardstick.network.save(folder / f"network{suffix}.safetensors"))
             stored = {"mu": torch.from_numpy(yardstick.mu), "sigma": torch.from_numpy(yardstick.sigma)}
-            stored["features"] = yardstick.features
+            if yardstick.features is not None:
+                stored["features"] = yardstick.features
+            if yardstick.spatial is not None:
+                stored |= dict(zip(("mu_s", "sigma_s"), map(torch.from_numpy, yardstick.spatial), strict=True))
             files.append(save_tensors(folder / f"statistics{suffix}.safetensors", stored))
         if self.copies is not None:
             files.append(save_tensors(folder / "pictures.safetensors", {"pictures": self.copies.pictures}))
-        meta = {
-            "features": self.yardsticks[0].network.name,
-            "networks": len(self.yardsticks),
+        meta: dict[str, Any] = {
+            "features": first,
+            "networks": len(self.yardsticks) - len(also),
             "copies_threshold": None if self.copies is None else self.copies.threshold,
             "files": files,
         }
+        meta |= {"also": also} if also else {}
+        if self.archive is not None:
+            meta["source"] = {"file": self.archive.path.name, "sha256": self.archive.sha256}
         save_json(folder / "meta.json", meta)
 
 
 def build(
     folder: str | Path,
-    train: Images,
-    heldout: Images,
+    train: Images | None,
+    heldout: Images | None,
     *,
     features: str,
     seed: int,
     num: int,
+    also: Sequence[str] = (),
+    archive: Archive | None = None,
     kid_subsets: int = KID_SUBSETS,
 ) -> dict[str, Any]:
     """Write data/reference and return its metrics: what held-out pictures score, and the ends of the scale.
@@ -117,19 +153,23 @@ def build(
 
     Args:
         folder: where to.
-        train: the split that samples are measured against.
+        train: the split that samples are measured against; None: see `Reference.of`; there are no ends then.
         heldout: the split that sets `floor`, what a perfect generator may reach.
         features: a key of facm.features.FEATURES.
         seed: of the first network and of the noise.
         num: pictures in the scores `class_mean` (without classes `pixel_mean`, of points the mean point) and `noise`.
+        also: further keys, whose distances stand beside the first network's.
+        archive: a published reference, see `Reference.of`.
         kid_subsets: subsets of KID.
 
     Raises:
-        ValueError: the feature network does not fit the data.
+        ValueError: the feature network does not fit the data, or the published reference the network.
     """
-    reference = Reference.of(train, features=features, seed=seed)
+    reference = Reference.of(train, features=features, seed=seed, also=also, archive=archive)
     if dist.is_main():
         reference.save(folder)
+    if train is None or heldout is None:
+        return {"reference": {"features": features, "num": num}}
     labels = torch.arange(num) % train.num_classes if train.num_classes else None
     ends = functools.partial(score, reference=reference, kid_subsets=kid_subsets, copies=False)
     floor = ends(heldout.images, heldout.labels, copies=reference.copies is not None)
@@ -138,60 +178,68 @@ def build(
         if name in floor:
             metrics[f"heldout_{name}"] = floor.pop(name)
     metrics["floor"] = floor
-    metrics["class_mean" if train.num_classes else "pixel_mean"] = ends(mean_pictures(train, num), labels)
-    metrics["noise"] = ends(noise_pictures(train, num, seed), labels, seed=seed)
+    of_train = Ends.of(train)
+    metrics["class_mean" if train.num_classes else "pixel_mean"] = ends(of_train.mean_pictures(num), labels)
+    metrics["noise"] = ends(of_train.noise_pictures(num, seed), labels, seed=seed)
     return {"reference": metrics}
 
 
-def mean_pictures(train: Images, num: int) -> Tensor:
-    """The mean picture of class i mod classes (of all, without classes), `num` times: like the train split's.
-
-    Recognised perfectly and without any diversity: what accuracy alone would call the best of generators.
-    """
-    groups = torch.zeros(len(train), dtype=torch.int64) if train.labels is None else train.labels
-    means = torch.stack([_mean(train.images, groups == c) for c in range(max(train.num_classes, 1))])
-    return _as_data(means, train)[torch.arange(num) % len(means)]
-
-
-def noise_pictures(train: Images, num: int, seed: int) -> Tensor:
-    """Normal noise with the train split's mean and std per channel, like its pictures: an untrained generator.
-
-    Of points it is the identity map, of the noise that samplers start from.
-    """
-    shape = train.images.shape[1:]
-    mean, std = _mean_and_std(train.images)
-    if train.kind == "points":
-        (normals,) = noise(seed, range(num), 1, shape)
-    else:
-        generator = torch.Generator().manual_seed(seed)
-        normals = torch.randn((num, *shape), generator=generator, dtype=torch.float64)
-    return _as_data(mean + std * normals, train)
+def _check_source(train: Images | None, archive: Archive | None, features: str, also: Sequence[str]) -> None:
+    """Raise ValueError where a network has nothing to be measured on; say what a published reference lacks."""
+    if archive is not None:
+        _check_widths(archive, features, also)
+        if archive.pictures is None and dist.is_main():
+            say(f"{archive.path} has no pictures (arr_0): KID, precision and recall are left out")
+    lacking = [name for name in also if archive is None or name not in archive.statistics]
+    if train is None and (archive is None or lacking):
+        raise ValueError(
+            "params.yaml, reference.source: the data set has no pictures, so an npz must have the statistics of "
+            f"{', '.join([features, *also])}; this is "
+            + (f"{archive.path}, without mu_{lacking[0]}" if archive else "the data set")
+        )
 
 
-def _mean(images: Pictures, rows: Tensor) -> Tensor:
-    """Mean float64 of some samples; of pictures in files part by part, with the same bits: sums of levels are exact."""
-    if isinstance(images, Tensor):
-        return images[rows].double().mean(0)
-    total, chosen = torch.zeros(tuple(images.shape[1:]), dtype=torch.int64), rows.nonzero().flatten()
-    for part in chosen.split(PART):
-        total += images[part].sum(0, dtype=torch.int64)
-    return total.double() / len(chosen)
+def _check_widths(archive: Archive, features: str, also: Sequence[str]) -> None:
+    """Raise ValueError unless the archive's statistics are as wide as what the networks see."""
+    network = network_class(features)
+    wanted = {"": network.widths["features"]}
+    wanted |= {"s": network.widths["spatial"]} if "spatial" in network.widths else {}
+    wanted |= {name: network_class(name).widths["features"] for name in also}
+    for name, width in wanted.items():
+        if name in archive.statistics and len(archive.statistics[name][0]) != width:
+            key = f"mu_{name}" if name else "mu"
+            raise ValueError(
+                f"params.yaml, reference.source: {archive.path} has {key} of {len(archive.statistics[name][0])} "
+                f"features, but '{name if name in also else features}' has {width}: set reference.features to the "
+                "network that the file was made with"
+            )
 
 
-def _mean_and_std(images: Pictures) -> tuple[Tensor, Tensor]:
-    """Mean and std per channel, float64 (C,), or per coordinate (D,)."""
-    if isinstance(images, Tensor):
-        values = images.flatten(0, -2).double()
-        return values.mean(0), values.std(0)
-    sums = torch.zeros(2, images.shape[-1], dtype=torch.int64)
-    for part in dist.batches(len(images), PART):
-        levels = images[part.start : part.stop].flatten(0, -2).long()
-        sums += torch.stack([levels.sum(0), levels.square().sum(0)])
-    num = math.prod(images.shape[:-1])
-    first, second = sums.double()
-    return first / num, ((second - first.square() / num) / (num - 1)).sqrt()
+def _copies(train: Images | None) -> Copies | None:
+    """The train pictures, unless there are none, or too many."""
+    if train is None or train.kind != "pictures" or math.prod(train.images.shape) > PICTURES_GIB * 2**30:
+        return None
+    return Copies.of(train.images[:])
 
 
-def _as_data(values: Tensor, train: Images) -> Tensor:
-    """Values as the train split has them: uint8 levels, rounded half up and clamped, or float32."""
-    return values.float() if train.kind == "points" else values.add(0.5).floor().clamp(0, 255).to(torch.uint8)
+def _networks(train: Images | None, features: str, seed: int, also: Sequence[str]) -> list[tuple[str, FeatureNetwork]]:
+    """All feature networks: under "" the first and its second, the further ones under their names."""
+    first = network_class(features)
+    seeds = (seed, seed + 1) if first.seeded else (seed,)
+    further = [(name, network_class(name).create(train, seed)) for name in also]
+    return [("", first.create(train, s)) for s in seeds] + further
+
+
+def _measured(networks: Sequence[FeatureNetwork], train: Images | None, keep: Sequence[bool]) -> list[Yardstick]:
+    """The train split as these networks see it, in one pass; none where there are none."""
+    return Yardstick.all_of(networks, train.images, keep) if networks and train is not None else []
+
+
+def _published(archive: Archive, network: FeatureNetwork, key: str) -> Yardstick:
+    """A network's yardstick from a published reference; the first one's with features of its pictures, if any."""
+    features = None
+    if archive.pictures is not None and not key:
+        ((seen,), _) = look(archive.pictures, [network], [chosen(len(archive.pictures))])
+        features = dist.from_main(seen.features)
+    spatial = archive.statistics.get("s") if "spatial" in network.widths and not key else None
+    return Yardstick(network, *archive.statistics[key], features, spatial)

@@ -8,7 +8,8 @@ import json
 import statistics
 from typing import Any
 
-COLUMNS = ("nfe", "fid", "fd", "kid", "precision", "recall", "accuracy", "copies", "fd_second", "accuracy_second")
+COLUMNS: tuple[str, ...] = ("nfe", "fid", "fd", "is", "sfid", "kid", "precision", "recall", "accuracy", "copies")
+COLUMNS += ("fd_second", "accuracy_second")
 ENDS = (("floor", "held-out"), ("class_mean", "class means"), ("pixel_mean", "pixel mean"), ("noise", "noise"))
 HELDOUT = ("accuracy", "accuracy_second", "copies")
 FILE = "metrics/evaluate.json"
@@ -26,7 +27,8 @@ def render(result: dict[str, Any]) -> str:
         rows.append(("teacher", result["teacher"]))
     rows += [("student", {"nfe": int(name.removeprefix("nfe"))} | scores) for name, scores in result["student"].items()]
     used = [column for column in COLUMNS if any(column in scores for _, scores in rows)]
-    used += sorted({key for _, scores in rows for key in scores if key.startswith(("fid_", "map_"))})
+    more = {key for _, scores in rows for key in scores if key.startswith(("fid_", "is_", "sfid_", "fd_", "map_"))}
+    used += sorted(more - set(COLUMNS))
     return _align(rows, used)
 
 

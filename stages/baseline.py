@@ -16,7 +16,8 @@ def main() -> None:
     check.writable("data", "metrics")
     dist.setup(params.runtime.threads)
     b, e = params.baseline, params.evaluate
-    teacher, reference = Generator.load("data/teacher"), Reference.open("data/reference")
+    teacher = Generator.load("data/teacher", rounding=params.sample.rounding)
+    reference = Reference.open("data/reference")
     w = b.w if teacher.config.num_classes else 1.0
     sampler = teacher.sampler(b.sampler, steps=b.steps, w=w, t_low=b.t_low, t_high=b.t_high, shift=b.shift)
     labels = balanced_labels(b.num, teacher.config.num_classes)

@@ -3,22 +3,28 @@
 from pathlib import Path
 
 from facm import check, data, dist, reference
+from facm.archive import DATASET, Archive
 from facm.files import save_json
+from facm.work import repository_root
 
 
 def main() -> None:
     params = check.read()
     check.writable("data", "metrics")
     dist.setup(params.runtime.threads)
+    r = params.reference
+    archive = None if r.source == DATASET else Archive.open(repository_root() / r.source, r.sha256 or "")
     source = data.admit(params.data)
-    splits = {split: source.load(split) for split in data.SPLITS}
+    splits = {} if params.data.name in data.LATENTS else {split: source.load(split) for split in data.SPLITS}
     figures = reference.build(
         "data/reference",
-        splits["train"],
-        splits["heldout"],
-        features=params.reference.features,
-        seed=params.reference.seed,
-        num=params.reference.num,
+        splits.get("train"),
+        splits.get("heldout"),
+        features=r.features,
+        seed=r.seed,
+        num=r.num,
+        also=r.also or (),
+        archive=archive,
     )
     if dist.is_main():
         save_json(Path("metrics/reference.json"), figures)

@@ -13,7 +13,8 @@ def main() -> None:
     params = check.read()
     check.writable("data")
     dist.setup(params.runtime.threads)
-    s, student = params.sample, Generator.load("data/student", params.sample.sigma_rel)
+    s = params.sample
+    student = Generator.load("data/student", s.sigma_rel, rounding=s.rounding)
     labels = balanced_labels(s.num, student.config.num_classes)
     for nfe in s.nfe:
         sampler = student.sampler(s.sampler, **check.sampler_fields(params, nfe))

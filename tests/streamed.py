@@ -1,4 +1,4 @@
-"""Draw many pictures of 256x256 into an archive and read features back; prints seconds and MiB beyond the start.
+"""Draw many pictures of 256x256 into an archive and gather their features; prints seconds and MiB beyond the start.
 
 python tests/streamed.py FOLDER NUM
 """
@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,11 +33,19 @@ class Enlarge:
 class Averages:
     """A feature network: mean levels of the 16 quarters of quarters per channel."""
 
-    name, seeded, batch = "averages", False, 50
+    name, seeded, batch, exact = "averages", False, 50, None
+    widths: ClassVar[dict[str, int]] = {"features": 48}
 
     def extract(self, images: Tensor) -> Tensor:
         """Pictures uint8 (N, 256, 256, 3) -> (N, 48)."""
         return torch.cat([part.float().view(-1, 4, 64, 4, 64, 3).mean((2, 4)).flatten(1) for part in images.split(50)])
+
+    def look(self, images: Tensor) -> dict[str, Tensor]:
+        """All that it sees."""
+        return {"features": self.extract(images)}
+
+    def classify(self, features: Tensor) -> None:
+        """Nothing."""
 
 
 def memory_mib(name: str) -> float:
@@ -57,8 +66,9 @@ def main(folder: Path, num: int) -> None:
         generator.draw_into(take, Consistency(), labels, num, seed=0, batch_size=BATCH, what="NFE 1")
     drawn_s, drawn_mib = time.perf_counter() - start, memory_mib("VmHWM") - before
     images, _ = load_samples(folder / "nfe1.npz")
-    (features,) = evaluate.look(images, [Averages()])
-    assert features.shape == (num, 48) and tuple(images.shape) == (num, SIDE, SIDE, 3)
+    yardstick = evaluate.Yardstick.of(Averages(), images)
+    assert yardstick.features is not None and len(yardstick.features) == num
+    assert yardstick.mu.shape == (48,) and tuple(images.shape) == (num, SIDE, SIDE, 3)
     read_s, mib = time.perf_counter() - start - drawn_s, memory_mib("VmHWM") - before
     print(f"drawn {drawn_s:.1f} s {drawn_mib:.0f} MiB read {read_s:.1f} s {mib:.0f} MiB")
 

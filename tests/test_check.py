@@ -43,8 +43,13 @@ def test_every_preset_is_in_order(names: list[str]) -> None:
         {"sample__t_grid": [[0.0, 0.7], [0.0, 0.5, 0.7]], "sample__nfe": [1]},
         {"distill__mode": "scratch", "distill__teacher": "data/latents", "distill__scratch_source": "ema"},
         {"objectives__facm__clamp": None, "distill__alpha": "one"},
+        {"data__name": "folder", "data__root": "pictures", "data__size": 256, "data__max_bad": 0.001},
+        {"data__name": "folder", "data__root": "pictures", "latents__codec": "va_vae", "latents__vae": "va.pt"},
+        {"latents__codec": "sd_vae", "latents__vae": "stabilityai/sd-vae-ft-ema", "latents__vae_sha256": "0" * 64},
         MIXTURE,
         MIXTURE | {"distill__objective": "fm", "sample__sampler": "euler"},
+        {"reference__also": ["inception", "dinov2"], "sample__rounding": "floor"},
+        {"reference__features": "inception", "reference__source": "adm.npz", "reference__sha256": "0" * 64},
     ],
     ids=str,
 )
@@ -54,7 +59,7 @@ def test_what_goes_together_is_accepted(changes: dict) -> None:
 
 UNKNOWN = [
     ({"data__name": "digit"}, "params.yaml, data.name: unknown 'digit' (did you mean 'digits'?); known: cifar10, "),
-    ({"reference__features": "vgg"}, "params.yaml, reference.features: unknown 'vgg'; known: digits_cnn, exact_map"),
+    ({"reference__features": "vgg"}, "params.yaml, reference.features: unknown 'vgg'; known: digits_cnn, dinov2"),
     (
         {"latents__codec": "vae"},
         "params.yaml, latents.codec: unknown 'vae' (did you mean 'va_vae'?); known: identity, points",
@@ -133,6 +138,34 @@ CONFLICTS = [
     (
         MIXTURE | {"evaluate__copies": True},
         "params.yaml, evaluate.copies: is for pictures, and data.name 'mixture' has",
+    ),
+    (MIXTURE | {"sample__rounding": "floor"}, "params.yaml, sample.rounding: points are not rounded: set it to round"),
+    (
+        MIXTURE | {"reference__also": ["dinov2"]},
+        "params.yaml, reference.also: 'dinov2' is for pictures, and data.name 'mixture' has points",
+    ),
+    ({"reference__also": ["dino"]}, "params.yaml, reference.also: unknown 'dino' (did you mean 'dinov2'?); known: "),
+    ({"reference__also": ["digits_cnn"]}, "params.yaml, reference.also: digits_cnn, digits_cnn: each network once"),
+    (
+        {"reference__features": "inception", "reference__source": "adm.npz"},
+        "params.yaml, reference: source 'adm.npz' with sha256 None: an npz goes with its sha256",
+    ),
+    ({"reference__sha256": "0" * 64}, "params.yaml, reference: source 'dataset' with sha256 0000"),
+    (
+        {"reference__source": "adm.npz", "reference__sha256": "0" * 64},
+        "reference.source: statistics in 'adm.npz' are of a published network, 'digits_cnn' is trained here",
+    ),
+    ({"data__size": 8}, "params.yaml, data.size: 'digits' comes in its own size, got 8; set it to null"),
+    (MIXTURE | {"data__size": 8}, "params.yaml, data.size: 'mixture' comes in its own size, got 8; set it to null"),
+    (
+        {"latents__codec": "va_vae"},
+        "latents.vae: codec 'va_vae' needs weights: a folder, a hub name or a file, got No",
+    ),
+    ({"latents__vae": "va.pt"}, "latents.vae: codec 'identity' has no weights (sd_vae, va_vae have), got 'va.pt'; set"),
+    ({"latents__vae_sha256": "0" * 64}, "latents.vae_sha256: pins weights, and latents.vae names none; set it to null"),
+    (
+        MIXTURE | {"latents__codec": "sd_vae"},
+        "params.yaml, latents.codec: 'sd_vae' is for pictures, and data.name 'mi",
     ),
     ({"teacher__ema__sigma_rel": 0.1}, "params.yaml, teacher.ema.sigma_rel: 0.1 must be one of sigma_rels"),
     ({"teacher__init": "data/older"}, "params.yaml, teacher: init and init_sha256 go together; the sha256 stands in"),

@@ -37,12 +37,13 @@ CHOICES = {  # registry -> the param that names its file; samplers: of the stage
     "facm.preconds": "backbone.precond",
     "facm.samplers": "{stage}.sampler",
 }
-VARIANTS: dict[str, dict[str, str]] = {
+LISTS = {"facm.features": "reference.also"}  # registry -> the param that names more of its files, or null
+VARIANTS: dict[str, dict[str, Any]] = {
     "params.yaml": {},
     **{name: {"backbone.name": name} for name in backbones.BACKBONES},
     **{f"precond {name}": {"backbone.precond": name} for name in preconds.PRECONDS},
     **{name: {"distill.objective": name} for name in objectives.OBJECTIVES},
-    "inception": {"reference.features": "inception"},
+    "inception": {"reference.features": "inception", "reference.also": ["dinov2"]},
     "mixture": {
         "data.name": "mixture",
         "reference.features": "exact_map",
@@ -157,6 +158,8 @@ def closure(stage: str, script: str, params: dict[str, Any]) -> set[str]:
         for package, place in CHOICES.items() if not is_package(module) else ():
             if loads(module, package):
                 waiting.append(f"{package}.{value(params, place.format(stage=stage))}")
+                more = value(params, LISTS[package]) if package in LISTS else None
+                waiting += [f"{package}.{name}" for name in more or ()]
     files = {m: source_file(m) for m in seen - PASSING if not is_package(m)}
     return {str(path) for path in files.values()}
 
@@ -168,7 +171,7 @@ def value(params: dict[str, Any], place: str) -> Any:
     return params
 
 
-def variant(changes: dict[str, str]) -> dict[str, Any]:
+def variant(changes: dict[str, Any]) -> dict[str, Any]:
     """params.yaml of the default preset with some values changed; as it stands without changes."""
     if not changes:
         return yaml.safe_load((ROOT / "params.yaml").read_text())

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,16 +12,9 @@ from torch import Tensor
 from facm import data, evaluate
 from facm.copies import Copies, nearest
 from facm.data import Images
-from facm.evaluate import (
-    Yardstick,
-    distance_key,
-    frechet_distance,
-    kernel_distance,
-    precision_recall,
-    score,
-    statistics,
-)
-from facm.reference import Reference, build, mean_pictures, noise_pictures
+from facm.ends import Ends
+from facm.evaluate import Yardstick, distance_key, kernel_distance, precision_recall, score
+from facm.reference import Reference, build
 
 
 def normal(num: int, width: int, seed: int = 0) -> Tensor:
@@ -33,12 +25,16 @@ class Pixels:
     """A feature network for tests: features are pixels, the class is the brightest one."""
 
     seeded, batch, exact = False, 500, None
+    widths: ClassVar[dict[str, int]] = {"features": 4}
 
     def __init__(self, name: str = "pixels"):
         self.name = name
 
     def extract(self, images: Tensor) -> Tensor:
         return images.flatten(1).float() / 255
+
+    def look(self, images: Tensor) -> dict[str, Tensor]:
+        return {"features": self.extract(images)}
 
     def classify(self, features: Tensor) -> Tensor:
         return features
@@ -59,41 +55,6 @@ def fake(images: Tensor, *names: str) -> Fake:
 
 def random_pictures(num: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, (num, 2, 2, 1), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
-
-
-def test_statistics_are_float64_mean_and_covariance() -> None:
-    features = normal(50, 3).float()
-    mu, sigma = statistics(features)
-    assert mu.dtype == sigma.dtype == np.float64
-    np.testing.assert_allclose(mu, features.double().mean(0).numpy(), atol=1e-12)
-    np.testing.assert_allclose(sigma, features.T.cov().numpy(), atol=1e-5)
-
-
-def test_identical_sets_have_distance_0() -> None:
-    one = statistics(normal(500, 16))
-    assert frechet_distance(one, one) == pytest.approx(0, abs=1e-9)
-
-
-def test_a_shift_of_the_mean_in_one_feature_by_d_gives_d_squared() -> None:
-    features, d = normal(500, 16), 1.7
-    shifted = features.clone()
-    shifted[:, 4] += d
-    assert frechet_distance(statistics(features), statistics(shifted)) == pytest.approx(d**2, abs=1e-9)
-
-
-def test_gaussians_that_commute_have_the_closed_form() -> None:
-    mu1, mu2, s1, s2 = np.array([0.0, 1.0]), np.array([0.5, -1.0]), np.array([4.0, 0.25]), np.array([1.0, 9.0])
-    expected = ((mu1 - mu2) ** 2).sum() + ((np.sqrt(s1) - np.sqrt(s2)) ** 2).sum()
-    assert frechet_distance((mu1, np.diag(s1)), (mu2, np.diag(s2))) == pytest.approx(expected, rel=1e-12)
-
-
-def test_gaussians_that_do_not_commute_have_the_symmetric_form() -> None:
-    (mu1, s1), (mu2, s2) = statistics(normal(40, 5)), statistics(normal(40, 5, seed=1) @ normal(5, 5, seed=2))
-    values, vectors = np.linalg.eigh(s1)
-    root = vectors * np.sqrt(values) @ vectors.T
-    trace = np.sqrt(np.linalg.eigvalsh(root @ s2 @ root)).sum()
-    expected = ((mu1 - mu2) ** 2).sum() + np.trace(s1 + s2) - 2 * trace
-    assert frechet_distance((mu1, s1), (mu2, s2)) == pytest.approx(expected, rel=1e-10)
 
 
 def test_kernel_distance_of_whole_sets_is_the_unbiased_mmd() -> None:
@@ -195,7 +156,7 @@ def test_two_equal_train_pictures_are_0_apart() -> None:
 def test_mean_pictures_are_balanced_means_of_their_class() -> None:
     images = random_pictures(30)
     train = Images(images, torch.arange(30) % 3, 3)
-    means = mean_pictures(train, 7)
+    means = Ends.of(train).mean_pictures(7)[:]
     assert torch.equal(means[:3], means[3:6]) and torch.equal(means[0], means[6])
     expected = (images[1::3].double().mean(0) + 0.5).floor().to(torch.uint8)
     assert torch.equal(means[1], expected)
@@ -203,11 +164,11 @@ def test_mean_pictures_are_balanced_means_of_their_class() -> None:
 
 def test_noise_has_the_mean_and_std_of_the_data_and_the_seed_decides_it() -> None:
     narrow = random_pictures(300) // 4 + 96
-    noise = noise_pictures(Images(narrow, None, 0), 3000, 0)
+    noise = Ends.of(Images(narrow, None, 0)).noise_pictures(3000, 0)[:]
     assert float(noise.double().mean()) == pytest.approx(float(narrow.double().mean()), abs=1)
     assert float(noise.double().std()) == pytest.approx(float(narrow.double().std()), rel=0.03)
-    assert torch.equal(noise, noise_pictures(Images(narrow, None, 0), 3000, 0))
-    assert not torch.equal(noise, noise_pictures(Images(narrow, None, 0), 3000, 1))
+    assert torch.equal(noise, Ends.of(Images(narrow, None, 0)).noise_pictures(3000, 0)[:])
+    assert not torch.equal(noise, Ends.of(Images(narrow, None, 0)).noise_pictures(3000, 1)[:])
 
 
 @dataclass
@@ -255,7 +216,7 @@ def test_train_pictures_score_as_perfect_copies(digits: Built) -> None:
 def test_heldout_pictures_and_noise_are_hardly_ever_copies(digits: Built) -> None:
     assert digits.metrics["heldout_copies"] == pytest.approx(3 / 450)
     copies = Reference.open(digits.folder).copies
-    assert copies is not None and copies.rate(copies.nearest(noise_pictures(digits.train, 100, 0))) == 0
+    assert copies is not None and copies.rate(copies.nearest(Ends.of(digits.train).noise_pictures(100, 0)[:])) == 0
     barely = (digits.train.images.int() + 1).clamp(max=255).to(torch.uint8)
     assert copies.rate(copies.nearest(barely)) == 1
 

@@ -172,12 +172,37 @@ def random_inception(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inception, "SHA256", files.sha256(path))
 
 
+def spatial(published: Any, image: torch.Tensor) -> torch.Tensor:
+    """ADM's spatial features layer by layer: `mixed_6/conv:0` up to its 7th channel, in order row, column, channel.
+
+    TensorFlow's mixed, mixed_1, ... mixed_6 are Mixed_5b, 5c, 5d, 6a, 6b, 6c, 6d; its `conv` is the 1x1 branch.
+    """
+    from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x as resize
+
+    x = resize(image.permute(0, 3, 1, 2).expand(-1, 3, -1, -1).float(), size=(299, 299), align_corners=False)
+    x = (x - 128) / 128
+    for name in ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3"):
+        x = getattr(published, name)(x)
+    x = published.MaxPool_2(x)
+    for name in ("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c"):
+        x = getattr(published, name)(x)
+    branch = published.Mixed_6d.branch1x1
+    x = branch.bn(branch.conv(x)).relu()
+    assert x.shape == (1, 192, 17, 17)
+    return torch.stack([x[0, :7, row, column] for row in range(17) for column in range(17)]).view(1, 2023)
+
+
 def test_inception_runs_on_weights_of_its_format(
     hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: Images
 ) -> None:
     random_inception(hub, monkeypatch)
     network, image = inception.Inception.create(train, 0), train.images[:1]
-    extracted = network.extract(image)
+    extracted, seen = network.extract(image), network.look(image)
+    assert {name: view.shape[1] for name, view in seen.items()} == network.widths
+    assert torch.equal(seen["features"], extracted)
+    torch.testing.assert_close(seen["logits"], extracted @ network.network.fc.weight.T)  # without the bias
+    torch.testing.assert_close(seen["spatial"], spatial(network.network, image))
+    assert not network.network.Mixed_6d.branch1x1._forward_hooks
     assert extracted.shape == (1, 2048) and extracted.dtype == torch.float32 and bool(extracted.isfinite().all())
     assert torch.equal(network.extract(image.repeat(1, 1, 1, 3)), extracted)
     assert network.classify(extracted) is None

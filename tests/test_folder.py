@@ -17,7 +17,7 @@ from PIL import Image
 from facm import data, params
 from facm.data import Images, __main__, decode
 from facm.data.pictures import Files
-from facm.reference import mean_pictures, noise_pictures
+from facm.ends import Ends
 from stages import latents
 
 
@@ -195,9 +195,10 @@ def test_the_command_names_what_cannot_be_used(
 def test_the_ends_of_the_scale_are_the_same_from_files_and_from_memory(classes: Path) -> None:
     files = admitted(classes).load("train")
     memory = Images(files.images[:], files.labels, files.num_classes)
-    assert torch.equal(mean_pictures(files, 5), mean_pictures(memory, 5))
-    assert torch.equal(noise_pictures(files, 5, 0), noise_pictures(memory, 5, 0))
-    assert torch.equal(mean_pictures(files.unlabelled(), 2), mean_pictures(memory.unlabelled(), 2))
+    ends, expected = Ends.of(files), Ends.of(memory)
+    assert torch.equal(ends.mean_pictures(5)[:], expected.mean_pictures(5)[:])
+    assert torch.equal(ends.noise_pictures(5, 0)[:], expected.noise_pictures(5, 0)[:])
+    assert torch.equal(Ends.of(files.unlabelled()).means, Ends.of(memory.unlabelled()).means)
 
 
 @pytest.fixture

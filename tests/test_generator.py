@@ -145,6 +145,14 @@ def test_decoding_undoes_normalisation(folder: Path, student: Generator) -> None
     assert np.array_equal(student.decode(x1), pictures(channels=3).images.numpy())
 
 
+def test_rounding_is_that_of_the_codec_and_half_up_without_being_asked(folder: Path) -> None:
+    rounded, floored = (Generator.load(folder / "student", **options) for options in ({}, {"rounding": "floor"}))
+    x1 = torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    difference = rounded.decode(x1).astype(int) - floored.decode(x1)
+    assert set(np.unique(difference)) == {0, 1} and 0.3 < difference.mean() < 0.7
+    assert "unknown rounding 'ceil'" in refused(Generator.load, folder / "student", rounding="ceil")
+
+
 def test_balanced_labels_are_balanced_at_any_prefix() -> None:
     labels = balanced_labels(8, 3)
     assert labels is not None and labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]

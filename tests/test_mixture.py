@@ -13,8 +13,9 @@ from torch import Tensor
 from facm import data
 from facm.data import Images, latents
 from facm.data.mixture import BITS, MixturePoints, hammersley
-from facm.evaluate import Yardstick, map_error, score, statistics
+from facm.evaluate import Yardstick, map_error, score
 from facm.features.exact_map import ExactMap
+from facm.frechet import statistics
 from facm.mixture import LAW, Mixture
 from facm.reference import Reference, build
 from facm.samplers import noise

@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 import ranks
 import torch
+from fakes import NETWORKS
 from miniature import write_checkpoint, write_params
 
-from facm import data, dist, evaluate, log
+from facm import data, dist, ends, frechet, log, seen
+from facm import reference as reference_module
+from facm.data import Images
 from facm.data.latents import LatentSet
+from facm.evaluate import score
 from facm.features import digits_cnn
 from facm.files import sha256
 from stages import baseline, latents, reference, sample
@@ -31,7 +35,7 @@ STAGES = (latents, reference, baseline, sample, evaluation)
 def run_stages(folder: Path) -> None:
     """Run the five stages in a folder that has params and checkpoints, with quick feature networks."""
     os.chdir(folder)
-    digits_cnn.EPOCHS, digits_cnn.DigitsCNN.batch, evaluate.PICTURES = 1, 100, 300
+    digits_cnn.EPOCHS, digits_cnn.DigitsCNN.batch, seen.PICTURES = 1, 100, 300
     dist.teardown = lambda: None  # the stages follow one another in one group
     log.say = lambda message: None
     for stage in STAGES:
@@ -46,12 +50,26 @@ def made(folder: Path) -> dict[Path, str]:
     return {path.relative_to(folder): sha256(path) for path in paths}
 
 
+def fake_scores() -> tuple[dict[str, float], list[float]]:
+    """Scores of 100 pictures under networks with all views, in chunks of 32, and levels of the ends of the scale."""
+    frechet.CHUNK, seen.PICTURES, reference_module.network_class = 32, 14, NETWORKS.__getitem__
+    ends.VALUES = 12 * 20
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (190, 2, 2, 3), generator=generator, dtype=torch.uint8)
+    train = Images(images[:90], None, 0)
+    made = reference_module.Reference.of(train, features="inception", seed=0, also=["dinov2"])
+    of_train = ends.Ends.of(train)
+    levels = [*of_train.means.flatten().tolist(), *of_train.mean.tolist(), *of_train.std.tolist()]
+    return score(images[90:], None, made, kid_subsets=1, copies=False), levels
+
+
 def shares(folder: Path) -> None:
-    """Write down what this rank does of seven pieces, and what rank 0 and all get."""
+    """Write down what this rank does of seven pieces, what rank 0 and all get, and scores."""
     mine = dist.share(7)
     got = list(dist.in_order(({"number": number, "rank": dist.rank()} for number in mine), 7))
     told = dist.from_main(lambda: f"rank {dist.rank()}")
-    (folder / f"rank{dist.rank()}").write_text(repr((list(mine), [(i["number"], i["rank"]) for i in got], told)))
+    numbers = [(i["number"], i["rank"]) for i in got]
+    (folder / f"rank{dist.rank()}").write_text(repr((list(mine), numbers, told, fake_scores())))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +79,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_params(folder, **SIZES, data__fingerprint=data.fingerprint("digits", None))
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
-        for module, name in ((digits_cnn, "EPOCHS"), (evaluate, "PICTURES"), (dist, "teardown"), (log, "say")):
+        for module, name in ((digits_cnn, "EPOCHS"), (seen, "PICTURES"), (dist, "teardown"), (log, "say")):
             patched.setattr(module, name, getattr(module, name))  # put back afterwards
         patched.setattr(digits_cnn.DigitsCNN, "batch", 100)
         latents.main()
@@ -93,9 +111,16 @@ def test_every_stage_writes_the_bytes_of_one_process(num: int, one: Path, tmp_pa
 def test_each_piece_is_done_once_and_arrives_in_order_on_rank_0(tmp_path: Path) -> None:
     ranks.run(3, shares, tmp_path)
     told = [eval((tmp_path / f"rank{rank}").read_text()) for rank in range(3)]
-    assert [mine for mine, _, _ in told] == [[0, 3, 6], [1, 4], [2, 5]]
+    assert [mine for mine, *_ in told] == [[0, 3, 6], [1, 4], [2, 5]]
     assert told[0][1] == [(number, number % 3) for number in range(7)] and told[1][1] == told[2][1] == []
-    assert {from_main for _, _, from_main in told} == {"rank 0"}
+    assert {from_main for _, _, from_main, _ in told} == {"rank 0"}
+    with pytest.MonkeyPatch.context() as patched:
+        changed = ((frechet, "CHUNK"), (seen, "PICTURES"), (reference_module, "network_class"), (ends, "VALUES"))
+        for module, name in changed:
+            patched.setattr(module, name, getattr(module, name))  # put back afterwards
+        expected, levels = fake_scores()
+    assert told[0][3] == (expected, levels) and {"fid_0.1k", "is_0.1k", "sfid_0.1k", "fd_dinov2"} < expected.keys()
+    assert told[1][3] == told[2][3] == ({}, levels)
 
 
 def test_batches_cover_everything_once() -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import facm
 from facm import checkpoint, params, train
+from facm.data.latents import LatentSet
 from facm.samples import load_samples
 from stages import baseline, distill, sample, teacher
 
@@ -64,6 +65,16 @@ def test_the_stages_make_a_teacher_a_student_and_samples(here: Path) -> None:
     header, first, *_, last = Path("metrics/weighting.csv").read_text().splitlines()
     assert (header, first) == ("t,alpha,beta", "0.0,1.0,1.0") and last.startswith("1.0,0.0,")
     assert not list(here.rglob("*.tmp"))
+
+
+def test_the_stages_decode_with_the_rounding_of_params(here: Path) -> None:
+    write_checkpoint(Path("data/student"), LatentSet.open("data/latents"), kind="student")
+    made = []
+    for rounding in ("round", "floor"):
+        write_params(here, sample__rounding=rounding)
+        sample.main()
+        made.append(load_samples("data/samples/nfe1.npz")[0][:].int())
+    assert sorted(set((made[0] - made[1]).flatten().tolist())) == [0, 1]
 
 
 def test_a_stage_that_runs_again_writes_the_same_bytes(here: Path) -> None:

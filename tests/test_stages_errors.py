@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from miniature import truncate, write_checkpoint, write_latents, write_params
@@ -113,6 +114,15 @@ def test_a_data_set_that_has_changed_is_refused(stage, here: Path) -> None:
     told = refused(stage)
     assert f"params.yaml, data.fingerprint: pinned is {'0' * 64}, but the pictures and labels of 'digits'" in told
     assert f"have {fingerprint('digits', None)}" in told and "`python -m facm.data` prints" in told
+
+
+def test_a_published_reference_is_checked_before_any_work(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("facm.data.admit", lambda *_: pytest.fail("the data set was read first"))
+    pinned = {"reference__features": "inception", "reference__source": "r.npz", "reference__sha256": "0" * 64}
+    write_params(here, **pinned)
+    assert refused(reference, FileNotFoundError).endswith("r.npz is missing: fetch it, or set source: dataset")
+    np.savez("r.npz", mu=np.zeros(8), sigma=np.eye(8))
+    assert f"params.yaml, reference.sha256: pinned is {'0' * 64}, but " in refused(reference)
 
 
 # data/latents

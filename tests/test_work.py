@@ -343,6 +343,12 @@ def test_the_three_latest_unfinished_runs_of_a_stage_are_kept_whatever_the_clock
     assert names == ["distill-mine", "teacher-new", "teacher-old1", "teacher-old3", "teacher-old4"]
 
 
+def test_a_stage_with_large_work_keeps_fewer(tmp_path: Path) -> None:
+    begun(tmp_path, "old0", "old1", "old2")
+    Work("teacher", "new", tmp_path, keep=1).close()
+    assert sorted(folder.name for folder in (tmp_path / ".work").iterdir()) == ["teacher-new", "teacher-old2"]
+
+
 def test_a_locked_run_is_never_pruned(tmp_path: Path) -> None:
     running = Work("teacher", "running", tmp_path)
     begun(tmp_path, "old1", "old2", "old3", "old4", "old5")

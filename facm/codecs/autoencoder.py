@@ -102,8 +102,9 @@ class Autoencoder:
         self.sha256 = sha256(path)
         if vae_sha256 not in (None, self.sha256):
             raise ValueError(
-                f"{PATH}, latents.vae_sha256: pinned is {vae_sha256}, but {path} has {self.sha256}: latents can be "
-                "encoded and decoded by the same weights only; restore them, or pin the others and run `dvc repro`"
+                f"{PATH}, latents.vae_sha256 (or a checkpoint's config.json): pinned is {vae_sha256}, but {path} has "
+                f"{self.sha256}: latents can be encoded and decoded by the same weights only; restore them, or pin the "
+                "others and run `dvc repro`"
             )
         self._vae = vae
         self.network = load(path, self.architecture).to(dist.device())

@@ -135,7 +135,7 @@ class Admitted:
 
 
 def admit(block: Data) -> Admitted:
-    """The dataset of params.yaml, looked through and verified on rank 0; all ranks must call it.
+    """The dataset of params.yaml, looked through and verified; all ranks must call it.
 
     Raises:
         ValueError: as `load` and `verify`; more unusable files than `data.max_bad` allows.
@@ -144,7 +144,7 @@ def admit(block: Data) -> Admitted:
     dataset = dataset_of(block.name, block.root, size=block.size, max_bad=block.max_bad)
     if not hasattr(dataset, "survey"):
         return Admitted(dataset, dist.from_main(lambda: verify(block.name, block.root, block.fingerprint)))
-    survey: Survey = dist.from_main(dataset.survey)
+    survey: Survey = dataset.survey()
     dataset.surveyed = survey
     _check_pinned(block.name, block.root, block.fingerprint, survey.fingerprint)
     if survey.skipped and dist.is_main():

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from facm import dist
 from facm.data import SPLITS, Images, Survey, tell
 from facm.data.decode import Unreadable, levels
 from facm.data.pictures import Files, in_threads
@@ -27,13 +28,14 @@ from facm.log import progress
 
 TRAIN, HELDOUT = "train", ("heldout", "val", "test")
 HELDOUT_ONE_IN = 20
+PART = 512  # files that a rank looks at before it hands over what it saw
 LAYOUT = (
     f"there must be {TRAIN}/ and heldout/, val/ or test/, or pictures of which one in {HELDOUT_ONE_IN} is held out by "
     "the hash of its name; in class folders, or side by side without classes"
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Look:
     """What a file showed.
 
@@ -82,12 +84,12 @@ class Folder:
 
     def fingerprint(self) -> str:
         """Sha256 over the sorted names and the files' bytes; no file is decoded."""
-        names = sorted(name for some in self._listed().values() for name in some)
+        names = _together(self._listed())
         digests = in_threads(lambda name: hashlib.sha256((self.root / name).read_bytes()).digest(), names)
         return _fingerprint(zip(names, progress(digests, len(names), "reading pictures"), strict=True))
 
     def survey(self, *, strict: bool = True) -> Survey:
-        """Read, hash and decode every file.
+        """Read, hash and decode every file; the ranks share them, and all must call it.
 
         Args:
             strict: refuse more unusable files than `max_bad` allows.
@@ -95,12 +97,20 @@ class Folder:
         Raises:
             ValueError: more unusable files than allowed, a split without pictures, or another layout.
         """
-        listed, folders, classes = self._listed(), self._folders(), self._classes()
-        names = sorted(name for some in listed.values() for name in some)
-        looks = dict(
-            zip(names, progress(in_threads(self._look, names), len(names), "looking at pictures"), strict=True)
-        )
-        sides = self._sides(looks.values())
+        listed: dict[str, list[str]] = dist.from_main(self._listed)
+        names = _together(listed)
+        parts = dist.batches(len(names), PART)
+
+        def seen(number: int) -> list[Look]:
+            return list(in_threads(self._look, names[parts[number].start : parts[number].stop]))
+
+        mine = dist.share(len(parts))
+        blocks = dist.in_order(map(seen, progress(mine, len(mine), "looking at pictures")), len(parts))
+        looks = [look for block in blocks for look in block]
+        return dist.from_main(lambda: self._judged(listed, dict(zip(names, looks, strict=True)), strict))
+
+    def _judged(self, listed: dict[str, list[str]], looks: dict[str, Look], strict: bool) -> Survey:
+        folders, classes, sides = self._folders(), self._classes(), self._sides(looks.values())
         bad = {}
         for split, some in listed.items():
             for name in some:
@@ -108,9 +118,9 @@ class Folder:
                 reason = "lies beside the class folders" if beside else _unfit(looks[name], sides)
                 if reason:
                     bad[name] = reason
-        if strict and len(bad) > self.max_bad * len(names):
+        if strict and len(bad) > self.max_bad * len(looks):
             raise ValueError(
-                f"params.yaml, data.max_bad: {len(bad)} of {len(names)} files in {self.root} are no usable pictures, "
+                f"params.yaml, data.max_bad: {len(bad)} of {len(looks)} files in {self.root} are no usable pictures, "
                 f"allowed is a share of {self.max_bad:g}: {tell(bad)}. Mend or remove them, or raise data.max_bad: "
                 "they are then left out, and listed in data/latents/meta.json"
             )
@@ -118,8 +128,7 @@ class Folder:
         empty = [split for split, some in kept.items() if strict and not some]
         if empty:
             raise ValueError(f"params.yaml, data.root: {self.root} has no pictures for {', '.join(empty)}: {LAYOUT}")
-        digest = _fingerprint((name, looks[name].digest) for name in names)
-        return Survey(digest, kept, classes, sides, bad)
+        return Survey(_fingerprint((name, look.digest) for name, look in looks.items()), kept, classes, sides, bad)
 
     def _look(self, name: str) -> Look:
         content = (self.root / name).read_bytes()
@@ -137,10 +146,10 @@ class Folder:
         counts = Counter(look.sides for look in looks if not look.reason)
         return counts.most_common(1)[0][0] if counts else (0, 0)
 
-    def _folders(self) -> dict[str, Path]:
-        """Per split, its folder relative to the root."""
-        train = Path(TRAIN) if (self.root / TRAIN).is_dir() else Path()
-        others = [Path(name) for name in HELDOUT if train.name and (self.root / name).is_dir()]
+    def _folders(self) -> dict[str, str]:
+        """Per split, its folder relative to the root, with a slash at its end; empty: the root."""
+        train = f"{TRAIN}/" if (self.root / TRAIN).is_dir() else ""
+        others = [f"{name}/" for name in HELDOUT if train and (self.root / name).is_dir()]
         return {"train": train, "heldout": others[0] if others else train}
 
     def _classes(self) -> tuple[str, ...]:
@@ -156,7 +165,7 @@ class Folder:
         """
         folders, classes = self._folders(), set(self._classes())
         train, heldout = folders["train"], folders["heldout"]
-        if not train.name and classes & set(HELDOUT):
+        if not train and classes & set(HELDOUT):
             raise ValueError(f"params.yaml, data.root: {self.root} has {sorted(classes)} and no {TRAIN}/: {LAYOUT}")
         names = self._files(train)
         empty = sorted(classes - {_class(name, train) for name in names})
@@ -168,16 +177,16 @@ class Folder:
         others = self._files(heldout)
         foreign = sorted({_class(name, heldout) for name in others} - classes - {""})
         if foreign:
-            raise ValueError(f"{self.root / heldout} has class folders that {train}/ lacks: {', '.join(foreign[:5])}")
+            raise ValueError(f"{self.root / heldout} has class folders that {train} lacks: {', '.join(foreign[:5])}")
         return {"train": names, "heldout": others}
 
-    def _files(self, folder: Path) -> list[str]:
+    def _files(self, folder: str) -> list[str]:
         """Names of the files under a folder, relative to the root, sorted."""
         names = []
         for place, folders, files in os.walk(self.root / folder, followlinks=True):
             folders[:] = filter(_shown, folders)
-            inside = Path(place).relative_to(self.root)
-            names += [str(inside / name) for name in files if _shown(name)]
+            inside = Path(place).relative_to(self.root).as_posix()
+            names += [name if inside == "." else f"{inside}/{name}" for name in files if _shown(name)]
         return sorted(names)
 
 
@@ -189,16 +198,21 @@ def _unfit(look: Look, sides: tuple[int, int]) -> str:
     return look.reason
 
 
-def _class(name: str, folder: Path) -> str:
+def _class(name: str, folder: str) -> str:
     """Class folder of a name in a split's folder; empty where it lies in none."""
-    inside = Path(name).relative_to(folder)
-    return inside.parts[0] if len(inside.parts) > 1 else ""
+    head, slash, _ = name.removeprefix(folder).partition("/")
+    return head if slash else ""
 
 
-def _held_out(name: str, folder: Path) -> bool:
+def _held_out(name: str, folder: str) -> bool:
     """Whether a name's hash holds a picture out; the name is taken relative to its split's folder."""
-    digest = hashlib.sha256(os.fsencode(Path(name).relative_to(folder).as_posix())).digest()
+    digest = hashlib.sha256(os.fsencode(name.removeprefix(folder))).digest()
     return int.from_bytes(digest[:8], "big") % HELDOUT_ONE_IN == 0
+
+
+def _together(listed: dict[str, list[str]]) -> list[str]:
+    """Names of all splits, sorted."""
+    return sorted(name for some in listed.values() for name in some)
 
 
 def _shown(name: str) -> bool:
@@ -209,5 +223,5 @@ def _fingerprint(files: Iterable[tuple[str, bytes]]) -> str:
     """Sha256 over names and digests of files."""
     digest = hashlib.sha256()
     for name, content in files:
-        digest.update(os.fsencode(Path(name).as_posix()) + b"\0" + content)
+        digest.update(os.fsencode(name) + b"\0" + content)
     return digest.hexdigest()

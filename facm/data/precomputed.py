@@ -86,9 +86,7 @@ class Precomputed:
                     f"{tuple(found[name].shape)}, latents {tuple(z.shape)}"
                 )
         if labels and y is not None and (y.dtype != torch.int64 or y.shape != z.shape[:1] or int(y.min()) < 0):
-            raise ValueError(
-                f"{path}: labels must be int64 ({len(z)},), from 0 on, they are {y.dtype} {tuple(y.shape)}"
-            )
+            raise ValueError(f"{path}: labels must be int64 ({len(z)},) from 0 on, they are {y.dtype} {tuple(y.shape)}")
         return {name: found[name] for name in wanted}
 
     def statistics(self) -> dict[str, Tensor]:

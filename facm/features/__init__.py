@@ -14,7 +14,13 @@ from torch import Tensor
 from facm.data import Images
 from facm.names import refuse_unknown
 
-FEATURES = {"digits_cnn": "DigitsCNN", "exact_map": "ExactMap", "inception": "Inception", "pictures_cnn": "PicturesCNN"}
+FEATURES = {
+    "digits_cnn": "DigitsCNN",
+    "dinov2": "DINOv2",
+    "exact_map": "ExactMap",
+    "inception": "Inception",
+    "pictures_cnn": "PicturesCNN",
+}
 POINTS = ("exact_map",)  # which of them look at points
 
 
@@ -25,15 +31,17 @@ class FeatureNetwork(Protocol):
         name: its key in FEATURES.
         seeded: its weights depend on a seed, so that a second, independent one can check the first.
         batch: pictures that it takes at once; part of the result, since rounding may depend on it.
+        widths: of all that it sees in a picture: `features`, and where it has them `spatial` and `logits`.
     """
 
     name: ClassVar[str]
     seeded: ClassVar[bool]
     batch: ClassVar[int]
+    widths: ClassVar[dict[str, int]]
 
     @classmethod
-    def create(cls, train: Images, seed: int) -> Self:
-        """Train it on a train split, or find its weights."""
+    def create(cls, train: Images | None, seed: int) -> Self:
+        """Train it on a train split, or find its weights, which needs none."""
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -44,6 +52,9 @@ class FeatureNetwork(Protocol):
 
     def extract(self, images: Tensor) -> Tensor:
         """Pictures uint8 (N, H, W, C), or points float32 -> features float32 (N, D), on the CPU."""
+
+    def look(self, images: Tensor) -> dict[str, Tensor]:
+        """The same -> all that it sees, float32 (N, width) each, on the CPU, by the names of `widths`."""
 
     def classify(self, features: Tensor) -> Tensor | None:
         """Features (N, D) of `extract` -> logits (N, classes) on the CPU; None where it knows other classes."""

@@ -28,6 +28,7 @@ class DigitsCNN(nn.Module):
     name: ClassVar[str] = "digits_cnn"
     seeded: ClassVar[bool] = True
     batch: ClassVar[int] = 500
+    widths: ClassVar[dict[str, int]] = {"features": FEATURES}
     exact: ClassVar[None] = None
 
     def __init__(self) -> None:
@@ -100,6 +101,10 @@ class DigitsCNN(nn.Module):
         """Pictures uint8 (N, 8, 8, 1) -> features after the GELU, float32 (N, 32), on the CPU."""
         device = self.head.weight.device
         return torch.cat([self.body(pixels(chunk.to(device))).cpu() for chunk in images.split(self.batch)])
+
+    def look(self, images: Tensor) -> dict[str, Tensor]:
+        """All that it sees: `features` of `extract`."""
+        return {"features": self.extract(images)}
 
     @torch.no_grad()
     def classify(self, features: Tensor) -> Tensor:

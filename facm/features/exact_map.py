@@ -29,6 +29,7 @@ class ExactMap:
     name: ClassVar[str] = "exact_map"
     seeded: ClassVar[bool] = False
     batch: ClassVar[int] = 1000
+    widths: ClassVar[dict[str, int]] = {"features": 2 + 4 * len(FREQUENCIES)}
 
     def __init__(self, mean: Tensor, std: Tensor):
         self.mean, self.std = mean, std
@@ -63,6 +64,10 @@ class ExactMap:
         x = images.double()
         waves = [wave(frequency * x) for frequency in FREQUENCIES for wave in (torch.cos, torch.sin)]
         return torch.cat([x, *waves], dim=1).float()
+
+    def look(self, images: Tensor) -> dict[str, Tensor]:
+        """All that it sees: `features` of `extract`."""
+        return {"features": self.extract(images)}
 
     def classify(self, features: Tensor) -> None:
         """Nothing: there are no classes."""

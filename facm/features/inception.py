@@ -1,10 +1,13 @@
-"""The TF-Inception of published FIDs: torch-fidelity's `inception-v3-compat`, 2048 features of the last pooling.
+"""The TF-Inception of published FIDs: torch-fidelity's `inception-v3-compat`.
+
+Beside the 2048 features of the last pooling it gives what the Inception Score and sFID need: the 1008 logits without
+their bias, and the spatial features of ADM's evaluator, the first 7 channels of mixed_6/conv at 17 x 17. That node is
+the first branch (1x1) of the third block of that resolution, torch-fidelity's Mixed_6d.branch1x1, after its ReLU.
 
 Its weights lie outside the repository, in torch's cache, and are pinned by their sha256: no other network may call its
 distance `fid`. torch-fidelity reads them with pickle, so they are checked before they are loaded.
 """
 
-import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,11 +15,12 @@ import torch
 from torch import Tensor
 
 from facm.data import Images
-from facm.files import load_tensors, save_tensors, sha256
+from facm.features import precision, weights
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+SPATIAL_CHANNELS, SPATIAL_SIDE = 7, 17
 
 
 class Inception:
@@ -25,23 +29,24 @@ class Inception:
     name: ClassVar[str] = "inception"
     seeded: ClassVar[bool] = False
     batch: ClassVar[int] = 64
+    widths: ClassVar[dict[str, int]] = {"features": 2048, "spatial": SPATIAL_CHANNELS * SPATIAL_SIDE**2, "logits": 1008}
     exact: ClassVar[None] = None
 
-    def __init__(self, weights: Path):
+    def __init__(self, path: Path):
         """
         Args:
-            weights: the file FILE.
+            path: the file FILE.
         """
         from torch_fidelity.feature_extractor_inceptionv3 import (
             FeatureExtractorInceptionV3,
         )
 
         self.network = FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights)
+            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
         )
 
     @classmethod
-    def create(cls, train: Images, seed: int) -> "Inception":
+    def create(cls, train: Images | None, seed: int) -> "Inception":
         """With the pinned weights, whatever data and seed; raises as `find_weights` does."""
         return cls(find_weights())
 
@@ -53,48 +58,49 @@ class Inception:
             FileNotFoundError: no such file, or no weights.
             ValueError: damaged, or other weights.
         """
-        saved = bytes(load_tensors(path, f"remove {path.parent} and run `dvc repro`")["sha256"].tolist()).hex()
-        if saved != SHA256:
-            raise ValueError(f"{path} was made with Inception weights {saved}, needed are {SHA256}: run `dvc repro`")
+        weights.check(path, "Inception", SHA256)
         return cls(find_weights())
 
     def save(self, path: Path) -> dict[str, Any]:
         """Write which weights these are, not the weights; returns `file`, `bytes`, `sha256`."""
-        return save_tensors(path, {"sha256": torch.tensor(list(bytes.fromhex(SHA256)), dtype=torch.uint8)})
+        return weights.save(path, SHA256)
 
     def to(self, device: Any) -> "Inception":
         """Move it to a device."""
         self.network.to(device)
         return self
 
-    @torch.no_grad()
     def extract(self, images: Tensor) -> Tensor:
         """Pictures uint8 (N, H, W, 3), or grey (N, H, W, 1) repeated -> features float32 (N, 2048), on the CPU."""
+        return self.look(images)["features"]
+
+    @torch.no_grad()
+    def look(self, images: Tensor) -> dict[str, Tensor]:
+        """Pictures as for `extract` -> float32, on the CPU: features (N, 2048), logits (N, 1008), spatial (N, 2023).
+
+        The spatial features are in ADM's order: row, column, channel.
+        """
         device = next(self.network.parameters()).device
-        chunks = images.permute(0, 3, 1, 2).expand(-1, 3, -1, -1).split(self.batch)
-        return torch.cat([self.network(chunk.to(device))[0].cpu() for chunk in chunks])
+        seen: dict[str, list[Tensor]] = {"features": [], "spatial": [], "logits": []}
+
+        def keep(module: Any, inputs: Any, output: Tensor) -> None:
+            seen["spatial"].append(output[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).cpu())
+
+        hook = self.network.Mixed_6d.branch1x1.register_forward_hook(keep)
+        try:
+            for chunk in images.permute(0, 3, 1, 2).expand(-1, 3, -1, -1).split(self.batch):
+                with precision.full():
+                    features, logits = self.network(chunk.to(device))
+                seen["features"].append(features.cpu())
+                seen["logits"].append(logits.cpu())
+        finally:
+            hook.remove()
+        return {name: torch.cat(parts) for name, parts in seen.items()}
 
     def classify(self, features: Tensor) -> None:
         """Nothing: its classes are not the data set's."""
 
 
 def find_weights() -> Path:
-    """The pinned weights in torch's cache, downloaded where they are missing.
-
-    Raises:
-        FileNotFoundError: neither there nor to be had.
-        ValueError: a file of that name with other content.
-    """
-    path = Path(torch.hub.get_dir()) / "checkpoints" / FILE
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(URL, str(path), hash_prefix=SHA256, progress=sys.stderr.isatty())
-        except OSError as error:
-            raise FileNotFoundError(
-                f"reference.features 'inception' needs {FILE}, and it could not be downloaded ({error}): "
-                f"fetch {URL} where there is a network and put it at {path} (TORCH_HOME moves that folder)"
-            ) from None
-    if (found := sha256(path)) != SHA256:
-        raise ValueError(f"{path} has sha256 {found}, needed is {SHA256}: remove it, it is fetched again from {URL}")
-    return path
+    """The pinned weights; raises as `weights.find` does."""
+    return weights.find("inception", FILE, URL, SHA256)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from facm import dist
 from facm.data import Images
+from facm.features import precision
 from facm.files import load_tensors, save_tensors
 
 EPOCHS, BATCH_SIZE, LR, WEIGHT_DECAY = 10, 128, 4e-3, 5e-2
@@ -126,7 +127,7 @@ class PicturesCNN(nn.Module):
     def extract(self, images: Tensor) -> Tensor:
         """Pictures uint8 (N, H, W, 3) -> features float32 (N, 96), on the CPU."""
         device = self.head.weight.device
-        with _float32():
+        with precision.full():
             return torch.cat([self.features(pixels(chunk.to(device))).cpu() for chunk in images.split(self.batch)])
 
     def look(self, images: Tensor) -> dict[str, Tensor]:
@@ -204,7 +205,3 @@ def _one_thread() -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
 
-
-def _float32() -> Any:
-    """Convolutions without TF32, by algorithms that give the same bits again."""
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)

@@ -1,0 +1,100 @@
+"""Published references of exactly their formats: ADM's, FACM's and EDM's npz; what does not fit is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from facm.archive import Archive
+from facm.files import sha256
+
+D, SPATIAL = 6, 4
+
+
+def statistics(width: int, kind: type = np.float64) -> tuple[np.ndarray, np.ndarray]:
+    rows = np.random.default_rng(width).normal(size=(50, width))
+    return rows.mean(0).astype(kind), np.cov(rows, rowvar=False).astype(kind)
+
+
+def pictures(num: int = 11) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (num, 5, 4, 3), dtype=np.uint8)
+
+
+def published(kind: str) -> dict[str, np.ndarray]:
+    """The members of a file of each project."""
+    mu, sigma = statistics(D)
+    if kind == "adm":
+        mu_s, sigma_s = statistics(SPATIAL)
+        images = {"arr_0": pictures(), "arr_1": np.arange(11)}
+        return images | {"mu": mu, "sigma": sigma, "mu_s": mu_s, "sigma_s": sigma_s}
+    if kind == "single":
+        return dict(zip(("mu", "sigma"), statistics(D, np.float32), strict=True))
+    return {"mu": mu, "sigma": sigma}
+
+
+def opened(path: Path) -> Archive:
+    return Archive.open(path, sha256(path))
+
+
+@pytest.mark.parametrize("kind", ["adm", "facm and edm", "single"])
+def test_each_format_is_read_as_float64(kind: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "r.npz", **published(kind))
+    archive = opened(tmp_path / "r.npz")
+    mu, sigma = archive.statistics[""]
+    assert mu.dtype == sigma.dtype == np.float64
+    np.testing.assert_allclose(sigma, statistics(D)[1], rtol=1e-6)
+    assert ("s" in archive.statistics) == (archive.pictures is not None) == (kind == "adm")
+    assert archive.sha256 == sha256(tmp_path / "r.npz")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_pictures_are_read_part_by_part_compressed_or_not(save, tmp_path: Path) -> None:
+    save(tmp_path / "r.npz", **published("adm"))
+    found = opened(tmp_path / "r.npz").pictures
+    assert found is not None and len(found) == 11 and tuple(found.shape) == (11, 5, 4, 3)
+    for rows in (slice(0, 3), slice(7, 99), slice(None), slice(2, 5), slice(4, 4)):
+        assert np.array_equal(found[rows].numpy(), pictures()[rows])
+
+
+def test_statistics_of_further_networks_stand_under_their_names(tmp_path: Path) -> None:
+    mu, sigma = statistics(3)
+    np.savez(tmp_path / "r.npz", **published("adm"), mu_dinov2=mu, sigma_dinov2=sigma)
+    assert np.array_equal(opened(tmp_path / "r.npz").statistics["dinov2"][0], mu)
+
+
+def test_another_file_than_the_pinned_one_and_none_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"reference.source: .*r.npz is missing: fetch it"):
+        Archive.open(tmp_path / "r.npz", "0" * 64)
+    np.savez(tmp_path / "r.npz", **published("facm"))
+    with pytest.raises(ValueError, match=f"reference.sha256: pinned is {'0' * 64}, but .* has {'[0-9a-f]' * 64}"):
+        Archive.open(tmp_path / "r.npz", "0" * 64)
+
+
+def damaged(**changes: np.ndarray | None) -> dict[str, np.ndarray]:
+    return {name: value for name, value in (published("adm") | changes).items() if value is not None}
+
+
+WRONG = {
+    "no statistics": (damaged(mu=None), "needed are mu and sigma, found arr_0"),
+    "no sigma": (damaged(sigma=None), "sigma"),
+    "not square": (damaged(sigma=np.zeros((D, 2))), r"mu \(6,\) and sigma \(6, 2\) must be"),
+    "not finite": (damaged(mu_s=np.full(SPATIAL, np.nan)), "mu_s or sigma_s is not finite"),
+    "float pictures": (damaged(arr_0=np.zeros((4, 5, 5, 3))), "pictures must be uint8"),
+    "points": (damaged(arr_0=np.zeros((4, 2), np.float32)), "arr_0 must be uint8"),
+    "pickle": (damaged(mu=np.array([{}], dtype=object)), "allow_pickle"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_does_not_fit_is_told_with_the_file(name: str, tmp_path: Path) -> None:
+    members, message = WRONG[name]
+    np.savez(tmp_path / "r.npz", **members)
+    with pytest.raises(ValueError, match=f"reference.source: .*r.npz cannot be used .*{message}"):
+        opened(tmp_path / "r.npz")
+
+
+def test_a_file_cut_off_is_told(tmp_path: Path) -> None:
+    np.savez(tmp_path / "r.npz", **published("adm"))
+    (tmp_path / "r.npz").write_bytes((tmp_path / "r.npz").read_bytes()[:-50])
+    with pytest.raises(ValueError, match=r"r.npz cannot be used"):
+        opened(tmp_path / "r.npz")

@@ -1,0 +1,130 @@
+"""Latents in the published form, written as extract_features.py does: taken over as they are, statistics included."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from miniature import write_params
+from safetensors.torch import load_file, save_file
+
+from facm import data
+from facm.data.latents import LatentSet
+from stages import latents
+
+
+def shard(path: Path, num: int, first: int = 0, channels: int = 3, **changes: torch.Tensor | None) -> None:
+    """One shard; a change of None leaves a tensor out."""
+    generator = torch.Generator().manual_seed(first)
+    tensors: dict[str, torch.Tensor | None] = {
+        "latents": torch.randn(num, channels, 2, 2, generator=generator),
+        "latents_flip": torch.randn(num, channels, 2, 2, generator=generator),
+        "labels": torch.arange(first, first + num) % 7,
+    }
+    kept = {name: value for name, value in (tensors | changes).items() if value is not None}
+    sizes = {"total_size": str(num), "dtype": "torch.float32", "device": "cpu"}
+    save_file(kept, path, metadata=sizes)
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Four shards of two ranks, and statistics that are none of theirs; the working folder is a repository."""
+    folder, here = tmp_path / "extracted", tmp_path / "repository"
+    folder.mkdir(), here.mkdir()
+    for rank in range(2):
+        for number in range(2):
+            shard(folder / f"latents_rank{rank:02d}_shard{number:03d}.safetensors", 5 - number, 10 * rank + number)
+    stats = {
+        "mean": torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1),
+        "std": torch.tensor([4.0, 5.0, 6.0]).view(1, 3, 1, 1),
+    }
+    torch.save(stats, folder / "latents_stats.pt")
+    monkeypatch.chdir(here)
+    return folder
+
+
+def taken_over(root: Path, **changes) -> LatentSet:
+    """The set as the stage makes it."""
+    write_params(Path(), data__name="precomputed", data__root=str(root), **{"latents__flip": True} | changes)
+    latents.main()
+    return LatentSet.open("data/latents")
+
+
+def test_shards_and_statistics_are_taken_over_as_they_are(root: Path) -> None:
+    found, paths = taken_over(root), sorted(root.glob("*.safetensors"))
+    assert (found.num, found.shape, found.num_classes, found.flips) == (18, (3, 2, 2), 7, True)
+    assert found.mean.tolist() == [1, 2, 3] and found.std.tolist() == [4, 5, 6]
+    for given, taken in zip(map(load_file, paths), found.shards, strict=True):
+        assert all(torch.equal(given[name], taken[name]) for name in ("latents", "latents_flip", "labels"))
+    assert found.fingerprint == data.fingerprint("precomputed", root) and found.dataset == "precomputed"
+    flips = torch.tensor([False, True])
+    x1, y = found.batch(torch.tensor([6, 6]), flips)
+    given = load_file(paths[1])
+    mean, std = torch.tensor([1.0, 2, 3]).view(3, 1, 1), torch.tensor([4.0, 5, 6]).view(3, 1, 1)
+    torch.testing.assert_close(x1[0], (given["latents"][1] - mean) / std)
+    torch.testing.assert_close(x1[1], (given["latents_flip"][1] - mean) / std)
+    assert y is not None and y.tolist() == [given["labels"][1]] * 2
+
+
+def test_flips_and_labels_are_left_behind_where_they_are_not_wanted(root: Path) -> None:
+    found = taken_over(root, latents__flip=False, latents__labels=False)
+    assert found.num_classes == 0 and not found.flips and set(found.shards[0]) == {"latents"}
+
+
+def test_the_fingerprint_moves_with_a_shard_and_with_the_statistics(root: Path) -> None:
+    before = data.fingerprint("precomputed", root)
+    torch.save({"mean": torch.zeros(1, 3, 1, 1), "std": torch.ones(1, 3, 1, 1)}, root / "latents_stats.pt")
+    other = data.fingerprint("precomputed", root)
+    shard(root / "latents_rank00_shard001.safetensors", 4, first=99)
+    assert len({before, other, data.fingerprint("precomputed", root)}) == 3
+    with pytest.raises(ValueError, match="data.fingerprint: pinned is"):
+        taken_over(root, data__fingerprint=before)
+
+
+SHARD = "latents_rank01_shard000.safetensors"
+REFUSED = [
+    ({"labels": torch.zeros(5)}, {}, f"{SHARD}: labels must be int64 \\(5,\\) from 0 on"),
+    ({"latents_flip": None}, {}, f"{SHARD} lacks latents_flip, it has labels, latents; set latents.flip: false"),
+    ({"latents": torch.zeros(5, 3, 2, 2).half()}, {}, f"{SHARD}: latents must be float32"),
+    ({"latents_flip": torch.zeros(4, 3, 2, 2)}, {}, f"{SHARD}: latents_flip must be float32 .* the same for all"),
+    (
+        {"latents": torch.zeros(5, 3, 4, 4), "latents_flip": torch.zeros(5, 3, 4, 4)},
+        {},
+        "rank01.* has latents .3, 4, 4",
+    ),
+    ({}, {"mean": torch.zeros(3), "std": torch.ones(3)}, "latents_stats.pt must hold mean and std of one shape"),
+    ({}, {"mean": torch.zeros(1, 4, 1, 1), "std": torch.ones(1, 4, 1, 1)}, "latents_stats.pt has 4 channels, the .* 3"),
+    ({}, {"mean": torch.zeros(1, 3, 1, 1), "std": torch.zeros(1, 3, 1, 1)}, "a std of 0.0, it must be above 0"),
+    ({}, {"mean": torch.zeros(1, 3, 1, 1)}, "must hold tensors 'mean' and 'std'"),
+]
+
+
+@pytest.mark.parametrize(("tensors", "stats", "message"), REFUSED, ids=[message for _, _, message in REFUSED])
+def test_files_of_another_form_are_refused_and_nothing_is_finished(tensors, stats, message: str, root: Path) -> None:
+    if tensors:
+        shard(root / SHARD, 5, **tensors)
+    if stats:
+        torch.save(stats, root / "latents_stats.pt")
+    with pytest.raises(ValueError, match=message):
+        taken_over(root)
+    assert not Path("data/latents/meta.json").exists()
+
+
+def test_a_folder_without_shards_or_statistics_and_a_wrong_codec_are_refused(root: Path, tmp_path: Path) -> None:
+    (root / SHARD).write_bytes((root / SHARD).read_bytes()[:200])
+    with pytest.raises(ValueError, match=f"{SHARD} is damaged .* fetch it again"):
+        taken_over(root)
+    for path in root.glob("latents_rank*"):
+        shard(path, 5, channels=4)
+    torch.save({"mean": torch.zeros(1, 4, 1, 1), "std": torch.ones(1, 4, 1, 1)}, root / "latents_stats.pt")
+    with pytest.raises(ValueError, match=r"latents.codec: 'identity' has latents \(3, 2, 2\), those of data.root are"):
+        taken_over(root)
+    (root / "latents_stats.pt").unlink()
+    with pytest.raises(ValueError, match=r"has no latents_stats.pt: put that of the latents' teacher there"):
+        taken_over(root)
+    with pytest.raises(ValueError, match="has no file latents_rank"):
+        data.load("precomputed", tmp_path, "train")
+
+
+def test_it_has_no_pictures(root: Path) -> None:
+    with pytest.raises(ValueError, match="'precomputed' has latents and no pictures"):
+        data.load("precomputed", root, "train")
