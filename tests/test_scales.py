@@ -1,4 +1,4 @@
-"""Every preset, with the overlays that it is meant with: rendered, parsed, checked, of the published size, and trained."""
+"""Every preset, with the overlays it is meant with: rendered, parsed, checked, of the published size, and trained."""
 
 import copy
 import json
