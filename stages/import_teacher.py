@@ -32,7 +32,8 @@ def main() -> None:
         weights, config = convert.convert(source, space, constants, expected=(name, precond[0]))
         tracked = params.tracked(raw, "teacher")
         config = place(config, latents, p.teacher.conditioning, precond[1], source.path)
-        checkpoint.save(OUT, weights, replace(config, params=tracked | config.params))
+        tracked["imported"] |= config.params["imported"]
+        checkpoint.save(OUT, weights, replace(config, params=tracked))
         save_json(Path("metrics/teacher.json"), {"teacher_training": {"steps": 0, "skipped": 0, "stable": True}})
         save_csv(Path("metrics/teacher/imported.csv"), {"step": [0], "tensors": [len(weights)]})
     dist.teardown()

@@ -15,7 +15,10 @@ def main() -> None:
     p, raw = check.read(), params.raw()
     check.writable("data", ".work")
     dist.setup(p.runtime.threads)
-    source, codec = data.admit(p.data), codecs.build(p.latents.codec, **check.codec_options(p))
+    codec = codecs.build(p.latents.codec, **check.codec_options(p))
+    if p.data.size is not None:
+        codec.latent_shape((p.data.size, p.data.size, 3))  # refused before all pictures are looked at
+    source = data.admit(p.data)
     made_of = {"latents": raw["latents"], "data": source.fingerprint, "size": p.data.size}
     made_of |= {"codec": getattr(codec, "options", {})}
     work = Work("latents", dist.from_main(lambda: key(made_of, [], __file__)), keep=1)

@@ -107,6 +107,11 @@ def main() -> None:
             write(study, collected(study))
             print((record.OUT / f"{study.name}.md").read_text())
         return
+    unready = [study for study in studies if not study.ready]
+    if unready:
+        raise ValueError(
+            f"{unready[0].name} starts from what `python -m studies {unready[0].tuned}` chooses: run it first"
+        )
     progress = Progress({}, 0)
     queue: list[tuple[plan.Run, str, dict[str, Any]]] = []
     for study in studies:

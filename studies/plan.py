@@ -39,6 +39,7 @@ class Study:
         metrics: dotted paths in metrics/evaluate.json, smaller is better.
         preset: of params.yaml, `python -m facm.preset NAME`; None: params.yaml as it is committed.
         tuned: the tuning study whose choice each cell starts from; None: constants as shipped.
+        ready: whether that tuning has run; else the cells have constants as shipped, and nothing may be run.
         grid: whether this is a tuning study: one seed, cells are the trials of a method.
         curve: x values by cell, for a plot of curves rather than rows; cells called alike up to the last `_` are one.
     """
@@ -53,6 +54,7 @@ class Study:
     cells: tuple[Cell, ...]
     preset: str | None = None
     tuned: str | None = None
+    ready: bool = True
     grid: bool = False
     curve: dict[str, float] | None = None
 
@@ -71,7 +73,7 @@ def read(path: Path) -> Study:
     """A study from its file.
 
     Raises:
-        ValueError: a name that stands twice, a reference that is no cell, or a tuning that has not run.
+        ValueError: a name that stands twice, or a reference that is no cell.
     """
     loaded = yaml.safe_load(path.read_text())
     shared, chosen = loaded.get("set", {}), tuned(loaded.get("tuned"))
@@ -96,6 +98,7 @@ def read(path: Path) -> Study:
         cells=cells,
         preset=loaded.get("preset"),
         tuned=loaded.get("tuned"),
+        ready=loaded.get("tuned") is None or tuned_path(loaded["tuned"]).exists(),
         grid="grids" in loaded,
         curve={c["name"]: float(c["x"]) for c in loaded.get("cells", []) if "x" in c} or None,
     )
@@ -114,17 +117,15 @@ def trials(grids: dict[str, dict[str, list[Any]]]) -> list[dict[str, Any]]:
 
 
 def tuned(study: str | None) -> dict[str, dict[str, Any]]:
-    """Overrides by method that a tuning study has chosen; none without a study.
-
-    Raises:
-        ValueError: it has not run.
-    """
-    if study is None:
+    """Overrides by method that a tuning study has chosen; none without a study, or where it has not run."""
+    if study is None or not tuned_path(study).exists():
         return {}
-    path = TUNED / f"{study}.yaml"
-    if not path.exists():
-        raise ValueError(f"{path.relative_to(FOLDER.parent)} is missing: run `python -m studies {study}` first")
-    return {method: entry["set"] for method, entry in yaml.safe_load(path.read_text()).items()}
+    return {method: entry["set"] for method, entry in yaml.safe_load(tuned_path(study).read_text()).items()}
+
+
+def tuned_path(study: str) -> Path:
+    """Where a tuning study's choice is written."""
+    return TUNED / f"{study}.yaml"
 
 
 def _overrides(cell: dict[str, Any], shared: dict[str, Any], chosen: dict[str, dict[str, Any]]) -> dict[str, Any]:

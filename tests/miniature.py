@@ -20,13 +20,14 @@ ROOT = Path(__file__).parents[1]
 BASE = yaml.safe_load((ROOT / "presets" / "base.yaml").read_text())
 NETWORK = {"patch_size": 2, "hidden": 32, "depth": 1, "heads": 2, "label_std": 1.0, "gate_bias": 0.5}
 UNET = {"model_channels": 8, "channel_mult": [1, 1], "num_blocks": 1, "attn_resolutions": [2]}
+SHALLOW = UNET | {"channel_mult": [1], "attn_resolutions": [4]}  # for what has nothing to do with its levels
 CONSTANTS: dict[str, dict[str, Any]] = {  # of every backbone, as a student has them
     "lightningdit": NETWORK,
     "dit": NETWORK,
     "sit": NETWORK,
     "repa": NETWORK | {"encoder_depth": 1, "projector": False},
     "mlp": {"hidden": 16, "depth": 2},
-    "ddpmpp": UNET,
+    "ddpmpp": SHALLOW,
 }
 TINY = {
     "backbones.lightningdit.size": None,

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 import torch
 from ldm_reference import random_weights
-from miniature import write_checkpoint
+from miniature import write_checkpoint, write_params
 from safetensors.torch import load_file, save_file
 
 import facm
-from facm import checkpoint, codecs
+from facm import checkpoint, codecs, data
 from facm.codecs import autoencoder, ldm
 from facm.codecs.sd_vae import SdVae
 from facm.codecs.va_vae import VaVae
 from facm.data import Images, latents
 from facm.files import sha256
+from stages import latents as stage
 
 WIDTH = 32
 
@@ -223,6 +224,25 @@ def test_a_folder_with_another_scale_is_refused(files: Path, tmp_path: Path) -> 
     (tmp_path / "xl/config.json").write_text(json.dumps(config | {"scaling_factor": 0.13025}))
     with pytest.raises(ValueError, match="its config.json has scaling_factor 0.13025, needed is 0.18215"):
         SdVae(str(tmp_path / "xl"))
+
+
+def test_codec_and_sizes_are_refused_before_pictures_are_looked_at(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "admit", lambda block: pytest.fail("the pictures were looked at"))
+    common = {"data__name": "folder", "data__root": "pictures", "latents__codec": "sd_vae"}
+    changes = (
+        ({"latents__vae": str(files / "sd"), "latents__vae_sha256": "0" * 64}, "pinned is 000"),
+        ({"latents__vae": str(files / "sd"), "data__size": 12}, "sides in multiples of 8, these are 12x12"),
+        ({"latents__vae": "/nowhere/vae.pt"}, "neither a folder nor a file /nowhere/vae.pt"),
+    )
+    for change, message in changes:
+        write_params(tmp_path, **common | change)
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            stage.main()
+    with pytest.raises(ValueError, match="latents.posterior: unknown 'mean'; known: sample, mode"):
+        SdVae(str(files / "sd"), posterior="mean")
 
 
 def test_pictures_that_do_not_divide_are_refused(va: VaVae) -> None:

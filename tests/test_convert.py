@@ -8,15 +8,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from foreign import inputs, network, release_file, stats_file, training_file
+from foreign import inputs, network, release_file, stats_file, training_file, transformer_file
+from ldm_reference import random_weights
 from miniature import write_checkpoint, write_latents
 from oracle import golden, golden_network
 from safetensors.torch import load_file, save_file
 
 import facm
 from facm import checkpoint
+from facm.codecs.sd_vae import SdVae
 from facm.convert import __main__ as command
 from facm.convert import pickles, statistics, weights
 from facm.convert.pickles import ForeignError
@@ -165,6 +168,23 @@ def test_other_switches_and_half_precision_are_read_from_the_shapes(run) -> None
     assert all(tensor.dtype == torch.float32 for tensor in loaded.state_dict().values())
 
 
+# Codec
+
+
+def test_the_codecs_weights_travel_with_a_converted_network(run, refused) -> None:
+    architecture = SdVae.architecture
+    save_file(random_weights(32, architecture.multipliers, 4, architecture.attention), "vae.safetensors")
+    transformer_file(Path("x.pt"))
+    sit = ("x.pt", "--from", "sit", "--set", "heads=2", "--out", "out")
+    assert "--vae None: codec 'sd_vae' needs its weights (folder, hub name or file)" in refused(*sit)
+    told = refused(*sit, "--codec", "identity", "--vae", "vae.safetensors")
+    assert "--vae vae.safetensors: codec 'identity' has no weights" in told
+    run(*sit, "--vae", "vae.safetensors")
+    config = checkpoint.read_config("out")
+    assert config.codec == "sd_vae" and config.codec_options["vae_sha256"] == checkpoint.sha256("vae.safetensors")
+    assert facm.load("out").generate([1, 4], nfe=1, sampler="euler").shape == (2, 64, 64, 3)
+
+
 # Refused
 
 
@@ -280,6 +300,28 @@ def test_a_damaged_file_is_named(content: bytes, trust: bool, tmp_path: Path) ->
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(ForeignError, match=r"x\.pt (is damaged, or no checkpoint|holds more than tensors)"):
         pickles.read(tmp_path / "x.pt", trust=trust)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "pickle"])
+def test_a_file_with_changed_bytes_is_read_or_refused_and_nothing_else_happens(kind: str, tmp_path: Path) -> None:
+    content = {"ema": {"w": torch.ones(3)}, "args": argparse.Namespace(x=1)}
+    path, random = tmp_path / "x.pt", np.random.default_rng(0)
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps({"ema": torch.nn.Linear(2, 2)}))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
+    whole, refused = path.read_bytes(), 0
+    for _ in range(60):
+        changed = bytearray(whole[: None if random.random() < 0.7 else random.integers(len(whole))])
+        if changed:
+            changed[random.integers(len(changed))] = random.integers(256)
+        path.write_bytes(changed)
+        for trust in (False, True):
+            try:
+                weights.choose(pickles.read(path, trust=trust), path)
+            except ForeignError:
+                refused += 1
+    assert refused > 60
 
 
 # Export

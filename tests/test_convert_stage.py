@@ -55,7 +55,7 @@ def test_the_stage_puts_the_checkpoint_into_the_teachers_place(here: Path) -> No
     assert (config.kind, config.conditioning, config.knows_fm_format) == ("teacher", "expanded", True)
     assert config.constants == check.backbone(parsed())[1], "as params.yaml has them"
     assert config.params["imported"]["sha256"] == checkpoint.sha256("x.pt")
-    assert config.params["teacher"]["stage"] == "import_teacher"
+    assert config.params["teacher"]["stage"] == "import_teacher" and config.params["imported"]["which"] == "ema"
     figures = json.loads(Path("metrics/teacher.json").read_text())
     assert figures == {"teacher_training": {"steps": 0, "skipped": 0, "stable": True}}
     assert Path("metrics/teacher/imported.csv").read_text().startswith("step,tensors\n0,")

@@ -273,9 +273,12 @@ def test_it_is_compiled_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{"dropout": 0.3}, {"adaptive_scale": True, "pixel_norm": True}], ids=str)
-def test_compiled_blocks_give_the_same_values_and_gradients(options: dict[str, Any]) -> None:
+def test_compiled_blocks_give_the_same_values_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to AOTAutograd: with Inductor, which agreed once too, this takes minutes."""
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compile_(f, backend="aot_eager", **options))
     torch._dynamo.reset()
+    options: dict[str, Any] = {"dropout": 0.3, "adaptive_scale": True, "pixel_norm": True}
     for one, other in zip(gradient(Plan(), **options), gradient(Plan(compile=True), **options), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 

@@ -121,6 +121,18 @@ def test_finished_shards_survive_a_kill_and_the_set_is_that_of_an_undisturbed_ru
     assert third.seen == [16, 18, 20] and digests(tmp_path / "set") == digests(tmp_path / "undisturbed")
 
 
+def test_unfinished_work_may_lie_on_another_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "one", Counting(), tmp_path / "unfinished1")
+
+    def refused(*paths: Path) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(latents.os, "link", refused)
+    write(tmp_path / "two", Counting(), tmp_path / "unfinished2")
+    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+    assert not list((tmp_path / "two").glob("*.json.tmp")) and len(digests(tmp_path / "two")) == 5
+
+
 @pytest.mark.parametrize("damage", ["shard", "description missing", "shard missing"])
 def test_a_shard_that_is_not_what_was_written_is_encoded_again(damage: str, tmp_path: Path, capsys) -> None:
     unfinished = tmp_path / "unfinished"

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from miniature import UNET, Points, parsed, plain, randomised, write_checkpoint, write_latents
+from miniature import SHALLOW, UNET, Points, parsed, plain, randomised, write_checkpoint, write_latents, write_params
 from torch import Tensor, nn
 
+import facm
 from facm import backbones, check, checkpoint, preconds, source, train
 from facm.checkpoint import CheckpointError
 from facm.derivative import METHODS, total_derivative
 from facm.objectives.facm import FACM
-from facm.passes import Plan, prepare
+from facm.passes import Plan, Question, prepare
 from facm.preconds import ddpm, simple_edm
 from facm.velocity import Guidance
 from facm.work import Work
@@ -245,6 +246,18 @@ def test_its_blocks_are_found_and_its_weights_bear_edms_prefix(name: str) -> Non
     recomputed.sum().backward()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_coefficients_and_answers_stay_float32_under_bfloat16(name: str) -> None:
+    x, v = points(3 * 16).reshape(3, 2, 4, 4).float(), points(3 * 16, seed=1).reshape(3, 2, 4, 4).float()
+    t = torch.tensor([0.2, 0.6, 1.1])
+    network = wrapped(name, randomised(backbones.build("ddpmpp", UNET, shape=(2, 4, 4), num_classes=0)), UNITS)
+    asked = Question(x, t, None, None, None, v, torch.ones_like(t))
+    ((value, slope),) = prepare(network, Plan(precision="bfloat16"))([asked])
+    assert value.dtype == slope.dtype == torch.float32
+    exact = network.double()(x.double(), t.double())
+    assert 1e-6 < ((value - exact).norm() / exact.norm()).item() < 3e-2
+
+
 def test_none_is_the_network_itself() -> None:
     model = G()
     assert preconds.build("none", {}, model, **UNIT) is model
@@ -253,12 +266,11 @@ def test_none_is_the_network_itself() -> None:
 # Training
 
 
-@pytest.mark.parametrize("conditioning", ["expanded", "auxiliary"])
-@pytest.mark.parametrize("backbone", ["ddpmpp", "mlp"])
+@pytest.mark.parametrize(("backbone", "conditioning"), [("ddpmpp", "auxiliary"), ("mlp", "expanded")])
 @pytest.mark.parametrize("name", preconds.PRECONDS)
 def test_two_steps_of_facm_move_every_weight(name: str, backbone: str, conditioning: str, tmp_path: Path) -> None:
     data: Any = Points(3) if backbone == "mlp" else write_latents(tmp_path / "latents")
-    constants = {"hidden": 16, "depth": 2} if backbone == "mlp" else UNET
+    constants = {"hidden": 16, "depth": 2} if backbone == "mlp" else SHALLOW
     sizes = {"shape": data.shape, "num_classes": 3}
     units = {"mean": [0.0] * data.shape[0], "std": [1.0] * data.shape[0]}
 
@@ -353,3 +365,21 @@ def test_params_yaml_is_checked_before_any_work() -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             check.check(parse(plain(**changes)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_stages_make_a_teacher_a_student_and_pictures(name: str, tmp_path: Path, monkeypatch: Any) -> None:
+    from stages import distill, sample, teacher
+
+    monkeypatch.setattr(torch, "set_flush_denormal", lambda on: None)  # of the process, other tests go on in it
+    monkeypatch.chdir(tmp_path)
+    write_latents(Path("data/latents"))
+    write_params(tmp_path, backbone__name="ddpmpp", backbone__precond=name, latents__codec="identity")
+    teacher.main()
+    distill.main()
+    sample.main()
+    assert checkpoint.read_config("data/student").precond == name
+    assert checkpoint.read_config("data/teacher").params["preconds"] == {name: preconds.defaults(name)}
+    student = facm.load("data/student")
+    for sampler in ("heun", "dpmpp", "edm"):
+        assert student.generate([0, 1], nfe=3, seed=0, sampler=sampler).shape == (2, 4, 4, 1)

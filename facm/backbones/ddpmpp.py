@@ -29,8 +29,9 @@ HALF = math.sqrt(0.5)  # keeps the variance of a sum of two
 
 
 class DDPMpp(nn.Module):
-    """Velocity F(x, t, y, r); nearly zero at initialisation. With the defaults of presets/base.yaml, shape (3, 32, 32)
-    and no classes it has 55,732,739 weights.
+    """Velocity F(x, t, y, r); nearly zero at initialisation.
+
+    With the constants of presets/base.yaml, for pictures (3, 32, 32) without classes, it has 55,732,739 weights.
 
     Args:
         shape: (C, S, S) of the pictures.

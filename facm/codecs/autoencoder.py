@@ -22,10 +22,12 @@ from facm import dist
 from facm.codecs import ldm
 from facm.codecs.identity import Identity
 from facm.files import load_foreign, load_json, load_tensors, sha256
+from facm.names import refuse_unknown
 from facm.params import PATH
 from facm.work import repository_root
 
 AT_ONCE = 16  # pictures in the network, whatever the batch: 4 GB of activations at 256 x 256 and 128 channels
+POSTERIORS = ("sample", "mode")
 WEIGHTS, CONFIG = "diffusion_pytorch_model.safetensors", "config.json"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 OLDER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # attention before diffusers 0.17
@@ -97,6 +99,7 @@ class Autoencoder:
             FileNotFoundError: no such weights.
             ValueError: other weights than the pinned ones, or of another architecture.
         """
+        refuse_unknown([posterior], POSTERIORS, f"{PATH}, latents.posterior")
         self._levels, self.posterior, self.seed = Identity(rounding), posterior, seed
         path = find(vae)
         self.sha256 = sha256(path)

@@ -11,6 +11,7 @@ may still fill the memory.
 import io
 import pickle
 import re
+import struct
 import sys
 import zipfile
 from collections import OrderedDict
@@ -24,7 +25,11 @@ from torch import Tensor
 from facm.files import load_tensors
 
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # with which torch.save began a file before it wrote zips
-DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError)
+DAMAGED = (
+    *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, LookupError, ValueError, TypeError),
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, MemoryError, RuntimeError),
+)
+"""What torch and pickle raise over bytes that are not what was written."""
 
 
 class ForeignError(ValueError):
@@ -96,17 +101,19 @@ def read(path: Path, *, trust: bool = False) -> Any:
         raise FileNotFoundError(f"{path} is missing: check the path")
     if path.suffix == ".safetensors":
         return load_tensors(path, "fetch it again")
-    zipped = zipfile.is_zipfile(path)
-    with path.open("rb") as file:
-        plain = not zipped and file.read(len(MAGIC)) != MAGIC
-    if plain and not trust:
-        raise ForeignError(_untrusted(path, "it is a pickle of Python objects"))
     try:
+        zipped = zipfile.is_zipfile(path)
+        with path.open("rb") as file:
+            plain = not zipped and file.read(len(MAGIC)) != MAGIC
+        if plain and not trust:
+            raise ForeignError(_untrusted(path, "it is a pickle of Python objects"))
         if plain:
             with path.open("rb") as file:
                 return load(file)
         options: dict[str, Any] = {"pickle_module": sys.modules[__name__]} if trust else {}
         return torch.load(path, map_location="cpu", weights_only=not trust, mmap=zipped, **options)
+    except ForeignError:
+        raise
     except DAMAGED as error:
         unsafe = re.search(r"unsupported (?:global|class).*?(?=\. |\.?$)", str(error), re.IGNORECASE | re.MULTILINE)
         if unsafe is None or trust:

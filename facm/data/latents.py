@@ -27,7 +27,7 @@ from facm import dist
 from facm.ahead import ahead
 from facm.codecs import Codec
 from facm.data import Images
-from facm.files import load_json, load_tensors, save_json, save_tensors, sha256
+from facm.files import load_json, load_tensors, save_json, save_tensors, sha256, whole
 from facm.log import progress, say
 
 
@@ -129,8 +129,10 @@ class _Encoding:
     def shards(self) -> Iterator[tuple[dict[str, Any], "Moments"]]:
         """What meta.json says about each shard, and its moments; what a killed run has finished is not redone."""
         mine = dist.share(len(self.parts))
-        finished = {number: found for number in mine if (found := self._finished(number)) is not None}
-        if finished:
+        resumed = self.resumable and any(self.place.glob("shard_*.json"))
+        looked = progress(mine, len(mine), "finished shards") if resumed else ()
+        finished = {number: found for number in looked if (found := self._finished(number)) is not None}
+        if finished and dist.is_main():
             say(f"latents: {len(finished)} of {len(mine)} shards were finished before and are kept")
         rows = [some for number in mine if number not in finished for some in self._batches(number)]
         batches = iter(progress(ahead(self._pictures, rows), len(rows), "encoding"))
@@ -167,7 +169,7 @@ class _Encoding:
     def _finished(self, number: int) -> tuple[dict[str, Any], "Moments"] | None:
         """A shard that a killed run has written whole."""
         path = self.place / shard_name(number)
-        if not (self.resumable and path.is_file() and path.with_suffix(".json").is_file()):
+        if not (path.is_file() and path.with_suffix(".json").is_file()):
             return None
         kept = load_json(path.with_suffix(".json"), f"remove {self.place}")
         if sha256(path) != kept["described"]["sha256"]:
@@ -347,8 +349,9 @@ def _place(path: Path, folder: Path) -> None:
     """Put a finished file into a folder, by a link, so that a kill leaves it where it was, too; else by a copy."""
     try:
         os.link(path, folder / path.name)
-    except OSError:
-        shutil.copyfile(path, folder / path.name)
+    except OSError:  # another file system, or one without links
+        with path.open("rb") as source, whole(folder / path.name) as copy:
+            shutil.copyfileobj(source, copy)
 
 
 def _load(folder: Path, described: dict[str, Any], cure: str) -> dict[str, Tensor]:
