@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -194,9 +195,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     torch.set_flush_denormal(False)
 
 
-@pytest.mark.parametrize("names", [names for names in TRAINED if "mixture" not in names])  # tests/test_mixture.py
-def test_a_preset_trains_for_two_steps_at_reduced_width(names: str, here: Path) -> None:
-    mapping = changed(rendered(names), SHORT)
+def train(here: Path, mapping: dict[str, Any]) -> None:
+    """Two steps of the teacher, where there is one, and of the student."""
     (here / "params.yaml").write_text(yaml.safe_dump(mapping))
     p = params.parse(mapping)
     channels = 1 if p.data.name == "digits" else shape_of(p)[0]
@@ -214,3 +214,49 @@ def test_a_preset_trains_for_two_steps_at_reduced_width(names: str, here: Path) 
     distill.main()
     told = json.loads(Path("metrics/distill.json").read_text())["distill_training"]
     assert (told["steps"], told["skipped"], told["stable"]) == (2, 0, True)
+
+
+@pytest.mark.parametrize("names", [names for names in TRAINED if "mixture" not in names])  # tests/test_mixture.py
+def test_a_preset_trains_for_two_steps_at_reduced_width(names: str, here: Path) -> None:
+    train(here, changed(rendered(names), SHORT))
+
+
+def rows() -> list[tuple[str, str, str]]:
+    """Row, presets and overrides of the tables of docs/scales.md that have them."""
+    found = []
+    for line in (ROOT / "docs/scales.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("| ") or len(cells) < 5:
+            continue
+        place = next((i for i, cell in enumerate(cells) if re.fullmatch(r"`[a-z0-9_ ]+`", cell)), None)
+        if place is not None:
+            found.append((cells[0], cells[place].strip("`"), cells[place + 1].strip("`")))
+    return found
+
+
+def with_overrides(names: str, overrides: str) -> dict[str, Any]:
+    """Params of presets with `-S KEY=VALUE -S ...`."""
+    parts = overrides.split()
+    assert parts[::2] == ["-S"] * (len(parts) // 2), overrides
+    settings = (part.partition("=") for part in parts[1::2])
+    return changed(rendered(names), {name: yaml.safe_load(value) for name, _, value in settings})
+
+
+@pytest.mark.parametrize(("row", "names", "overrides"), rows(), ids=[row for row, *_ in rows()])
+def test_a_row_of_the_page_is_in_order(row: str, names: str, overrides: str) -> None:
+    check.check(params.parse(with_overrides(names, overrides)))
+
+
+HERE = [row for row in rows() if "imported" not in row[1] and "lpips" not in row[2]]  # those need files of others
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("row", "names", "overrides"), HERE, ids=[row for row, *_ in HERE])
+def test_a_row_of_the_page_trains_for_two_steps_at_reduced_width(
+    row: str, names: str, overrides: str, here: Path
+) -> None:
+    train(here, changed(with_overrides(names, overrides), SHORT))
+
+
+def test_the_page_has_the_papers_tables() -> None:
+    assert len(rows()) >= 9 + 6 + 7 + 6 + 3
