@@ -44,6 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{f"precond {name}": {"backbone.precond": name} for name in preconds.PRECONDS},
     **{name: {"distill.objective": name} for name in objectives.OBJECTIVES},
     "inception": {"reference.features": "inception", "reference.also": ["dinov2"]},
+    "pictures_cnn": {"reference.features": "pictures_cnn"},
     "mixture": {
         "data.name": "mixture",
         "reference.features": "exact_map",

@@ -14,7 +14,13 @@ from torch import Tensor
 from facm.data import Images
 from facm.names import refuse_unknown
 
-FEATURES = {"digits_cnn": "DigitsCNN", "dinov2": "DINOv2", "exact_map": "ExactMap", "inception": "Inception"}
+FEATURES = {
+    "digits_cnn": "DigitsCNN",
+    "dinov2": "DINOv2",
+    "exact_map": "ExactMap",
+    "inception": "Inception",
+    "pictures_cnn": "PicturesCNN",
+}
 POINTS = ("exact_map",)  # which of them look at points
 
 
