@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from facm import backbones, codecs, data, features, lpips, objectives, params, preconds, samplers
+from facm.files import sha256
 from facm.names import refuse_unknown
 from facm.params import PATH, Params, ParamsError
 from facm.schedules import TIME_SAMPLERS
 from facm.velocity import Guidance
+from facm.work import located, repository_root
 
 
 def read(path: str | Path = PATH) -> Params:
@@ -71,6 +73,29 @@ def at_hand(p: Params) -> None:
     """
     if "lpips" in getattr(build_objective(p), "tools", ()):
         lpips.find_weights()
+
+
+def sources_at_hand(p: Params) -> None:
+    """Raise, before anything is encoded, where a later stage starts from what is not there, or is another file.
+
+    A pulled result needs none of it, so only the first stage and `python -m facm.check` ask.
+
+    Raises:
+        FileNotFoundError: a checkpoint to start from or to import, or weights that a loss compares with.
+        ValueError: of another content than the pinned one.
+    """
+    at_hand(p)
+    for name, init in (("teacher", p.teacher.init), ("distill", p.distill.init)):
+        if init is not None and not any(
+            (root / init / "config.json").is_file() for root in (Path(), repository_root())
+        ):
+            raise FileNotFoundError(f"{PATH}, {name}.init: {init} is no checkpoint folder (no config.json in it)")
+    if p.teacher.stage == "import_teacher":
+        path = located(p.imported.source or "")
+        if not path.is_file():
+            raise FileNotFoundError(f"{PATH}, imported.source: {path} is missing")
+        if (found := sha256(path)) != p.imported.sha256:
+            raise ValueError(f"{PATH}, imported.sha256: {path} has {found}, pinned is {p.imported.sha256}")
 
 
 def build_objective(p: Params) -> Any:
@@ -184,12 +209,17 @@ def _check_imported(p: Params) -> None:
         )
     if not importing:
         return
-    from facm.convert import FORMATS
+    from facm.convert import FORMATS, load_format
 
     for name in ("source", "format", "sha256"):
         if getattr(imported, name) is None:
             raise ParamsError(f"{PATH}, imported.{name}: is null: say which checkpoint is to be the teacher")
     refuse_unknown([imported.format or ""], FORMATS, f"{PATH}, imported.format")
+    if load_format(imported.format or "").normalised and imported.stats is None:
+        raise ParamsError(
+            f"{PATH}, imported.stats: format '{imported.format}' normalises its latents, the network means nothing "
+            "without their statistics: name its latents_stats.pt"
+        )
     if p.teacher.init is not None:
         raise ParamsError(
             f"{PATH}, teacher.init: import_teacher does not train, so that nothing starts from '{p.teacher.init}': set "
@@ -278,9 +308,37 @@ def _check_stages(p: Params, objective: Any) -> None:
             f"{PATH}, objectives.{distill.objective}.distance: 'lpips' compares pictures, and with latents.codec "
             f"'{p.latents.codec}' a student makes none without a decoder: set l2 or pseudo_huber, or codec identity"
         )
+    if distill.mode == "distill" and p.teacher.conditioning == "auxiliary" != objective.conditioning:
+        raise ParamsError(
+            f"{PATH}, distill.conditioning: the teacher is auxiliary, its network has a second time that a student of "
+            f"conditioning '{objective.conditioning}' lacks: set teacher.conditioning to expanded or plain"
+        )
+    if p.backbone.precond in ("edm", "ddpm") and p.latents.codec in codecs.WEIGHTS and p.latents.normalise == "channel":
+        raise ParamsError(
+            f"{PATH}, latents.normalise: precond '{p.backbone.precond}' needs one std for all channels: set one or none"
+        )
+    _check_null_label(p)
     knows = p.teacher.conditioning != "plain" and p.teacher.fraction > 0
     if distill.mode == "distill" and distill.teacher_condition == "fm" and not knows:
         raise ParamsError(f"{PATH}, distill.teacher_condition: 'fm' needs a mixed teacher (teacher.fraction above 0)")
+
+
+def _check_null_label(p: Params) -> None:
+    """Raise ParamsError where guidance would ask for a null label that was never trained."""
+    scratch = p.distill.mode == "scratch"
+    block, place = (p.distill, "distill") if scratch else (p.teacher, "teacher")
+    trained_here = block.init is None and (scratch or p.teacher.stage == "teacher")
+    if (
+        trained_here
+        and p.latents.labels
+        and p.data.name not in data.POINTS
+        and p.distill.w > 1
+        and not block.label_dropout
+    ):
+        raise ParamsError(
+            f"{PATH}, {place}.label_dropout: 0 never trains the null label, from which distill.w {p.distill.w} guides "
+            "away: set it above 0 (0.1 is usual), or distill.w to 1"
+        )
 
 
 def _check_alignment(p: Params) -> None:
@@ -300,6 +358,11 @@ def _check_alignment(p: Params) -> None:
         raise ParamsError(
             f"{PATH}, latents.tokens.encoder: the teacher of backbone repa is aligned with an encoder's tokens: name "
             "it, or set backbones.repa.coefficient to 0 (then it is sit), or import a teacher (teacher.stage)"
+        )
+    if trains and name == "repa" and constants.get("coefficient", 0.5) > 0 and p.backbone.precond != "none":
+        raise ParamsError(
+            f"{PATH}, backbone.precond: '{p.backbone.precond}' hides the projector of backbone repa, which would "
+            "not be aligned: set it to none, or backbones.repa.coefficient to 0"
         )
 
 
@@ -343,7 +406,7 @@ def sampler_fields(p: Params, nfe: int) -> dict[str, Any]:
 def main() -> None:
     """Check params.yaml."""
     try:
-        at_hand(read())
+        sources_at_hand(read())
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
     print(f"{PATH}: in order")

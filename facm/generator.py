@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from facm import checkpoint, codecs, dist, samplers
+from facm.features.precision import full
 from facm.log import progress
 
 
@@ -159,8 +160,9 @@ class Generator:
         device = dist.device()
         noise = samplers.noise(seed, batch, sampler.draws, self.config.shape).to(device)
         labels = None if y is None else y[batch.start : batch.stop].to(device)
-        x1, nfe = sampler(self.network, noise, labels, self.config.num_classes)
-        return self.decode(x1.float()), nfe
+        with full():
+            x1, nfe = sampler(self.network, noise, labels, self.config.num_classes)
+            return self.decode(x1.float()), nfe
 
     def _labels(self, labels: Sequence[int] | None, num: int | None) -> Tensor | None:
         classes = self.config.num_classes

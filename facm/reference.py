@@ -146,6 +146,7 @@ def build(
     also: Sequence[str] = (),
     archive: Archive | None = None,
     kid_subsets: int = KID_SUBSETS,
+    copies: bool = False,
 ) -> dict[str, Any]:
     """Write data/reference and return its metrics: what held-out pictures score, and the ends of the scale.
 
@@ -161,11 +162,18 @@ def build(
         also: further keys, whose distances stand beside the first network's.
         archive: a published reference, see `Reference.of`.
         kid_subsets: subsets of KID.
+        copies: whether samples will be looked through for copies.
 
     Raises:
-        ValueError: the feature network does not fit the data, or the published reference the network.
+        ValueError: the feature network does not fit the data, or the published reference the network; copies of
+            pictures that are too many to be kept, or not there.
     """
     reference = Reference.of(train, features=features, seed=seed, also=also, archive=archive)
+    if copies and reference.copies is None:
+        raise ValueError(
+            "params.yaml, evaluate.copies: there are no train pictures here, or more than 1 GiB of them, too many to "
+            "look through: set it false"
+        )
     if dist.is_main():
         reference.save(folder)
     if train is None or heldout is None:

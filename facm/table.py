@@ -49,7 +49,8 @@ def compare(results: dict[str, dict[str, Any]]) -> str:
             raise ValueError(f"{name}: {FILE} holds no distance")
         parts = {"teacher": result["teacher"]} if "teacher" in result else {}
         parts |= result["student"]
-        rows.append((name, {part: scores[key] / end[key] for part, scores in parts.items()}))
+        own = {part: next(v for k, v in s.items() if k == "fd" or k.startswith("fid")) for part, s in parts.items()}
+        rows.append((name, {part: value / end[key] for part, value in own.items()}))
         rows[-1][1].update({f"acc {part}": s["accuracy"] for part, s in parts.items() if "accuracy" in s})
     columns = list(rows[0][1])
     rows.append(("median", {c: statistics.median(scores[c] for _, scores in rows if c in scores) for c in columns}))

@@ -14,6 +14,7 @@ OUT = Path("data/latents")
 def main() -> None:
     p, raw = check.read(), params.raw()
     check.writable("data", ".work")
+    check.sources_at_hand(p)
     dist.setup(p.runtime.threads)
     codec = codecs.build(p.latents.codec, **check.codec_options(p))
     if p.data.size is not None:

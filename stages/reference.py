@@ -25,6 +25,7 @@ def main() -> None:
         num=r.num,
         also=r.also or (),
         archive=archive,
+        copies=params.evaluate.copies,
     )
     if dist.is_main():
         save_json(Path("metrics/reference.json"), figures)

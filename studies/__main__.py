@@ -54,7 +54,7 @@ def write(study: plan.Study, records: Records) -> None:
         cell.name: [seen(cell, r["result"]) for r in records.values() if r["cell"] == cell.name] for cell in study.cells
     }
     entries = {name: {m: results.entry(scores, m) for m in study.metrics} for name, scores in found.items()}
-    record.write(study.name, records)
+    record.write(study.name, record.read(study.name) | records)  # others stay: their overrides may come back
     (record.OUT / f"{study.name}.md").write_text(page.page(study, entries, page.provenance(records)))
     (record.OUT / f"{study.name}.svg").write_text(page.svg(study, entries))
     if study.grid:

@@ -11,16 +11,18 @@ WIDTH, ROW, LEFT, RIGHT, TOP = 720, 26, 240, 30, 30
 
 
 def table(study: Study, entries: Entries) -> str:
-    """Markdown; a tie is with the reference cell, the lowest mean is bold."""
+    """Markdown; a tie is with the reference cell, the lowest mean of cells that all seeds have is bold."""
     lines = ["| | " + " | ".join(study.metrics) + " |", "|---|" + "---|" * len(study.metrics)]
-    means = {m: [e[m].mean for e in entries.values()] for m in study.metrics}
+    full = {m: max(e[m].n for e in entries.values()) for m in study.metrics}
+    means = {m: [e[m].mean for e in entries.values() if e[m].n == full[m]] for m in study.metrics}
     best = {m: min((v for v in values if v is not None), default=None) for m, values in means.items()}
     for cell in study.cells:
         row = []
         for metric in study.metrics:
             e = entries[cell.name][metric]
             tied = cell.name != study.reference and tie(e, entries[study.reference][metric])
-            row.append(told(e, best=e.mean is not None and e.mean == best[metric], tied=tied))
+            best_here = e.mean is not None and e.n == full[metric] and e.mean == best[metric]
+            row.append(told(e, best=best_here, tied=tied))
         lines.append(f"| {cell.label} | " + " | ".join(row) + " |")
     return "\n".join(lines) + "\n"
 

@@ -98,7 +98,7 @@ def read(path: Path) -> Study:
         cells=cells,
         preset=loaded.get("preset"),
         tuned=loaded.get("tuned"),
-        ready=loaded.get("tuned") is None or tuned_path(loaded["tuned"]).exists(),
+        ready=loaded.get("tuned") is None or all(cell.set.get("distill.objective") in chosen for cell in cells),
         grid="grids" in loaded,
         curve={c["name"]: float(c["x"]) for c in loaded.get("cells", []) if "x" in c} or None,
     )

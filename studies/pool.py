@@ -57,7 +57,7 @@ def tasks(runs: list[tuple[Run, str, dict[str, Any]]]) -> list[Task]:
         if mapping["distill"]["mode"] == "distill":
             name = f"teacher-{len(teachers)}-{baseline[:7]}"
             teachers.setdefault(
-                key, Task(_upstream(run, name, ("distill.", "objectives.")), baseline, "baseline", [first])
+                key, Task(_upstream(run, name, ("distill.", "objectives.", "sample.")), baseline, "baseline", [first])
             )
             task.needs = [teachers[key]]
         distill = mapping["distill"]
@@ -90,11 +90,12 @@ def run_all(
         minutes: after which no task is started any more.
     """
     changed, end = threading.Condition(), None if minutes is None else time.monotonic() + 60 * minutes
+    broken: list[Task] = []  # whose end could not be told, or whose worker fell: nothing is started any more
 
     def take() -> Task | None:
         """The next task that can start; None where none ever will."""
         while True:
-            late = end is not None and time.monotonic() > end
+            late = bool(broken) or (end is not None and time.monotonic() > end)
             waiting = [task for task in work if task.state == "waiting"]
             for task in waiting:
                 if any(need.state == "failed" for need in task.needs):
@@ -107,26 +108,37 @@ def run_all(
                 return None
             changed.wait(timeout=1)
 
-    def serve(number: int) -> None:
-        worker = Worker(number)
+    def serve(worker: Worker) -> None:
         while True:
             with changed:
                 task = take()
             if task is None:
                 return
             try:
-                result: dict[str, Any] | str = worker.run(task.run, task.baseline, task.target)
-            except (StudyError, OSError, ValueError, subprocess.SubprocessError) as error:
-                result = str(error)
-            with changed:
-                task.state = "failed" if isinstance(result, str) else "done"
-                tell(task, result)
-                changed.notify_all()
+                finish(task, worker)
+            finally:  # an error of ours ends this thread with its traceback; the others must not wait for its task
+                with changed:
+                    if task.state == "running":
+                        task.state = "failed"
+                        broken.append(task)
+                    changed.notify_all()
 
-    threads = [threading.Thread(target=serve, args=(number,), daemon=True) for number in range(jobs)]
+    def finish(task: Task, worker: Worker) -> None:
+        try:
+            result: dict[str, Any] | str = worker.run(task.run, task.baseline, task.target)
+        except (StudyError, OSError, ValueError, subprocess.SubprocessError) as error:
+            result = str(error)
+        with changed:
+            tell(task, result)
+            task.state = "failed" if isinstance(result, str) else "done"
+
+    workers = [Worker(number) for number in range(jobs)]
+    threads = [threading.Thread(target=serve, args=(worker,), daemon=True) for worker in workers]
     for thread in threads:
         thread.start()
     for thread in threads:
         while thread.is_alive():  # so that Ctrl-C is noticed
             thread.join(timeout=0.5)
+    if broken:
+        raise StudyError(f"{broken[0].run.name} ended in the error above; the same command goes on")
     return [task for task in work if task.state == "failed"]

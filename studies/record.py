@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from facm.files import whole
 from studies.plan import FOLDER, Run
 
 OUT = FOLDER / "results"
@@ -20,7 +21,8 @@ def write(study: str, records: dict[str, dict[str, Any]], folder: Path = OUT) ->
     """Write them, a line each, by name."""
     folder.mkdir(exist_ok=True)
     lines = ",\n".join(json.dumps(records[name], sort_keys=True) for name in sorted(records))
-    (folder / f"{study}.json").write_text(f"[\n{lines}\n]\n")
+    with whole(folder / f"{study}.json") as file:
+        file.write(f"[\n{lines}\n]\n".encode())
 
 
 def of(run: Run, done: dict[str, Any]) -> dict[str, Any]:

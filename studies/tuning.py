@@ -26,7 +26,7 @@ def choose(study: plan.Study, results: Results) -> dict[str, dict[str, Any]]:
     """The choice by method, of methods all of whose trials have run.
 
     Returns:
-        `set`: the overrides beside the method's name; `score`; `shipped`: the first trial's; `trials`: how many.
+        `set`: the overrides beside the method's name; `score`; `first`: the first trial's; `trials`: how many.
     """
     methods: dict[str, list[plan.Cell]] = {}
     for cell in study.cells:
@@ -38,7 +38,7 @@ def choose(study: plan.Study, results: Results) -> dict[str, dict[str, Any]]:
         scores = [score(results[cell.name][0], study.metrics) for cell in cells]
         best = min(range(len(cells)), key=scores.__getitem__)
         sets = {key: value for key, value in cells[best].set.items() if key != "distill.objective"}
-        told = {"score": _round(scores[best]), "shipped": _round(scores[0]), "trials": len(cells)}
+        told = {"score": _round(scores[best]), "first": _round(scores[0]), "trials": len(cells)}
         chosen[method] = {"set": sets} | told
     return chosen
 

@@ -5,6 +5,7 @@ the same teacher train it once each. Clones share the repository's DVC cache, so
 restored in the others, and its .work/, so that a killed run goes on from its last save wherever it is started again.
 """
 
+import fcntl
 import json
 import os
 import platform
@@ -62,6 +63,15 @@ class Worker:
         self.path = FOLDER / f"worker-{number}"
         self.log = FOLDER / f"worker-{number}.log"
         self.made = False
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        self._lock = (FOLDER / f"worker-{number}.lock").open("a")  # DVC inherits it, and holds it where this is killed
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StudyError(
+                f"{self.path.relative_to(ROOT)} is in use, by another `python -m studies` or by a run that outlived a "
+                "killed one: wait for it, or end it"
+            ) from None
 
     def run(self, run: Run, baseline: str, target: str) -> dict[str, Any]:
         """Run an experiment to its end.
@@ -100,7 +110,7 @@ class Worker:
     def _prepare(self, baseline: str) -> None:
         """The clone, made where it is missing, at the commit `baseline` and without traces of a run that was killed."""
         if not self.made:
-            if not (self.path / ".git").exists():
+            if not is_repository(self.path):  # else git would take the repository around it, and check out there
                 shutil.rmtree(self.path, ignore_errors=True)
                 with REPOSITORY:
                     git("clone", "-q", "--no-checkout", str(ROOT), str(self.path))
@@ -128,7 +138,12 @@ class Worker:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # dvc.yaml says `python`
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": path}
         process = subprocess.Popen(
-            [*DVC, *arguments], cwd=self.path, env=environment, stdout=log, stderr=subprocess.STDOUT
+            [*DVC, *arguments],
+            cwd=self.path,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            pass_fds=[self._lock.fileno()],
         )
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -141,6 +156,13 @@ class Worker:
             for ref in refs:
                 if ref.endswith(f"/{name}"):
                     git("fetch", "-q", str(self.path), f"+{ref}:{ref}")
+
+
+def is_repository(path: Path) -> bool:
+    """Whether a folder is a whole git repository of its own, not one within another."""
+    asked = ["git", "-C", str(path), "rev-parse", "--show-toplevel"]
+    done = subprocess.run(asked, capture_output=True, text=True) if path.is_dir() else None
+    return done is not None and not done.returncode and Path(done.stdout.strip()) == path.resolve()
 
 
 def baseline(preset: str | None) -> str:

@@ -41,7 +41,12 @@ def test_every_preset_is_in_order(names: list[str]) -> None:
         {"teacher__fraction": 0.0},
         {"sample__t_grid": [[0.0, 0.7]]},
         {"sample__t_grid": [[0.0, 0.7], [0.0, 0.5, 0.7]], "sample__nfe": [1]},
-        {"distill__mode": "scratch", "distill__teacher": "data/latents", "distill__scratch_source": "ema"},
+        {
+            "distill__mode": "scratch",
+            "distill__teacher": "data/latents",
+            "distill__scratch_source": "ema",
+            "distill__label_dropout": 0.1,
+        },
         {"objectives__facm__clamp": None, "distill__alpha": "one"},
         {"data__name": "folder", "data__root": "pictures", "data__size": 256, "data__max_bad": 0.001},
         {"data__name": "folder", "data__root": "pictures", "latents__codec": "va_vae", "latents__vae": "va.pt"},
@@ -93,6 +98,15 @@ def test_an_unknown_name_is_told_with_its_place_the_nearest_name_and_the_list(ch
 
 
 CONFLICTS = [
+    ({"teacher__label_dropout": 0.0}, "params.yaml, teacher.label_dropout: 0 never trains the null label, from which"),
+    (
+        {"distill__mode": "scratch", "distill__teacher": "data/latents"},
+        "params.yaml, distill.label_dropout: 0 never trains the null label, from which distill.w 1.75 guides away",
+    ),
+    (
+        {"teacher__conditioning": "auxiliary"},
+        "params.yaml, distill.conditioning: the teacher is auxiliary, its network",
+    ),
     (
         {"distill__objective": "fm"},
         "params.yaml, sample.sampler: 'consistency' does not fit objective 'fm', which has euler, heun, dpmpp",

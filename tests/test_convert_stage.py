@@ -81,7 +81,7 @@ def test_a_converted_plain_teacher_is_fine_tuned_with_mixed_conditioning(here: P
 REFUSED = [
     ({"imported__sha256": "0" * 64}, ForeignError, f"pinned is {'0' * 64}: it is another file"),
     ({"imported__source": "y.pt"}, FileNotFoundError, "y.pt is missing"),
-    ({"imported__stats": None}, ForeignError, "'facm' normalises its latents: give the latents_stats.pt"),
+    ({"imported__stats": None}, ParamsError, "imported.stats: format 'facm' normalises its latents"),
     ({"imported__stats": "others.pt"}, checkpoint.CheckpointError, "x.pt was made on latents of mean [-0.3"),
     ({"teacher__conditioning": "plain"}, ForeignError, "x.pt knows conditioning 'expanded', params.yaml, teacher.cond"),
     ({"imported__format": "lightningdit"}, ForeignError, "fine-tune it for a few epochs with teacher.stage: teacher"),

@@ -194,6 +194,7 @@ def test_the_stages_score_against_a_published_reference_under_several_networks(
         reference__num=20,
         evaluate__baseline="metrics/reference.json",
         distill__mode="scratch",
+        distill__label_dropout=0.1,
         distill__teacher="data/latents",
     )
     try:

@@ -350,7 +350,12 @@ def test_params_that_cannot_be_run_are_refused(changes: dict[str, Any], message:
     "changes",
     [
         {"backbone__name": "repa", "backbones__repa__coefficient": 0.0},
-        {"backbone__name": "repa", "distill__mode": "scratch", "distill__teacher": "data/latents"},
+        {
+            "backbone__name": "repa",
+            "distill__mode": "scratch",
+            "distill__teacher": "data/latents",
+            "distill__label_dropout": 0.1,
+        },
         {"backbone__name": "sit", "backbones__sit__size": "S/8"},
         {"backbone__name": "dit"},
     ],

@@ -11,7 +11,7 @@ import torch
 import yaml
 from miniature import NETWORK, ROOT, UNET, write_latents
 
-from facm import backbones, check, codecs, params, preset
+from facm import backbones, check, codecs, convert, params, preset
 from facm.codecs.sd_vae import SdVae
 from facm.codecs.va_vae import VaVae
 from facm.data import tokens
@@ -93,6 +93,8 @@ def test_a_preset_is_in_order(names: str) -> None:
         with pytest.raises(ValueError, match=r"imported.source: is null: say which checkpoint is to be the teacher"):
             check.check(params.parse(mapping))
         source = {"source": "x.pt", "format": IMPORTED[names], "sha256": "0" * 64}
+        if convert.load_format(IMPORTED[names]).normalised:
+            source["stats"] = "stats.pt"
         mapping = changed(mapping, {f"imported.{name}": value for name, value in source.items()})
     check.check(params.parse(mapping))
 

@@ -133,7 +133,7 @@ def test_tuning_takes_the_least_geometric_mean_of_stable_trials_once_all_have_ru
     found = {"a_0": trial(2, 2), "a_1": trial(1, 3), "a_2": trial(0.1, 0.1, stable=False)}
     found |= {"b_0": trial(1, 1), "b_1": trial(1, 1), "b_2": []}
     chosen = tuning.choose(GRID, found)
-    assert chosen == {"a": {"set": {"distill.p": 1.0}, "score": 1.732, "shipped": 2.0, "trials": 3}}
+    assert chosen == {"a": {"set": {"distill.p": 1.0}, "score": 1.732, "first": 2.0, "trials": 3}}
     assert tuning.score(trial(1, 1, stable=False)[0], GRID.metrics) == math.inf
     monkeypatch.setattr(plan, "TUNED", tmp_path)
     tuning.write(GRID, found)
@@ -180,7 +180,7 @@ def test_what_runs_share_is_made_once_before_them() -> None:
     names = {task.run.name: [need.target for need in task.needs] for task in work if task.target == "evaluate"}
     assert names == {"r0": ["distill"], "r1": ["distill"], "r2": ["baseline"], "r3": ["baseline"], "r4": [pool.SHARED]}
     student = next(task for task in work if task.target == "distill")
-    assert student.run.set == {"teacher.seed": 0} and student.needs[0].run.set == {"teacher.seed": 0, "sample.nfe": [1]}
+    assert student.run.set == student.needs[0].run.set == {"teacher.seed": 0}
 
 
 class FakeWorker:

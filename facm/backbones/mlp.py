@@ -83,14 +83,15 @@ class MLP(nn.Module):
         if (r is None) != (self.r_embedder is None):
             raise ValueError("a second time r goes with conditioning auxiliary and only with it")
         dtype = self.head.weight.dtype
-        c = self.t_embedder(harmonics(t).to(dtype))
-        if self.r_embedder is not None and r is not None:
-            c = c + self.r_embedder(harmonics(r).to(dtype))
-        if self.y_embedder is not None:
-            c = c + self.y_embedder(y)
-        c = F.silu(c)
-        for layer, modulation, dropout in zip(self.layers, self.modulations, self.dropouts, strict=True):
-            shift, scale = modulation(c).chunk(2, dim=-1)
+        with torch.autocast(x.device.type, enabled=False):  # as in blocks.py: times and modulations in full precision
+            c = self.t_embedder(harmonics(t).to(dtype))
+            if self.r_embedder is not None and r is not None:
+                c = c + self.r_embedder(harmonics(r).to(dtype))
+            if self.y_embedder is not None:
+                c = c + self.y_embedder(y)
+            c = F.silu(c)
+            modulated = [modulation(c).chunk(2, dim=-1) for modulation in self.modulations]
+        for layer, (shift, scale), dropout in zip(self.layers, modulated, self.dropouts, strict=True):
             if self.pixel_norm:
                 shift, scale = pixel_norm(shift), pixel_norm(scale)
             x = dropout(F.silu(layer(x) * (1 + scale) + shift), key)

@@ -34,6 +34,11 @@ FORMATS = {
 }
 
 
+UNTOLD = {"pixel_norm": False, "time_scale": 1.0}
+"""Constants that change what a network computes and that no weight tells, as published networks have them; FACM's own
+may have had pixel_norm (its sCM needs an edit of the source)."""
+
+
 class Format(Protocol):
     """What the class of a source format has."""
 
@@ -139,6 +144,12 @@ def convert(
     content = pickles.read(source.path, trust=source.trust)
     chosen = weights.choose(content, source.path, which=source.which, profile=source.profile)
     found = known.read(chosen, given or {}, source.path)
+    for name, published in UNTOLD.items():
+        if found.constants.get(name, published) != published and (source.format, name) != ("facm", "pixel_norm"):
+            raise ForeignError(
+                f"{source.path}: no published {source.format} network has {name} {found.constants[name]!r}, which no "
+                f"weight would tell: set it to {published!r} (in params.yaml: backbones.{found.backbone}.{name})"
+            )
     if expected not in (None, (found.backbone, found.precond)):
         raise ForeignError(
             f"{source.path} is a {found.backbone} with precond {found.precond}, params.yaml, backbone "

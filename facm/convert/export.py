@@ -71,6 +71,7 @@ def _refuse_other(config: Config, folder: Path) -> None:
         f"precond is {config.precond}, not none": config.precond != "none",
         "it has no classes": config.num_classes == 0,
         "it has no pos_embed, which theirs always adds": not c.get("pos_embed", True),
+        "it has pixel_norm, which theirs has only after an edit": c.get("pixel_norm", False),
         f"latents of {config.shape[1]} x {config.shape[2]} are not square": config.shape[1] != config.shape[2],
     }
     broken = [rule for rule, holds in rules.items() if holds]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from facm.convert.pickles import ForeignError, StandIn, module_attributes, module_state
 
+DEFAULT_PROFILE = 0.2
 PROFILES = (0.05, 0.2)  # of the two averages in FACM's training files
 EXTRACTED = {"PostHocEMA": 0.2, "PostHocEMA (ema_models.0)": 0.05}  # what its utils/extract_ema.py notes: sigma_rel
 STEPS = ("step", "steps", "train_steps")
@@ -43,7 +44,7 @@ class Weights:
     attributes: dict[str, Any]
 
 
-def choose(content: Any, path: Path, *, which: str = "ema", profile: float = 0.2) -> Weights:
+def choose(content: Any, path: Path, *, which: str = "ema", profile: float = DEFAULT_PROFILE) -> Weights:
     """Pick the weights from a file's content.
 
     Args:
@@ -67,6 +68,8 @@ def choose(content: Any, path: Path, *, which: str = "ema", profile: float = 0.2
         value = content[which]
         attributes = module_attributes(value) if isinstance(value, StandIn) else {}
         length = EXTRACTED.get(str(content.get("_extracted_from"))) if which == "ema" else None
+        if length is not None and profile not in (DEFAULT_PROFILE, length):
+            raise ForeignError(f"{path} has the average of sigma_rel {length} alone, not that of {profile}")
         tensors = stripped(_flat(value, f"{path}, '{which}'"), path)
         return Weights(tensors, which == "ema", length, step, attributes)
     if not any(name in content for name in ("ema", "emas", "model")) and _are_tensors(content):

@@ -131,7 +131,10 @@ class Folder:
         return Survey(_fingerprint((name, look.digest) for name, look in looks.items()), kept, classes, sides, bad)
 
     def _look(self, name: str) -> Look:
-        content = (self.root / name).read_bytes()
+        try:
+            content = (self.root / name).read_bytes()
+        except OSError as error:  # a link to nowhere, a file without rights
+            return Look(b"", (0, 0), f"cannot be read ({error.strerror})")
         digest = hashlib.sha256(content).digest()
         try:
             height, width, _ = levels(content, self.size).shape
@@ -183,11 +186,16 @@ class Folder:
     def _files(self, folder: str) -> list[str]:
         """Names of the files under a folder, relative to the root, sorted."""
         names = []
-        for place, folders, files in os.walk(self.root / folder, followlinks=True):
+        for place, folders, files in os.walk(self.root / folder, onerror=_refuse, followlinks=True):
             folders[:] = filter(_shown, folders)
             inside = Path(place).relative_to(self.root).as_posix()
             names += [name if inside == "." else f"{inside}/{name}" for name in files if _shown(name)]
         return sorted(names)
+
+
+def _refuse(error: OSError) -> None:
+    """A folder that cannot be listed is no empty folder."""
+    raise error
 
 
 def _unfit(look: Look, sides: tuple[int, int]) -> str:

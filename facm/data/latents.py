@@ -225,9 +225,11 @@ class Moments:
         """`mean` and unbiased `std`, float32 (C,).
 
         Raises:
-            ValueError: a constant channel.
+            ValueError: a constant channel, or one that is not finite.
         """
         std = (self.squares / (self.num - 1)).sqrt().float()
+        if not bool(std.isfinite().all()):
+            raise ValueError("the latents are not all finite: check the data and latents.codec")
         constant = (std == 0).nonzero().flatten().tolist()
         if constant:
             raise ValueError(f"channels {constant} of the latents are constant: check the data and latents.codec")

@@ -38,6 +38,9 @@ class Precomputed:
         self.root, self.paths = root, sorted(root.glob(SHARDS))
         if not self.paths:
             raise ValueError(f"params.yaml, data.root: {root} has no file {SHARDS}")
+        gaps = _gaps(self.paths)
+        if gaps:
+            raise ValueError(f"params.yaml, data.root: {root} lacks shards of {', '.join(gaps)}: fetch them again")
         if not (root / STATS).is_file():
             raise ValueError(
                 f"params.yaml, data.root: {root} has no {STATS}: put that of the latents' teacher there (the published "
@@ -85,6 +88,8 @@ class Precomputed:
                     f"{path}: {name} must be float32 (n, C, H, W), the same for all, it is {found[name].dtype} "
                     f"{tuple(found[name].shape)}, latents {tuple(z.shape)}"
                 )
+            if not bool(torch.isfinite(found[name]).all()):
+                raise ValueError(f"{path}: {name} are not all finite: extract them again")
         if labels and y is not None and (y.dtype != torch.int64 or y.shape != z.shape[:1] or int(y.min()) < 0):
             raise ValueError(f"{path}: labels must be int64 ({len(z)},) from 0 on, they are {y.dtype} {tuple(y.shape)}")
         return {name: found[name] for name in wanted}
@@ -96,3 +101,12 @@ class Precomputed:
             ValueError: of another form, or a std that is not above 0.
         """
         return normalise.read(self.root / STATS)
+
+
+def _gaps(paths: list[Path]) -> list[str]:
+    """The ranks whose shards are not numbered 0, 1, 2, ... without a gap."""
+    numbers: dict[str, list[int]] = {}
+    for path in paths:
+        rank, _, number = path.stem.removeprefix("latents_").partition("_shard")
+        numbers.setdefault(rank, []).append(int(number))
+    return [rank for rank, found in numbers.items() if sorted(found) != list(range(len(found)))]

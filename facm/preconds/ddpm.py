@@ -15,7 +15,8 @@ taken for the noisiest step's, as DDPM's own samplers do.
 
 c_noise. CM format: k. FM format: -k, the mirror image (t' = 0.9901 and beyond: 0 in both). A DiT was never asked there:
 as preconds/edm.py tells, it is a plain teacher. k runs a thousand times as fast as t, and so does dF/dt: a student
-learns better from a DiT that was fine-tuned as a flow (precond none).
+learns better from a DiT that was fine-tuned as a flow (precond none). Dividing by t' also enlarges the rounding of
+eps_hat: under train.precision bfloat16, with random weights, v was off by .009 (rms) at t = .5, .1 at .05, .75 at .003.
 """
 
 from collections.abc import Sequence
