@@ -362,3 +362,25 @@ def test_what_the_authors_code_does_not_have_is_not_exported(run, refused) -> No
     assert told.endswith("code: it has no classes; it has no pos_embed, which theirs always adds")
     assert not Path("x.pt").exists()
     assert re.search("x is no checkpoint", refused("x", "--to", "facm", "--out", "x.pt"))
+
+
+def test_a_source_within_the_folder_that_would_be_replaced_is_refused(run) -> None:
+    run(str(release_file(Path("x.pt"), STUDENT)), *FACM)
+    Path("x.pt").rename("out/x.pt")
+    with pytest.raises(SystemExit, match="out/x.pt lies in out, which is replaced as a whole"):
+        run("out/x.pt", *FACM)
+    assert Path("out/x.pt").is_file()
+
+
+def test_what_no_weight_tells_cannot_be_claimed_of_a_published_network(refused) -> None:
+    transformer = str(training_file(Path("x.pt")))
+    told = refused(transformer, *LDIT, "--trust-pickle", "--set", "pixel_norm=true")
+    assert "no published lightningdit network has pixel_norm True" in told
+
+
+def test_an_average_that_a_released_file_lacks_is_refused(refused, tmp_path: Path) -> None:
+    Path("x.pt").write_bytes(release_file(tmp_path / "y.pt", STUDENT).read_bytes())
+    content = torch.load("x.pt", weights_only=True)
+    length = weights.EXTRACTED.get(str(content.get("_extracted_from")))
+    assert length == 0.2
+    assert "has the average of sigma_rel 0.2 alone, not that of 0.05" in refused("x.pt", *FACM, "--profile", "0.05")

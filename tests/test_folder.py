@@ -241,3 +241,19 @@ def test_cifar10_that_is_not_whole_and_not_to_be_had_is_told(cifar: Path) -> Non
         data.load("cifar10", cifar, "train")
     with pytest.raises(ValueError, match="data.root: 'cifar10' needs a folder"):
         data.load("cifar10", None, "train")
+
+
+def test_a_folder_that_cannot_be_listed_and_a_link_to_nowhere_are_not_passed_over(classes: Path, monkeypatch) -> None:
+    (classes / "train/a/nowhere.jpg").symlink_to("missing.jpg")
+    with pytest.raises(ValueError, match=r"train/a/nowhere.jpg.*cannot be read \(No such file or directory\)"):
+        admitted(classes)
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("train/b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(PermissionError, match="train/b"):
+        admitted(classes, max_bad=0.5)

@@ -125,6 +125,15 @@ def test_a_folder_without_shards_or_statistics_and_a_wrong_codec_are_refused(roo
         data.load("precomputed", tmp_path, "train")
 
 
+def test_a_shard_that_is_missing_and_values_that_are_not_finite_are_refused(root: Path) -> None:
+    shard(root / SHARD, 5, latents=torch.full((5, 3, 2, 2), float("nan")))
+    with pytest.raises(ValueError, match=f"{SHARD}: latents are not all finite"):
+        taken_over(root)
+    (root / "latents_rank00_shard000.safetensors").unlink()
+    with pytest.raises(ValueError, match="lacks shards of rank00: fetch them again"):
+        taken_over(root)
+
+
 def test_it_has_no_pictures(root: Path) -> None:
     with pytest.raises(ValueError, match="'precomputed' has latents and no pictures"):
         data.load("precomputed", root, "train")

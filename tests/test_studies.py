@@ -12,7 +12,7 @@ import yaml
 
 from facm import check, params, preset
 from studies import cost, curves, page, plan, pool, record, tuning, worker
-from studies.__main__ import chosen, collected
+from studies.__main__ import chosen, collected, write
 from studies.results import Entry, entry, of_teacher, tie, told
 
 FILES = sorted(plan.FOLDER.glob("*.yaml"))
@@ -259,3 +259,58 @@ def test_cpu_hours_count_a_shared_teacher_once(monkeypatch) -> None:
 def test_a_forward_pass_is_timed_on_pictures_and_on_points() -> None:
     mixture = yaml.safe_load(preset.render(["mixture"], ROOT / "presets"))
     assert all(0 < cost.seconds_per_sample(raw) < 1 for raw in (params.raw(ROOT / "params.yaml"), mixture))
+
+
+# Clones
+
+
+def test_a_clone_that_another_run_has_is_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(worker, "ROOT", tmp_path)
+    monkeypatch.setattr(worker, "FOLDER", tmp_path / "studies")
+    first = worker.Worker(0)
+    with pytest.raises(worker.StudyError, match="studies/worker-0 is in use, by another `python -m studies`"):
+        worker.Worker(0)
+    assert worker.Worker(1).path != first.path
+
+
+def test_a_broken_clone_is_not_taken_for_the_repository_around_it(tmp_path: Path) -> None:
+    inner = tmp_path / "clone"
+    (inner / ".git").mkdir(parents=True)
+    worker.git("init", "-q", cwd=tmp_path)
+    assert worker.is_repository(tmp_path) and not worker.is_repository(inner)
+    assert not worker.is_repository(tmp_path / "missing")
+    worker.git("init", "-q", cwd=inner)
+    assert worker.is_repository(inner)
+
+
+def test_results_of_other_overrides_are_kept(tmp_path: Path, monkeypatch) -> None:
+    study = plan.read(plan.FOLDER / "table4.yaml")
+    first = plan.runs(study)[0]
+    done = done_with(student={"nfe1": {"fd": 1.0}})
+    other = plan.Run("table4-other-s9", "one_one", 9, {"distill.p": 9.0})
+    for function in (record.read, record.write):
+        monkeypatch.setattr(function, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(record, "OUT", tmp_path)
+    record.write(study.name, {other.name: record.of(other, done)})
+    write(study, {first.name: record.of(first, done)})
+    assert set(record.read(study.name)) == {first.name, other.name} and list(collected(study)) == [first.name]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_end_that_cannot_be_told_stops_the_pool_with_an_error(monkeypatch) -> None:
+    monkeypatch.setattr(pool, "Worker", FakeWorker)
+    RAN.clear()
+    work = [pool.Task(plan.Run(name, "", 0, {}), "c") for name in ("one", "two", "three")]
+
+    def full(task, done):
+        raise OSError("disk full")
+
+    with pytest.raises(worker.StudyError, match="one ended in the error above"):
+        pool.run_all(work, 1, full)
+    assert RAN == ["one"]
+
+
+def test_a_tuning_that_is_not_complete_makes_no_study_ready(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(plan, "TUNED", tmp_path)
+    (tmp_path / "tuning.yaml").write_text("{}\n")
+    assert not plan.read(plan.FOLDER / "table1.yaml").ready
