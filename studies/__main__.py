@@ -51,9 +51,14 @@ def collected(study: plan.Study) -> Records:
 def write(study: plan.Study, records: Records) -> None:
     """Write results/NAME.json, .md and .svg, and of a tuning study what it chooses."""
     found = {
-        cell.name: [seen(cell, r["result"]) for r in records.values() if r["cell"] == cell.name] for cell in study.cells
+        cell.name: [seen(cell, r["result"]) | {"seed": r["seed"]} for r in records.values() if r["cell"] == cell.name]
+        for cell in study.cells
     }
     entries = {name: {m: results.entry(scores, m) for m in study.metrics} for name, scores in found.items()}
+    if not study.grid:
+        for name in set(found) - {study.reference}:
+            for m, e in entries[name].items():
+                entries[name][m] = replace(e, lower=results.lower(found[name], found[study.reference], m))
     record.write(study.name, record.read(study.name) | records)  # others stay: their overrides may come back
     (record.OUT / f"{study.name}.md").write_text(page.page(study, entries, page.provenance(records)))
     (record.OUT / f"{study.name}.svg").write_text(page.svg(study, entries))

@@ -31,6 +31,7 @@ def page(study: Study, entries: Entries, made: str) -> str:
     """Title, claim, table, how to read it, what it says; `made`: of `provenance`."""
     claim = f"Claim of the paper: {study.claim}.\n\n" if study.claim else ""
     note = "Mean +- standard deviation over seeds (n). `tie`: no further from the reference row than the pooled sd."
+    note += " `lower in`: seeds, each with one teacher for all, in which the cell is below the reference row."
     if study.grid:
         note = (
             f"Trials on seed {study.seeds[0]}, which no table uses; the choice is in studies/tuned/{study.name}.yaml."

@@ -8,12 +8,21 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Entry:
-    """One metric of one cell: mean, standard deviation (None with one run), number of stable and unstable runs."""
+    """One metric of one cell over its seeds.
+
+    Attributes:
+        mean: of stable runs.
+        sd: standard deviation; None with one run.
+        n: stable runs.
+        unstable: unstable ones.
+        lower: seeds in which it is below the reference cell, which had the same teachers, and seeds that both have.
+    """
 
     mean: float | None
     sd: float | None
     n: int
     unstable: int
+    lower: tuple[int, int] | None = None
 
 
 def look_up(result: dict[str, Any], path: str) -> float | None:
@@ -40,6 +49,14 @@ def entry(results: list[dict[str, Any]], path: str) -> Entry:
     return Entry(mean, sd, len(values), len(results) - len(stable))
 
 
+def lower(own: list[dict[str, Any]], reference: list[dict[str, Any]], path: str) -> tuple[int, int]:
+    """In how many seeds a cell is below the reference, and how many both have; a result has its `seed`."""
+    values = [{r["seed"]: look_up(r, path) for r in results if r.get("stable", True)} for results in (own, reference)]
+    pairs = [(a, values[1].get(seed)) for seed, a in values[0].items() if a is not None]
+    both = [(a, b) for a, b in pairs if b is not None]
+    return sum(a < b for a, b in both), len(both)
+
+
 def tie(a: Entry, b: Entry) -> bool:
     """Whether the means differ by no more than the pooled standard deviation; never so with a single run."""
     if a.mean is None or b.mean is None or a.sd is None or b.sd is None:
@@ -50,7 +67,8 @@ def tie(a: Entry, b: Entry) -> bool:
 
 def told(e: Entry, *, best: bool = False, tied: bool = False) -> str:
     """A cell of the table, such as `**0.86 +- 0.03** (3)`."""
-    marks = ("; tie" if tied else "") + (f"; {e.unstable} unstable" if e.unstable else "")
+    marks = ("; tie" if tied else "") + (f"; lower in {e.lower[0]} of {e.lower[1]}" if e.lower and e.lower[1] else "")
+    marks += f"; {e.unstable} unstable" if e.unstable else ""
     if e.mean is None:
         return f"no score{marks}" if e.n + e.unstable else "not run"
     text = f"{e.mean:.3f}" + (f" +- {e.sd:.3f}" if e.sd is not None else "")

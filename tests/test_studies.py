@@ -13,7 +13,7 @@ import yaml
 from facm import check, params, preset
 from studies import cost, curves, page, plan, pool, record, tuning, worker
 from studies.__main__ import chosen, collected, write
-from studies.results import Entry, entry, of_teacher, tie, told
+from studies.results import Entry, entry, lower, of_teacher, tie, told
 
 FILES = sorted(plan.FOLDER.glob("*.yaml"))
 ROOT = Path(__file__).parents[1]
@@ -65,6 +65,16 @@ def test_unstable_runs_are_counted_and_not_averaged() -> None:
     assert entry(scores, "student.nfe1.fd") == Entry(2.0, 2**0.5, 2, 1)
     assert told(entry(scores, "student.nfe1.fd")) == "2.000 +- 1.414 (2; 1 unstable)"
     assert told(entry([], "student.nfe1.fd")) == "not run"
+
+
+def test_seeds_are_compared_one_by_one_with_the_reference() -> None:
+    def scores(*values: float) -> list[dict[str, Any]]:
+        return [{"student": {"nfe1": {"fd": v}}, "seed": seed} for seed, v in enumerate(values)]
+
+    assert lower(scores(1, 2, 3), scores(2, 2, 4), "student.nfe1.fd") == (2, 3)
+    unstable = [*scores(1, 2), {"student": {"nfe1": {"fd": 0}}, "seed": 2, "stable": False}]
+    assert lower(unstable, scores(2, 1, 9), "student.nfe1.fd") == (1, 2)
+    assert told(Entry(1.0, 0.1, 3, 0, (2, 3)), tied=True) == "1.000 +- 0.100 (3; tie; lower in 2 of 3)"
 
 
 def test_a_difference_within_the_pooled_spread_is_a_tie() -> None:
