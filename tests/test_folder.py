@@ -257,3 +257,10 @@ def test_a_folder_that_cannot_be_listed_and_a_link_to_nowhere_are_not_passed_ove
     monkeypatch.setattr(os, "scandir", refusing)
     with pytest.raises(PermissionError, match="train/b"):
         admitted(classes, max_bad=0.5)
+
+
+def test_a_class_of_which_no_picture_is_usable_is_refused(classes: Path) -> None:
+    for path in (classes / "train/a").glob("*.jpg"):
+        path.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"no picture of class a is left to train on"):
+        admitted(classes, max_bad=0.9)

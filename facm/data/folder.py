@@ -128,6 +128,12 @@ class Folder:
         empty = [split for split, some in kept.items() if strict and not some]
         if empty:
             raise ValueError(f"params.yaml, data.root: {self.root} has no pictures for {', '.join(empty)}: {LAYOUT}")
+        bare = sorted(set(classes) - {_class(name, folders["train"]) for name in kept["train"]})
+        if strict and bare:
+            raise ValueError(
+                f"params.yaml, data.root: no picture of class {', '.join(bare[:5])} is left to train on in "
+                f"{self.root}: mend its files, or remove its folder"
+            )
         return Survey(_fingerprint((name, look.digest) for name, look in looks.items()), kept, classes, sides, bad)
 
     def _look(self, name: str) -> Look:
