@@ -37,7 +37,8 @@ class Progress:
             records = collected(study)
             records[name] = record.of(task.run, done)
             write(study, records)
-            values = [results.look_up(done["result"], metric) for metric in study.metrics]
+            cell = next(cell for cell in study.cells if cell.name == task.run.cell)
+            values = [results.look_up(seen(cell, done["result"]), metric) for metric in study.metrics]
             told = " ".join("-" if value is None else f"{value:.3f}" for value in values)
             print(f"[{self.ended} of {self.total}] {name}: {told}, {done['cpu_s']:.0f} s of CPU", flush=True)
 
