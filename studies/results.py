@@ -51,10 +51,15 @@ def entry(results: list[dict[str, Any]], path: str) -> Entry:
 
 def lower(own: list[dict[str, Any]], reference: list[dict[str, Any]], path: str) -> tuple[int, int]:
     """In how many seeds a cell is below the reference, and how many both have; a result has its `seed`."""
-    values = [{r["seed"]: look_up(r, path) for r in results if r.get("stable", True)} for results in (own, reference)]
-    pairs = [(a, values[1].get(seed)) for seed, a in values[0].items() if a is not None]
-    both = [(a, b) for a, b in pairs if b is not None]
-    return sum(a < b for a, b in both), len(both)
+    a, b = (_by_seed(results, path) for results in (own, reference))
+    both = a.keys() & b.keys()
+    return sum(a[seed] < b[seed] for seed in both), len(both)
+
+
+def _by_seed(results: list[dict[str, Any]], path: str) -> dict[int, float]:
+    """The metric of stable runs by seed; of several runs of a seed, the one that has it."""
+    stable = [r for r in results if r.get("stable", True)]
+    return {r["seed"]: value for r in stable if (value := look_up(r, path)) is not None}
 
 
 def tie(a: Entry, b: Entry) -> bool:

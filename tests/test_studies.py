@@ -74,6 +74,8 @@ def test_seeds_are_compared_one_by_one_with_the_reference() -> None:
     assert lower(scores(1, 2, 3), scores(2, 2, 4), "student.nfe1.fd") == (2, 3)
     unstable = [*scores(1, 2), {"student": {"nfe1": {"fd": 0}}, "seed": 2, "stable": False}]
     assert lower(unstable, scores(2, 1, 9), "student.nfe1.fd") == (1, 2)
+    variants = [*scores(1), {"student": {"nfe2": {"fd": 9}}, "seed": 0}]
+    assert lower(variants, scores(2), "student.nfe1.fd") == (1, 1), "each variant has the metrics that it has"
     assert told(Entry(1.0, 0.1, 3, 0, (2, 3)), tied=True) == "1.000 +- 0.100 (3; tie; lower in 2 of 3)"
 
 
