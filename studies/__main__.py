@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import functools
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
@@ -9,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from studies import cost, page, plan, pool, record, results, tuning, worker
+from studies import cost, known, page, plan, pool, record, results, tuning, worker
 
 Records = dict[str, dict[str, Any]]  # by the run's name
 
@@ -125,8 +126,14 @@ def main() -> None:
         raw = yaml.safe_load(worker.git("show", f"{start}:params.yaml"))
         wanted = chosen(study, a.cells, a.seeds)
         missing = [run for run in wanted if run.name not in done]
+        elsewhere = known.known(known.others(study, paths), missing, raw, functools.cache(known.params_at(study)))
+        if elsewhere and not a.plan:
+            write(study, done | elsewhere)
+        missing = [run for run in missing if run.name not in elsewhere]
         hours = cost.hours([(run, raw) for run in missing]) if missing else 0.0
         print(f"{study.title}: {len(wanted)} runs, {len(missing)} missing, about {hours:.1f} CPU-hours")
+        if elsewhere:
+            print(f"  {len(elsewhere)} are known from other studies")
         progress.studies |= {run.name: study for run in missing}
         queue += [(run, start, copy.deepcopy(raw)) for run in missing]
     progress.total = len(queue)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from facm import check, params, preset
-from studies import cost, curves, page, plan, pool, record, tuning, worker
+from studies import cost, curves, known, page, plan, pool, record, tuning, worker
 from studies.__main__ import chosen, collected, write
 from studies.results import Entry, entry, lower, of_teacher, tie, told
 
@@ -120,6 +120,39 @@ def test_results_that_are_committed_are_not_run_again(tmp_path: Path, monkeypatc
     record.write(study.name, {first.name: record.of(first, done_with(student={"nfe1": {"fd": 1.0}}))}, tmp_path)
     monkeypatch.setattr(record.read, "__defaults__", (tmp_path,))
     assert list(collected(study)) == [first.name]
+
+
+def test_what_another_study_has_measured_is_not_run_again(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(record.read, "__defaults__", (tmp_path,))
+    table1 = plan.read(plan.FOLDER / "table1.yaml")
+    record.write("table1", {"a-s0": record.of(run_of(), done_with(student={"nfe1": {"fd": 1.0}}))}, tmp_path)
+    now = {"distill": {"seed": 0, "w": 1.5, "new": 1}, "sample": {"nfe": [1]}}
+    then = {"distill": {"seed": 0, "w": 1.25}, "sample": {"nfe": [1]}}
+
+    def found(**sets: object) -> dict[str, Any]:
+        return known.known([table1], [run_of("b-s0", **sets)], now, {"c0ffee": then}.__getitem__)
+
+    record_ = found()["b-s0"]
+    assert (record_["of"], record_["cell"], record_["code"]) == ("a-s0", "b", "c0ffee")
+    assert record.serves(record_, run_of("b-s0")) and record_["result"] == {"student": {"nfe1": {"fd": 1.0}}}
+    assert found(**{"distill.w": 1.25}), "what was the default then"
+    assert not found(**{"distill.w": 1.5}), "what is the default now, but was not then"
+    assert not found(**{"distill.new": 1}), "what was not there then"
+    assert not known.known([table1], [replace(run_of("b-s1"), seed=1)], now, lambda commit: then)
+    record.write("table1", {"b-s0": record_}, tmp_path)
+    assert not found(), "a run that stands elsewhere itself"
+
+
+def test_an_override_may_say_the_default_of_today() -> None:
+    assert known.same({"distill.w": 1.5}, {}, {}, {"distill": {"w": 1.5}})
+    assert not known.same({"distill.w": 1.25}, {}, {"distill": {"w": 1.25}}, {"distill": {"w": 1.5}})
+
+
+def test_the_page_counts_what_was_not_repeated() -> None:
+    records = {"a": done_with(), "b": done_with() | {"of": "c", "cpu_s": 7200.0}}
+    assert page.provenance(records).endswith(
+        "0.0 CPU-hours beside features and teachers; 1 of the runs were taken from other studies"
+    )
 
 
 def test_a_teachers_scores_stand_under_the_evaluations_that_it_took() -> None:
