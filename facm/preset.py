@@ -40,7 +40,8 @@ def render(names: list[str], folder: str | Path = FOLDER) -> str:
     """Text of params.yaml for a preset and further overlays.
 
     Raises:
-        PresetError: unknown preset, or an overlay's key that base.yaml does not have.
+        PresetError: unknown preset, an overlay on another preset than it is meant for, or its key that base.yaml does
+            not have.
     """
     known = available(folder)
     if not known:
@@ -50,6 +51,7 @@ def render(names: list[str], folder: str | Path = FOLDER) -> str:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f" (did you mean '{near[0]}'?)" if near else ""
             raise PresetError(f"unknown preset '{name}'{hint}; {folder}/ has: {', '.join(known)}")
+    _fit(names, folder)
     document = _yaml().load((Path(folder) / f"{BASE}.yaml").read_text())
     for name in names:
         overlay = _yaml().load((Path(folder) / f"{name}.yaml").read_text())
@@ -57,6 +59,22 @@ def render(names: list[str], folder: str | Path = FOLDER) -> str:
     text = io.StringIO()
     _yaml().dump(document, text)
     return HEADER.format(names=" ".join(names)) + text.getvalue()
+
+
+def _fit(names: list[str], folder: str | Path) -> None:
+    """Refuse an overlay without what its first line asks, `# Overlay on imagenet256 sd_vae` or `on another preset`."""
+    for number, name in enumerate(names):
+        first = (Path(folder) / f"{name}.yaml").read_text().partition("\n")[0]
+        match = re.match(r"# Overlay on ([\w ]+)", first)
+        if match is None:
+            continue
+        needed = [] if match[1].strip() == "another preset" else match[1].split()
+        missing = [other for other in needed if other not in names[:number]]
+        if missing or not number:
+            before = " ".join(needed) or "digits"
+            raise PresetError(
+                f"'{name}' is an overlay on {match[1].strip()}: write `python -m facm.preset {before} {name}`"
+            )
 
 
 def changes(before: str, after: str) -> list[str]:

@@ -73,10 +73,11 @@ def test_the_same_holds_for_the_shipped_presets(tmp_path: Path) -> None:
     path, folder = tmp_path / "params.yaml", ROOT / "presets"
     preset.write(["digits"], path, folder=folder)
     first = path.read_bytes()
-    preset.write(["digits", *preset.available(folder)], path, folder=folder)
-    assert path.read_bytes() != first
-    preset.write(["digits"], path, folder=folder)
-    assert path.read_bytes() == first
+    for names in ("imagenet256 sd_vae repa scratch", "cifar10 cifar10_conditional imported", "mixture"):
+        preset.write(names.split(), path, folder=folder)
+        assert path.read_bytes() != first
+        preset.write(["digits"], path, folder=folder)
+        assert path.read_bytes() == first
 
 
 def test_the_tracked_params_yaml_is_the_default_preset_to_the_byte() -> None:
@@ -190,3 +191,22 @@ def test_without_a_name_the_command_lists_the_presets(here, monkeypatch, capsys)
     run(monkeypatch, "--list")
     run(monkeypatch)
     assert capsys.readouterr().out == 2 * "presets: one, two\n"
+
+
+@pytest.mark.parametrize(
+    "names, cure",
+    [
+        (["digits", "sit"], "imagenet256 sd_vae sit"),
+        (["imagenet256", "sit"], "imagenet256 sd_vae sit"),
+        (["sit", "imagenet256", "sd_vae"], "imagenet256 sd_vae sit"),
+        (["digits", "cifar10_conditional"], "cifar10 cifar10_conditional"),
+        (["scratch"], "digits scratch"),
+    ],
+)
+def test_an_overlay_on_another_preset_than_it_is_meant_for_is_refused(names: list[str], cure: str) -> None:
+    with pytest.raises(PresetError, match=f"write `python -m facm.preset {cure}`"):
+        preset.render(names, ROOT / "presets")
+
+
+def test_overlays_that_say_nothing_go_on_every_preset(here: Path) -> None:
+    assert "alpha: cos" in preset.render(["two", "one"])
