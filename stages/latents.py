@@ -64,6 +64,7 @@ def write(p: params.Params, source: data.Admitted, codec: codecs.Codec, unfinish
             shard_size=p.latents.shard_size,
             batch_size=p.latents.batch_size,
             fingerprint=source.fingerprint,
+            unfinished=unfinished,
         )
 
 

@@ -48,6 +48,37 @@ def write(folder: Path, flip: bool = False) -> None:
     tokens.write(folder, lambda part: images[part.start : part.stop], len(images), Mean(), **options)
 
 
+def test_finished_token_shards_survive_a_kill(tmp_path: Path) -> None:
+    images, seen = pictures(), []
+
+    class Killed(Mean):
+        def __init__(self, at: int) -> None:
+            self.at = at
+
+        def tokens(self, images: Tensor) -> Tensor:
+            if len(seen) == self.at:
+                raise KeyboardInterrupt
+            seen.append(len(images))
+            return super().tokens(images)
+
+    def run(folder: Path, at: int, unfinished: Path | None) -> None:
+        options: dict[str, Any] = {"flip": True, "shard_size": 5, "batch_size": 5, "fingerprint": FINGERPRINT}
+        few = Killed(at)
+        tokens.write(
+            folder, lambda rows: images[rows.start : rows.stop], len(images), few, unfinished=unfinished, **options
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "set", 4, tmp_path / "unfinished")
+    assert not list((tmp_path / "set").iterdir()) and seen == [5, 5, 5, 5], "two shards, mirrored too"
+    run(tmp_path / "set", -1, tmp_path / "unfinished")
+    assert seen == [5, 5, 5, 5, 4, 4]
+    run(tmp_path / "undisturbed", -1, None)
+    names = sorted(path.name for path in (tmp_path / "undisturbed").iterdir())
+    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == names
+    assert all((tmp_path / "set" / n).read_bytes() == (tmp_path / "undisturbed" / n).read_bytes() for n in names)
+
+
 def find(folder: Path, **changes: Any) -> TokenSet:
     found = TokenSet.find(folder, **({"num": 14, "flips": False, "fingerprint": FINGERPRINT} | changes))
     assert found is not None

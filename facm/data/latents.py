@@ -74,7 +74,7 @@ def write(
     if dist.is_main():
         if unfinished is not None:
             for described in shards:
-                _place(unfinished / described["file"], folder)
+                place(unfinished / described["file"], folder)
         meta = {"codec": codec.name, "dataset": dataset_name, "fingerprint": fingerprint, "flips": flip}
         sizes = {"shape": shape, "num": len(images), "num_classes": images.num_classes}
         measured = moments.statistics()
@@ -163,19 +163,13 @@ class _Encoding:
         path, moments = self.place / shard_name(number), Moments.of(shard["latents"])
         described = save_tensors(path, shard) | {"num": len(shard["latents"])}
         if self.resumable:
-            save_json(path.with_suffix(".json"), {"described": described, "moments": moments.plain()})
+            mark(path, {"described": described, "moments": moments.plain()})
         return described, moments
 
     def _finished(self, number: int) -> tuple[dict[str, Any], "Moments"] | None:
         """A shard that a killed run has written whole."""
-        path = self.place / shard_name(number)
-        if not (path.is_file() and path.with_suffix(".json").is_file()):
-            return None
-        kept = load_json(path.with_suffix(".json"), f"remove {self.place}")
-        if sha256(path) != kept["described"]["sha256"]:
-            say(f"{path} is damaged and is encoded again")
-            return None
-        return kept["described"], Moments.of_plain(kept["moments"])
+        kept = marked(self.place / shard_name(number))
+        return None if kept is None else (kept["described"], Moments.of_plain(kept["moments"]))
 
 
 @dataclass(frozen=True)
@@ -347,7 +341,23 @@ def empty(folder: Path) -> None:
         stale.unlink(missing_ok=True)
 
 
-def _place(path: Path, folder: Path) -> None:
+def mark(path: Path, told: dict[str, Any]) -> None:
+    """Write beside a shard that it is whole; `told["described"]` is what `save_tensors` said."""
+    save_json(path.with_suffix(".json"), told)
+
+
+def marked(path: Path) -> dict[str, Any] | None:
+    """What `mark` wrote beside a shard; None where it did not, or where the shard is not the one it was."""
+    if not (path.is_file() and path.with_suffix(".json").is_file()):
+        return None
+    told: dict[str, Any] = load_json(path.with_suffix(".json"), f"remove {path.parent}")
+    if sha256(path) != told["described"]["sha256"]:
+        say(f"{path} is damaged and is encoded again")
+        return None
+    return told
+
+
+def place(path: Path, folder: Path) -> None:
     """Put a finished file into a folder, by a link, so that a kill leaves it where it was, too; else by a copy."""
     try:
         os.link(path, folder / path.name)

@@ -3,6 +3,8 @@
 * tokens_00000.safetensors ...: tokens (n, N, features) float16, tokens_flip (of the mirrored pictures)
 * tokens.json: encoder, fingerprint, flips, shape, num and, per file, bytes and sha256; written last
 
+Like the latents' shards (facm/data/latents.py), those that a killed run has finished are kept.
+
 ImageNet's 1,281,167 pictures with 256 tokens of 768 numbers take 504 GB, twice that with mirrored ones.
 """
 
@@ -18,8 +20,9 @@ import torch
 from torch import Tensor
 
 from facm import dist
+from facm.data.latents import mark, marked, place
 from facm.files import load_json, load_tensors, save_json, save_tensors
-from facm.log import progress
+from facm.log import progress, say
 
 INDEX = "tokens.json"
 
@@ -43,6 +46,7 @@ def write(
     shard_size: int,
     batch_size: int,
     fingerprint: str,
+    unfinished: Path | None = None,
 ) -> None:
     """Encode a split into shards, which the ranks share; the latents of the same pictures stand beside them.
 
@@ -55,6 +59,8 @@ def write(
         shard_size: pictures per shard.
         batch_size: see `encoder`.
         fingerprint: of the dataset, recorded.
+        unfinished: where shards lie until all are done, and are found again after a kill, as in `latents.write`; None:
+            in `folder` at once.
     """
     folder = Path(folder)
     if dist.is_main():
@@ -63,18 +69,35 @@ def write(
             stale.unlink(missing_ok=True)
     dist.barrier()
     parts, shards = dist.batches(num, shard_size), []
-    mine = dist.share(len(parts))
+    mine, where = dist.share(len(parts)), unfinished or folder
+    kept = {} if unfinished is None else {n: found for n in mine if (found := marked(where / shard_name(n)))}
+    if kept and dist.is_main():
+        say(f"tokens: {len(kept)} of {len(mine)} shards were finished before and are kept")
 
     def written(number: int) -> dict[str, Any]:
+        if number in kept:
+            return dict(kept[number]["described"])
         shard = _encode(pictures, parts[number], encoder, flip=flip, batch_size=batch_size)
-        described = save_tensors(folder / f"tokens_{number:05d}.safetensors", shard)
-        return described | {"num": len(parts[number]), "shape": list(shard["tokens"].shape[1:])}
+        path = where / shard_name(number)
+        described = save_tensors(path, shard)
+        described |= {"num": len(parts[number]), "shape": list(shard["tokens"].shape[1:])}
+        if unfinished is not None:
+            mark(path, {"described": described})
+        return described
 
     for described in dist.in_order(map(written, progress(mine, len(mine), "encoding tokens")), len(parts)):
         shards.append(described)
+    if unfinished is not None and dist.is_main():
+        for described in shards:
+            place(unfinished / described["file"], folder)
     if dist.is_main():
         made_from = {"encoder": encoder.name, "fingerprint": fingerprint, "flips": flip}
         save_json(folder / INDEX, {**made_from, "num": num, "shape": shards[0]["shape"], "shards": shards})
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard."""
+    return f"tokens_{number:05d}.safetensors"
 
 
 @dataclass(frozen=True)
