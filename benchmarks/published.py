@@ -3,17 +3,20 @@
 Source: ali-vilab/FACM, losses.py (arXiv 2507.03738, Algorithm 1, expanded time). x0 is noise, x1 data, t = 1 is data.
 Nothing of facm/ is used, and what makes the step slow is kept: two calls of the teacher, and a derivative that records
 a graph for a tangent without gradient. Published code: attention written out in the JVP. Here: the math kernel of
-scaled_dot_product_attention, which computes the same.
+scaled_dot_product_attention, which computes the same; under autocast written out, since the tangent of that kernel's
+softmax is refused on CUDA where its input is bfloat16 and its output float32.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as nnf
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -67,7 +70,7 @@ class Published:
 
     def derivative(self, x_t: Tensor, t: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Return F_CM, with its graph, and dF_dt, whose graph is thrown away after it was built (Eq. 17, line 6)."""
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), WrittenOut():
             answer = torch.func.jvp(lambda x, t: self.student(x, t, y), (x_t, t), (v, torch.ones_like(t)))
         return answer[0], answer[1].detach()
 
@@ -82,3 +85,15 @@ class Published:
         v_tar = F_cm.detach() - (1 - s**self.p) * g
         e = ((F_cm - v_tar) ** 2).mean(dim=(1, 2, 3))
         return (torch.cos(math.pi / 2 * t) * e / (e + self.c).sqrt().detach()).mean()
+
+
+class WrittenOut(TorchFunctionMode):
+    """Under autocast, attention as products and a softmax of float32."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Answer for `scaled_dot_product_attention(q, k, v)`, (B, heads, N, d) each; leave all else as it is."""
+        if func is not nnf.scaled_dot_product_attention or not torch.is_autocast_enabled(args[0].device.type):
+            return func(*args, **(kwargs or {}))
+        q, k, v = args
+        S = q.shape[-1] ** -0.5 * (q @ k.mT)
+        return torch.softmax(S.float(), dim=-1) @ v

@@ -12,7 +12,7 @@ import torch
 from oracle import golden, golden_losses, golden_network
 
 from benchmarks import meter, step
-from benchmarks.published import Published
+from benchmarks.published import Published, WrittenOut
 from benchmarks.variants import SIZES, Size, Variant, Workload, backward, gradient
 from facm.passes import Plan
 
@@ -147,3 +147,14 @@ def test_each_round_starts_with_another_variant():
     assert "".join(order) == "abcbcacab"
     assert [len(clocks["cpu"]) for clocks in samples.values()] == [3, 3, 3]
     assert meter.spread([1.0, 2.0, 3.0, 4.0, 9.0]) == {"median": 3, "min": 1, "iqr": 2}
+
+
+def test_the_published_steps_attention_is_written_out_under_autocast_only() -> None:
+    q, k, v = torch.randn(3, 2, 2, 5, 8, generator=torch.Generator().manual_seed(0))
+    right = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    with WrittenOut():
+        assert torch.equal(torch.nn.functional.scaled_dot_product_attention(q, k, v), right)
+        with torch.autocast("cpu", torch.bfloat16):
+            answer = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    assert answer.dtype == torch.bfloat16 and not torch.equal(answer.float(), right)
+    torch.testing.assert_close(answer.float(), right, atol=0.02, rtol=0.02)
