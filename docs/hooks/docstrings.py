@@ -1,4 +1,4 @@
-"""Griffe: docstrings are plain text that happens to be read as Markdown; what Markdown would take for more is escaped."""
+"""Griffe: docstrings are plain text that is read as Markdown; what Markdown would take for more is escaped."""
 
 import re
 from typing import Any

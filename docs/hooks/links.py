@@ -1,6 +1,6 @@
 """The links of the repository's Markdown files: which lead nowhere, and which lead out.
 
-    python docs/hooks/links.py          list the external links, which are not fetched; fails on a broken internal one
+python docs/hooks/links.py          list the external links, which are not fetched; fails on a broken internal one
 """
 
 import re

@@ -44,14 +44,28 @@ API: dict[str, tuple[str, tuple[str, ...]]] = {  # page: title, modules and pack
     "data": ("Data, codecs", ("data", "codecs", "encoder")),
     "scores": (
         "Scores",
-        ("features", "evaluate", "reference", "frechet", "inception_score", "archive", "ends", "seen", "copies", "lpips"),
+        (
+            "features",
+            "evaluate",
+            "reference",
+            "frechet",
+            "inception_score",
+            "archive",
+            "ends",
+            "seen",
+            "copies",
+            "lpips",
+        ),
     ),
     "training": (
         "Training",
         ("train", "step", "passes", "student", "source", "batch", "target", "repa", "stop", "ahead", "dist"),
     ),
     "convert": ("Published checkpoints", ("convert",)),
-    "params": ("Params, files, command lines", ("params", "check", "preset", "table", "launch", "work", "files", "log")),
+    "params": (
+        "Params, files, command lines",
+        ("params", "check", "preset", "table", "launch", "work", "files", "log"),
+    ),
 }
 OTHER = ("other", "Others")
 
@@ -71,7 +85,9 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
     }
     for name, text in made.items():
         files.append(File.generated(config, name, content=text))
-    results = [f"{RESULTS}{path.name}" for path in sorted((ROOT / RESULTS).glob("*.*")) if path.suffix in (".md", ".svg")]
+    results = [
+        f"{RESULTS}{path.name}" for path in sorted((ROOT / RESULTS).glob("*.*")) if path.suffix in (".md", ".svg")
+    ]
     pages = {file: to for file, to in BROUGHT.items() if file.endswith(".md")} | {file: file for file in results}
     own = [f"docs/{file.src_uri}" for file in files if file.src_uri not in made and file.is_documentation_page()]
     linked = {link.path for file in (*own, *pages) if file.endswith(".md") for link in links.links(file, _text(file))}
@@ -136,7 +152,9 @@ def studies_table(here: str) -> str:
     rows = ["| study | claim of the paper | on digits |", "|---|---|---|"]
     for path in sorted((ROOT / RESULTS).glob("*.md")):
         text = path.read_text()
-        title, claim, reading = (re.search(p, text, re.MULTILINE) for p in (r"^# (.+)$", r"^Claim of the paper: (.+)$", r"^Reading: (.+)$"))
+        title, claim, reading = (
+            re.search(p, text, re.MULTILINE) for p in (r"^# (.+)$", r"^Claim of the paper: (.+)$", r"^Reading: (.+)$")
+        )
         if title is None or claim is None:
             continue
         target = posixpath.relpath(f"{RESULTS}{path.name}", posixpath.dirname(here) or ".")

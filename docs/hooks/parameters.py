@@ -195,7 +195,9 @@ def page() -> str:
         common = told[rows[0].name] if len({tuple(stage) for stage in told.values()}) == 1 else None
         if common is not None:
             parts.append(f"{_stages(common)}\n")
-        parts.append('<table class="params"><thead><tr><th>key</th><th>default</th><th>meaning</th></tr></thead><tbody>')
+        parts.append(
+            '<table class="params"><thead><tr><th>key</th><th>default</th><th>meaning</th></tr></thead><tbody>'
+        )
         for k in rows:
             lines = [_meaning(k.comment, names)]
             if r := rule(k.name):
