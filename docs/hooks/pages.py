@@ -2,9 +2,11 @@
 
 Links in docs/ are written for the repository (`../README.md`, `../presets`). The site has these files under other
 names, see BROUGHT, or as they are under source/; a link is rewritten to where its target stands. A comment
-`<!-- include: FILE, Heading -->` is replaced by that section.
+`<!-- include: FILE, Heading -->` is replaced by that section, `<!-- studies -->` and `<!-- table -->` by what
+studies/results and metrics/evaluate.json hold.
 """
 
+import json
 import posixpath
 import re
 import sys
@@ -22,16 +24,24 @@ sys.path.insert(0, str(ROOT))  # for `parameters`, which reads the package
 
 import parameters  # noqa: E402
 
+from facm import table  # noqa: E402
+
 BROUGHT = {  # files of the repository that are pages of the site
     "README.md": "project/readme.md",
     "LOG.md": "project/log.md",
     "CHANGELOG.md": "project/changelog.md",
     "presets": "reference/presets.md",
+    "presets/base.yaml": "reference/parameters.md",
+}
+SECTIONS = {  # of README, that have a page
+    "where-is-equation-n": "reference/equations.md",
+    "add-an-objective": "objective.md",
+    "known-traps": "traps.md",
 }
 RESULTS = "studies/results/"  # brought as they are
 LATER = ("sharing.md", "releasing.md", "report.md", "using.md")  # in the nav, each from when it is there
 INCLUDE = re.compile(r"^<!-- include: (\S+), (.+?) -->$", re.MULTILINE)
-STUDIES = "<!-- studies -->"
+STUDIES, TABLE = "<!-- studies -->", "<!-- table -->"
 API: dict[str, tuple[str, tuple[str, ...]]] = {  # page: title, modules and packages of facm; the rest goes to `other`
     "use": ("Use a model", ("facm", "generator", "generate", "posthoc", "checkpoint", "samples", "picture")),
     "mathematics": (
@@ -104,6 +114,9 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         markdown = deeper(markdown)
     markdown = _led(origin, here, _plain(markdown) if not here.startswith("reference/") else markdown)
     markdown = INCLUDE.sub(lambda match: _included(match[1], match[2], here), markdown)
+    if TABLE in markdown:
+        scores = table.render(json.loads(_text("metrics/evaluate.json")))
+        markdown = markdown.replace(TABLE, f"```text\n{scores}\n```")
     return markdown.replace(STUDIES, studies_table(here)) if STUDIES in markdown else markdown
 
 
@@ -192,10 +205,12 @@ def _led(origin: str, here: str, text: str) -> str:
     def to(link: links.Link) -> str:
         if not link.target and origin == _repository_path(here):
             return f"#{link.anchor}"
+        if link.path == "README.md" != origin and link.anchor in SECTIONS:
+            return posixpath.relpath(SECTIONS[link.anchor], posixpath.dirname(here) or ".")
         target = _of_site(link.path) or f"source/{link.path}"
         if target.startswith("source/") and not (ROOT / link.path).is_file():
             raise PluginError(f"{origin}: the site has no page for {link.target}: see BROUGHT in docs/hooks/pages.py")
-        anchor = link.anchor or (Path(link.path).stem if link.path.startswith("presets/") else "")
+        anchor = link.anchor or (Path(link.path).stem if link.path != "presets" and target == BROUGHT["presets"] else "")
         return posixpath.relpath(target, posixpath.dirname(here) or ".") + (f"#{anchor}" if anchor else "")
 
     return links.rewrite(origin, text, to)
