@@ -1,7 +1,7 @@
 """MkDocs: the pages that are made at build time, and the repository's own files that the site shows beside docs/.
 
 Links in docs/ are written for the repository (`../README.md`, `../presets`). The site has these files under other
-names, see BROUGHT, or as they are under source/; a link is rewritten to where its target stands. A comment
+names, see BROUGHT, or as text under source/; a link is rewritten to where its target stands. A comment
 `<!-- include: FILE, Heading -->` is replaced by that section, `<!-- studies -->` and `<!-- table -->` by what
 studies/results and metrics/evaluate.json hold.
 """
@@ -102,7 +102,7 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
     own = [f"docs/{file.src_uri}" for file in files if file.src_uri not in made and file.is_documentation_page()]
     linked = {link.path for file in (*own, *pages) if file.endswith(".md") for link in links.links(file, _text(file))}
     sources = {path for path in linked if _of_site(path) is None and (ROOT / path).is_file()}
-    for path, to in (pages | {path: f"source/{path}" for path in sources}).items():
+    for path, to in (pages | {path: _source(path) for path in sources}).items():
         files.append(File.generated(config, to, abs_src_path=str(ROOT / path)))
 
 
@@ -207,10 +207,12 @@ def _led(origin: str, here: str, text: str) -> str:
             return f"#{link.anchor}"
         if link.path == "README.md" != origin and link.anchor in SECTIONS:
             return posixpath.relpath(SECTIONS[link.anchor], posixpath.dirname(here) or ".")
-        target = _of_site(link.path) or f"source/{link.path}"
-        if target.startswith("source/") and not (ROOT / link.path).is_file():
+        target = _of_site(link.path) or _source(link.path)
+        if target == _source(link.path) and not (ROOT / link.path).is_file():
             raise PluginError(f"{origin}: the site has no page for {link.target}: see BROUGHT in docs/hooks/pages.py")
-        anchor = link.anchor or (Path(link.path).stem if link.path != "presets" and target == BROUGHT["presets"] else "")
+        anchor = link.anchor or (
+            Path(link.path).stem if link.path != "presets" and target == BROUGHT["presets"] else ""
+        )
         return posixpath.relpath(target, posixpath.dirname(here) or ".") + (f"#{anchor}" if anchor else "")
 
     return links.rewrite(origin, text, to)
@@ -232,6 +234,11 @@ def _of_site(path: str) -> str | None:
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
     return None
+
+
+def _source(path: str) -> str:
+    """Where the site has a file that has no page: under a name that every browser shows, and no part of it hidden."""
+    return f"source/{'/'.join(part.lstrip('.') for part in path.split('/'))}.txt"
 
 
 def _repository_path(page: str) -> str:

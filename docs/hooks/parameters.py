@@ -202,7 +202,7 @@ def page() -> str:
             lines = [_meaning(k.comment, names)]
             if r := rule(k.name):
                 lines.append(f"<small>{escape(r)}</small>")
-            others = [f"{o} {shown(v[k.name])}" for o, v in overlays.items() if k.name in v and o != "digits"]
+            others = [f"{o}: {shown(v[k.name])}" for o, v in overlays.items() if k.name in v and o != "digits"]
             if others:
                 lines.append(f"<small>presets: {escape('; '.join(others))}</small>")
             if common is None:
