@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from miniature import ROOT
+from miniature import BASE, ROOT
 from picture_files import fill
 
 from facm import check, preset
@@ -116,3 +116,28 @@ def test_the_backbone_of_the_page_trains_a_teacher_and_a_student(here: Path) -> 
     done = subprocess.run([sys.executable, "-c", TRAIN], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert '"backbone": "convnet"' in (here / "data/student/config.json").read_text()
+
+
+PAGES = ("tour", "concepts", "dataset", "objective", "backbone", "weights", "traps", "reproduced")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_key_and_every_dvc_command_of_a_page_is_known(page: str) -> None:
+    from dvc.cli import parse_args
+
+    text = (ROOT / f"docs/{page}.md").read_text()
+    code = [
+        *re.findall(r"`([^`\n]+)`", text),
+        *"\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).splitlines(),
+    ]
+    keys = "|".join(BASE)
+    for name in re.findall(rf"(?<![\w/.])(?:{keys})(?:\.[a-z_]\w*)+", "\n".join(code)):
+        place = BASE
+        for part in name.split("."):
+            assert part in place, f"docs/{page}.md: there is no {name}"
+            place = place.get(part, {}) if isinstance(place, dict) else {}
+    for line in code:
+        for command in line.split(" && "):
+            words = shlex.split(command, comments=True)
+            if words[:1] == ["dvc"] and len(words) > 1 and words != ["dvc", "queue"]:
+                parse_args(words[1:])

@@ -178,7 +178,9 @@ def studies_table(here: str) -> str:
 
 
 def _api_page(title: str, modules: list[str]) -> str:
-    return f"# {title}\n\n" + "\n\n".join(f"::: {module}" for module in modules) + "\n"
+    return (
+        f"---\nsearch: {{boost: 0.3}}\n---\n# {title}\n\n" + "\n\n".join(f"::: {module}" for module in modules) + "\n"
+    )
 
 
 def _under(module: str, head: str) -> bool:
