@@ -26,8 +26,12 @@ def choose(study: plan.Study, results: Results) -> dict[str, dict[str, Any]]:
     """The choice by method, of methods all of whose trials have run.
 
     Returns:
-        `set`: the overrides beside the method's name; `score`; `first`: the first trial's; `trials`: how many.
+        `set`: the overrides beside the method's name and what all trials of the study share; `score`; `first`: the
+        first trial's; `trials`: how many.
     """
+    shared = [
+        key for key, v in study.cells[0].set.items() if all(key in c.set and c.set[key] == v for c in study.cells)
+    ]
     methods: dict[str, list[plan.Cell]] = {}
     for cell in study.cells:
         methods.setdefault(cell.set["distill.objective"], []).append(cell)
@@ -37,7 +41,7 @@ def choose(study: plan.Study, results: Results) -> dict[str, dict[str, Any]]:
             continue
         scores = [score(results[cell.name][0], study.metrics) for cell in cells]
         best = min(range(len(cells)), key=scores.__getitem__)
-        sets = {key: value for key, value in cells[best].set.items() if key != "distill.objective"}
+        sets = {k: v for k, v in cells[best].set.items() if k not in ("distill.objective", *shared)}
         told = {"score": _round(scores[best]), "first": _round(scores[0]), "trials": len(cells)}
         chosen[method] = {"set": sets} | told
     return chosen
