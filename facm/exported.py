@@ -1,4 +1,4 @@
-"""The folder that `python -m facm.export` writes and `FACMPipeline.save_pretrained` too: how it is read without diffusers.
+"""The folder that `python -m facm.export` and `FACMPipeline.save_pretrained` write; read without diffusers.
 
     model_index.json                            names the pipeline and its parts
     network/config.json                         a checkpoint's description (facm.checkpoint.Config) and two keys with _
@@ -10,6 +10,7 @@ Around them, of no part in loading: README.md (the model card), samples.png, pip
 
 import json
 from dataclasses import asdict, fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -96,14 +97,9 @@ def write(folder: Path, network: nn.Module, config: Config, vae: Any = None) -> 
         config = replace(config, codec_options=config.codec_options | own)
     weights: dict[str, Tensor] = {PREFIX + name: value for name, value in network.state_dict().items()}
     files.save_tensors(folder / NETWORK / WEIGHTS, weights, {"format": "pt"})
-    files.save_json(folder / NETWORK / CONFIG, {"_class_name": PART[1], "_diffusers_version": _version(), **asdict(config)})
-    index = {
-        "_class_name": PIPELINE[1],
-        "_diffusers_version": _version(),
-        NETWORK: list(PART),
-        VAE: [None, None] if vae is None else ["diffusers", "AutoencoderKL"],
-    }
-    files.save_json(folder / INDEX, index)
+    files.save_json(folder / NETWORK / CONFIG, _named(PART[1]) | asdict(config))
+    parts = {NETWORK: list(PART), VAE: [None, None] if vae is None else ["diffusers", "AutoencoderKL"]}
+    files.save_json(folder / INDEX, _named(PIPELINE[1]) | parts)
     return config
 
 
@@ -119,7 +115,6 @@ def _json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("diffusers")
+def _named(name: str) -> dict[str, str]:
+    """What diffusers writes first."""
+    return {"_class_name": name, "_diffusers_version": version("diffusers")}

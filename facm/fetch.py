@@ -39,7 +39,7 @@ def find(where: str | Path, path: str | None = None, rev: str | None = None) -> 
     if text.startswith(HUB):
         return _from_hub(text.removeprefix(HUB), path, rev)
     folder = Path(where).is_dir()
-    if REMOTE.fullmatch(text) and not folder or folder and (path is not None or rev is not None):
+    if (REMOTE.fullmatch(text) and not folder) or (folder and (path is not None or rev is not None)):
         return _from_dvc(str(Path(where).resolve()) if folder else text, path or PATH, rev)
     if path is not None or rev is not None:
         raise FetchError(

@@ -133,9 +133,7 @@ def _export(module: OneStep, config: Config, path: Path) -> None:
         warnings.filterwarnings("ignore", "# The axis name")
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         try:
-            program = torch.onnx.export(
-                module, given, dynamo=True, input_names=names, output_names=["x1"], **settings
-            )
+            program = torch.onnx.export(module, given, dynamo=True, input_names=names, output_names=["x1"], **settings)
         except torch.onnx.OnnxExporterError as error:
             raise OnnxError(f"{config.backbone} cannot be exported to ONNX: {str(error).splitlines()[0]}") from None
     if program is None:

@@ -71,10 +71,12 @@ class FACMPipeline(DiffusionPipeline):
 
     _optional_components = ["vae"]  # noqa: RUF012 (diffusers reads it from the class)
     model_cpu_offload_seq = "network->vae"
+    network: FACMNetwork
+    vae: Any
 
     def __init__(self, network: FACMNetwork, vae: AutoencoderKL | None = None) -> None:
         super().__init__()
-        self.register_modules(network=network, vae=vae)
+        self.register_modules(network=network, vae=vae)  # type: ignore[attr-defined]
 
     @torch.no_grad()
     def __call__(
@@ -150,9 +152,7 @@ class FACMPipeline(DiffusionPipeline):
         if sum(source is not None for source in sources) > 1:
             raise ValueError("generator, seed and latents each give the noise: give one of them")
 
-    def _noise(
-        self, draws: int, num: int, generator: Any, seed: int | None, latents: Tensor | None
-    ) -> Tensor:
+    def _noise(self, draws: int, num: int, generator: Any, seed: int | None, latents: Tensor | None) -> Tensor:
         """(draws, num, *shape) float64."""
         shape = tuple(self.network.described.shape)
         if seed is not None:
@@ -184,7 +184,7 @@ class FACMPipeline(DiffusionPipeline):
 class _Given:
     """The decoding half of a codec, around an autoencoder that is loaded already; see facm/codecs/autoencoder.py."""
 
-    def __init__(self, codec: str, vae: AutoencoderKL):
+    def __init__(self, codec: str, vae: Any):
         self.name, self.vae, self.levels = codec, vae, Identity()
         self.scale = getattr(import_module(f"facm.codecs.{codec}"), codecs.CODECS[codec]).architecture.scale
 
