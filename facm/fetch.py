@@ -27,8 +27,8 @@ def find(where: str | Path, path: str | None = None, rev: str | None = None) -> 
     """The local folder of a checkpoint, fetched where it is not here.
 
     Args:
-        where: a folder; or a git repository with DVC (an address, or, where `path` or `rev` is given, a folder); or
-            hf://OWNER/NAME.
+        where: a folder; or a git repository with DVC (an address, what ends in .git, or, where `path` or `rev` is given,
+            a folder); or hf://OWNER/NAME.
         path: of the checkpoint in the repository; None: data/student, on the hub its top.
         rev: branch, tag or commit; None: the default branch's head.
 
@@ -39,7 +39,7 @@ def find(where: str | Path, path: str | None = None, rev: str | None = None) -> 
     if text.startswith(HUB):
         return _from_hub(text.removeprefix(HUB), path, rev)
     folder = Path(where).is_dir()
-    if (REMOTE.fullmatch(text) and not folder) or (folder and (path is not None or rev is not None)):
+    if REMOTE.fullmatch(text) or (folder and (path is not None or rev is not None)):
         return _from_dvc(str(Path(where).resolve()) if folder else text, path or PATH, rev)
     if path is not None or rev is not None:
         raise FetchError(
