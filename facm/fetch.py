@@ -27,7 +27,7 @@ def find(where: str | Path, path: str | None = None, rev: str | None = None) -> 
     """The local folder of a checkpoint, fetched where it is not here.
 
     Args:
-        where: a folder; or a git repository with DVC (an address, what ends in .git, or, where `path` or `rev` is given,
+        where: a folder; or a git repository with DVC (an address; what ends in .git; with `path` or `rev`,
             a folder); or hf://OWNER/NAME.
         path: of the checkpoint in the repository; None: data/student, on the hub its top.
         rev: branch, tag or commit; None: the default branch's head.

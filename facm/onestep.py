@@ -135,7 +135,8 @@ def _export(module: OneStep, config: Config, path: Path) -> None:
         try:
             program = torch.onnx.export(module, given, dynamo=True, input_names=names, output_names=["x1"], **settings)
         except torch.onnx.OnnxExporterError as error:
-            raise OnnxError(f"{config.backbone} cannot be exported to ONNX: {str(error).splitlines()[0]}") from None
+            cause = str(error.__cause__ or error).strip().splitlines()[0]
+            raise OnnxError(f"{config.backbone} cannot be exported to ONNX: {cause}") from None
     if program is None:
         raise OnnxError(f"{config.backbone} cannot be exported to ONNX")
     size = sum(value.numel() * value.element_size() for value in module.state_dict().values())
