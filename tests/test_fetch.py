@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from miniature import write_checkpoint, write_latents
 
 import facm
-from facm import checkpoint, exported, fetch
+from facm import checkpoint, exported, fetch, provenance
 from facm.fetch import FetchError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -172,3 +173,8 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     assert fetch.cache() == Path("/some/where/facm")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert fetch.cache() == Path.home() / ".cache/facm"
+
+
+def test_a_folder_s_hash_is_dvc_s(places: Path) -> None:
+    written = yaml.safe_load((places / "work/data/student.dvc").read_text())["outs"][0]
+    assert written["md5"] == f"{provenance.directory_md5(places / 'seed2')}.dir"
