@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,27 +128,24 @@ def ways(student: Generator, teacher: Generator | None, parts: Mapping[str, Any]
     """Every way to draw a batch, decoded."""
     y = balanced_labels(batch, student.config.num_classes)
     labels, num = (None, batch) if y is None else (y.tolist(), None)
-    made = []
-    for nfe in NFES:
-        rule = student.sampler(nfe=nfe)
-        made.append(Way(f"facm NFE {nfe}", lambda rule=rule: drawn(student, rule, y, batch)))
+    made = [Way(f"facm NFE {nfe}", partial(drawn, student, student.sampler(nfe=nfe), y, batch)) for nfe in NFES]
     if "pipeline" in parts:
-        pipe = parts["pipeline"]
-        kind = "np"
+        call = partial(parts["pipeline"], labels, num_images=num, seed=0, output_type="np", return_dict=False)
         for nfe in NFES:
-            made.append(
-                Way(
-                    f"FACMPipeline NFE {nfe}",
-                    lambda nfe=nfe: pipe(labels, nfe, num_images=num, seed=0, output_type=kind).images,
-                    same=f"facm NFE {nfe}",
-                )
-            )
+            run = partial(first, partial(call, num_inference_steps=nfe))
+            made.append(Way(f"FACMPipeline NFE {nfe}", run, f"facm NFE {nfe}"))
     if "onnx" in parts:
-        made.append(Way("ONNX NFE 1", lambda: by_onnx(student, parts["onnx"], y, batch), "facm NFE 1", memory=False))
+        run = partial(by_onnx, student, parts["onnx"], y, batch)
+        made.append(Way("ONNX NFE 1", run, "facm NFE 1", memory=False))
     if teacher is not None:
         rule = teacher.sampler("heun", **(GUIDED if teacher.config.num_classes else {"steps": GUIDED["steps"]}))
-        made.append(Way("teacher", lambda: drawn(teacher, rule, y, batch)))
+        made.append(Way("teacher", partial(drawn, teacher, rule, y, batch)))
     return made
+
+
+def first(call: Callable[[], Sequence[np.ndarray]]) -> np.ndarray:
+    """The pictures of a pipeline's tuple."""
+    return call()[0]
 
 
 def drawn(generator: Generator, rule: Any, y: Tensor | None, batch: int) -> np.ndarray:

@@ -3,8 +3,10 @@
 import copy
 import hashlib
 import json
+import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,19 +57,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def lock_of(root: Path) -> dict[str, Any]:
     """Stages as dvc.lock has them: hashes of what they took and gave, and their params."""
-    folders = {
-        name: f"{provenance.directory_md5(root / 'data' / name)}.dir" for name in ("student", "teacher", "latents")
-    }
+    names = ("latents", "teacher", "student")
+    hashes = {name: f"{provenance.directory_md5(root / 'data' / name)}.dir" for name in names}
+    latents, teacher, student = ({f"data/{name}": hashes[name]} for name in names)
     files = {name: md5(root / f"metrics/{name}.json") for name in ("evaluate", "baseline", "reference")}
 
-    def stage(deps: dict[str, str], outs: dict[str, str], **blocks: Any) -> dict[str, Any]:
-        parts = {key: [{"path": path, "hash": "md5", "md5": h} for path, h in v.items()] for key, v in
-                 (("deps", deps), ("outs", outs))}  # fmt: skip
-        return parts | {"params": {params.PATH: blocks}}
+    def listed(hashes: dict[str, str]) -> list[dict[str, str]]:
+        return [{"path": path, "hash": "md5", "md5": value} for path, value in hashes.items()]
 
-    latents, teacher, student = (
-        {f"data/{name}": folders[name]} for name in ("latents", "teacher", "student")
-    )  # fmt: skip
+    def stage(deps: dict[str, str], outs: dict[str, str], **blocks: Any) -> dict[str, Any]:
+        return {"deps": listed(deps), "outs": listed(outs), "params": {params.PATH: blocks}}
+
     drawn, seen = {"data/samples": "a.dir"}, {"data/reference": "b.dir"}
     guided = {"sampler": "heun", "steps": 3, "w": 1.25, "t_low": 0.125, "t_high": 1.0, "shift": 0.0, "seed": 1}
     sample = {"sampler": "consistency", "t_grid": [[0.0, 0.7]], "seed": 1, "sigma_rel": None}
@@ -198,8 +198,6 @@ def test_the_teacher_s_card_is_a_teacher_s(root: Path) -> None:
 
 
 def test_the_exported_card_s_code_runs_as_it_stands(root: Path, tmp_path: Path) -> None:
-    import re
-
     for kind in ("student", "teacher"):
         out = tmp_path / f"{kind}-out"
         export.export(root / "data" / kind, out)
@@ -218,7 +216,5 @@ def test_the_exported_card_s_code_runs_as_it_stands(root: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize(("text", "written"), [("cc-by-4.0", "cc-by-4.0"), ("a: b", '"a: b"'), ("1.0", '"1.0"')])
 def test_the_front_matter_is_yaml(text: str, written: str, root: Path) -> None:
-    from dataclasses import replace
-
     whole = card.render(checkpoint.read_config(root / "data/student"), known(root), replace(EXPORTED, license=text))
     assert f"license: {written}\n" in whole and front(whole)["license"] == text
