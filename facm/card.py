@@ -88,7 +88,7 @@ def _use(config: Config, known: Provenance, exported: Exported) -> str:
     kind = "float32 (N, D)" if points else "uint8 (N, H, W, C)"
     lines = f"""## Use
 
-With the package `facm` installed, `FOLDER` being this folder or `hf://OWNER/NAME`:
+With the package `facm` installed, `FOLDER` being this folder, or `hf://OWNER/NAME` on the hub:
 
 ```python
 import facm
@@ -97,7 +97,7 @@ generator = facm.load("FOLDER")
 images = generator.generate({labels}, {ours}, seed=0)  # {kind}
 ```
 
-As a pipeline of diffusers, which gives the same for the same seed:
+As a pipeline of diffusers, which gives the same for the same seed (on the hub `OWNER/NAME`, without `hf://`):
 
 ```python
 from facm.pipeline import FACMPipeline

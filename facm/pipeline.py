@@ -70,7 +70,6 @@ class FACMPipeline(DiffusionPipeline):
     """Noise and labels to pictures, in one or a few evaluations of a student, or by a teacher's flow."""
 
     _optional_components = ["vae"]  # noqa: RUF012 (diffusers reads it from the class)
-    model_cpu_offload_seq = "network->vae"
     network: FACMNetwork
     vae: Any
 

@@ -197,6 +197,7 @@ def test_the_teacher_s_card_is_a_teacher_s(root: Path) -> None:
     assert "consistency-model" not in front(text)["tags"]
 
 
+@pytest.mark.slow
 def test_the_exported_card_s_code_runs_as_it_stands(root: Path, tmp_path: Path) -> None:
     for kind in ("student", "teacher"):
         out = tmp_path / f"{kind}-out"

@@ -121,6 +121,17 @@ def test_an_ordinary_pipeline_of_diffusers_loads_it_by_its_code(folder: Path, tm
     assert np.array_equal(levels(loaded([1], 2, seed=0).images), facm.load(folder / "student").generate([1], nfe=2))
 
 
+def test_a_repository_of_the_hub_is_a_pipeline_without_a_network(folder: Path, tmp_path: Path) -> None:
+    from facm.pipeline import FACMPipeline
+
+    commit, repository = "0123456789abcdef0123456789abcdef01234567", tmp_path / "models--team--digits"
+    shutil.copytree(folder / "student-out", repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text(commit)
+    loaded = FACMPipeline.from_pretrained("team/digits", cache_dir=tmp_path, local_files_only=True)
+    assert np.array_equal(levels(loaded([1], 2, seed=0).images), facm.load(folder / "student").generate([1], nfe=2))
+
+
 def test_the_autoencoder_is_an_ordinary_one_of_diffusers(folder: Path) -> None:
     from diffusers import AutoencoderKL
 
