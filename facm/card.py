@@ -7,6 +7,7 @@ known.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from facm import codecs
@@ -192,7 +193,9 @@ def _training(config: Config, known: Provenance, exported: Exported) -> str:
         facts["guidance in the weights"] = _plain({k: settings.get(k) for k in ("w", "t_low", "t_high")})
         facts["mode"] = settings.get("mode", "not known")
     if "imported" in config.params and (config.params["imported"] or {}).get("source"):
-        facts["imported from"] = _plain(config.params["imported"])
+        imported = config.params["imported"]
+        told = {key: imported.get(key) for key in ("format", "sha256")}
+        facts["imported from"] = f"{Path(imported['source']).name}, {_plain(told)}"
     rows = [f"| {name} | {value} |" for name, value in facts.items()]
     return "\n".join(
         [

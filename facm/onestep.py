@@ -139,8 +139,23 @@ def _export(module: OneStep, config: Config, path: Path) -> None:
             raise OnnxError(f"{config.backbone} cannot be exported to ONNX: {cause}") from None
     if program is None:
         raise OnnxError(f"{config.backbone} cannot be exported to ONNX")
+    _describe(program.model, config)
     size = sum(value.numel() * value.element_size() for value in module.state_dict().values())
     program.save(path, external_data=size > 2**31 - 2**20)
+
+
+def _describe(model: Any, config: Config) -> None:
+    """Leave out what the exporter notes at every node, paths of this machine among it; tell what the network is."""
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.metadata_props.clear()
+    told = ("kind", "objective", "backbone", "codec", "num_classes", "step", "sha256")
+    model.metadata_props.update({f"facm.{name}": str(getattr(config, name)) for name in told})
 
 
 def _first(config: Config) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from miniature import write_checkpoint, write_latents
+from miniature import ROOT, write_checkpoint, write_latents
 
 from facm import card, checkpoint, export, params, provenance
 
@@ -219,3 +219,29 @@ def test_the_exported_card_s_code_runs_as_it_stands(root: Path, tmp_path: Path) 
 def test_the_front_matter_is_yaml(text: str, written: str, root: Path) -> None:
     whole = card.render(checkpoint.read_config(root / "data/student"), known(root), replace(EXPORTED, license=text))
     assert f"license: {written}\n" in whole and front(whole)["license"] == text
+
+
+def test_the_repository_s_own_lock_is_read_as_it_is_written() -> None:
+    """The chain that the card needs, in the dvc.lock that real runs wrote."""
+    lock = provenance.Lock(params.raw(ROOT / "dvc.lock")["stages"])
+    for first, then in (
+        ("latents", "distill"),
+        ("teacher", "baseline"),
+        ("reference", "baseline"),
+        ("distill", "sample"),
+    ):
+        assert lock.leads(first, then), (first, then)
+    assert lock.leads("sample", "evaluate")
+    assert lock.params("latents")["data"]["name"] == "digits"
+    assert lock.params("sample")["sample"]["sampler"] and lock.params("baseline")["baseline"]["sampler"]
+    assert lock.metrics("evaluate", provenance.EVALUATE, ROOT)["student"]
+
+
+def test_an_imported_checkpoint_is_told_without_a_path(root: Path) -> None:
+    config = checkpoint.read_config(root / "data/teacher")
+    told = {"source": "/some/where/SiT-XL-2.pt", "format": "sit", "sha256": "ab12", "averaged": True, "step": None}
+    text = card.render(
+        replace(config, params={"imported": told}, sigma_rel=None), provenance.Provenance(why="-"), EXPORTED
+    )
+    assert '| imported from | SiT-XL-2.pt, format "sit", sha256 "ab12" |' in text and "/some" not in text
+    assert "| batch | not known |" in text and "| EMA length sigma_rel | not known |" in text
