@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from facm import codecs
+from facm import codecs, samplers
 from facm.checkpoint import Config
 from facm.provenance import Provenance
 from facm.table import COLUMNS, ENDS
@@ -46,7 +46,7 @@ class Exported:
 def render(config: Config, known: Provenance, exported: Exported) -> str:
     """The whole file."""
     parts = [
-        _front(config, known, exported),
+        _front(config, exported),
         _title(config, known, exported),
         _use(config, known, exported),
         _figures(config, known),
@@ -56,7 +56,7 @@ def render(config: Config, known: Provenance, exported: Exported) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _front(config: Config, known: Provenance, exported: Exported) -> str:
+def _front(config: Config, exported: Exported) -> str:
     tags = ["image-generation", "flow-matching", config.kind, config.objective, config.backbone, "diffusers"]
     tags += ["consistency-model", "few-step"] if config.kind == "student" else []
     tags += ["class-conditional"] if config.num_classes else []
@@ -120,16 +120,38 @@ torch by {exported.onnx_error:.1e} of the largest value (onnxruntime, CPU)."""
 
 def _calls(config: Config, known: Provenance) -> tuple[str, str]:
     """Arguments that tell how to draw, of `generate` and of the pipeline: as the run drew, where that is known."""
-    drawn = known.drawn
-    named = f', sampler="{drawn["sampler"]}"' if drawn.get("sampler", config.samplers[0]) != config.samplers[0] else ""
+    name = known.drawn.get("sampler", config.samplers[0])
     if config.kind == "student":
-        grid = next((f", t_grid={tuple(grid)}" for grid in drawn.get("t_grid") or () if len(grid) == 2), "")
-        return f"nfe=2{grid}{named}", f"num_inference_steps=2{grid}{named}"
-    interval = [f", {name}={drawn[name]:g}" for name in ("t_low", "t_high") if drawn.get("w", 1) > 1 and name in drawn]
-    steps, w = drawn.get("steps", 50), drawn.get("w", 1)
-    ours, theirs = (f", w={w:g}", f", guidance_scale={w:g}") if w > 1 else ("", "")
-    rest = "".join(interval) + named
-    return f"steps={steps}{ours}{rest}", f"num_inference_steps={steps}{theirs}{rest}"
+        nfes = known.drawn.get("nfe") or [2]
+        fields = of_nfe(known, name, 2 if 2 in nfes else nfes[0])
+    else:
+        fields = guided(known)
+    if fields.get("w", 1) <= 1:
+        fields = {key: value for key, value in fields.items() if key not in ("w", "t_low", "t_high")}
+    fields |= {} if name == config.samplers[0] else {"sampler": name}
+    pipeline = {"nfe": "num_inference_steps", "steps": "num_inference_steps", "w": "guidance_scale"}
+    if "t_grid" in fields:
+        fields = {"nfe": len(fields["t_grid"])} | fields
+    ours = ", ".join(f"{key}={value!r}" for key, value in fields.items())
+    return ours, ", ".join(f"{pipeline.get(key, key)}={value!r}" for key, value in fields.items())
+
+
+def of_nfe(known: Provenance, sampler: str, nfe: int) -> dict[str, Any]:
+    """Fields with which the run drew from a student at an NFE; the default's where it is not known."""
+    grids = {len(grid): tuple(grid) for grid in known.drawn.get("t_grid") or ()}
+    length, _ = samplers.length(sampler)
+    if length == "t_grid" and nfe in grids:
+        return {"t_grid": grids[nfe]}
+    shift = known.drawn.get("shift", 0)
+    steps = {"steps": samplers.length_for(sampler, nfe)} | ({"shift": shift} if shift and sampler != "edm" else {})
+    return steps if length == "steps" else {"nfe": nfe}
+
+
+def guided(known: Provenance) -> dict[str, Any]:
+    """Fields with which the run drew from a teacher; unguided where it is not known."""
+    kept = ("steps", "w", "t_low", "t_high", "shift")
+    found = {key: known.drawn[key] for key in kept if key in known.drawn}
+    return {key: value for key, value in found.items() if key != "shift" or value} or {"steps": 50}
 
 
 def _figures(config: Config, known: Provenance) -> str:

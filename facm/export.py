@@ -11,19 +11,19 @@ moved there when it is whole; an earlier export there is replaced, any other fol
 import argparse
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from facm import card, checkpoint, codecs, exported, files, onestep, picture, provenance
-from facm.checkpoint import Config
 from facm.generator import Generator, balanced_labels
 from facm.log import say
 from facm.provenance import Provenance
 
-NFES = (1, 2, 4)  # rows of a student's samples
-COLUMNS, SEED, POINTS = 10, 0, 1000
+NFES = (1, 2, 4)  # rows of a student's samples, where the run does not tell its own
+ROWS, COLUMNS, SEED, POINTS = 4, 10, 0, 1000  # at most
 LICENSE = "apache-2.0"
 REMOTE_CODE = '''\
 """For `DiffusionPipeline.from_pretrained(..., custom_pipeline=...)`; needs the package facm."""
@@ -111,7 +111,8 @@ def _write(
 ) -> None:
     config, network = generator.config, generator.network
     autoencoder = getattr(generator.codec, "network", None)
-    exported.write(folder, network, _of_length(config, sigma_rel), autoencoder)
+    told_length = config if sigma_rel is None else replace(config, sigma_rel=sigma_rel)
+    exported.write(folder, network, told_length, autoencoder)
     shown, told = samples(generator, known)
     picture.save(picture.sheet(shown, COLUMNS), folder / "samples.png")
     _text(folder / "pipeline.py", REMOTE_CODE)
@@ -142,37 +143,22 @@ def samples(generator: Generator, known: Provenance) -> tuple[np.ndarray, str]:
     """
     config = generator.config
     points = config.codec in codecs.POINTS
+    named = known.drawn.get("sampler", config.samplers[0])
     if config.kind == "student":
-        nfes = (1,) if points else NFES
-        grids = {len(grid): tuple(grid) for grid in known.drawn.get("t_grid") or ()}
-        named = known.drawn.get("sampler", config.samplers[0])
-        num = POINTS if points else COLUMNS
-        drawn = [_draw(generator, named, num, _of_nfe(named, nfe, grids)) for nfe in nfes]
+        nfes = known.drawn.get("nfe", NFES)[: 1 if points else ROWS]
+        drawn = [_draw(generator, named, POINTS if points else COLUMNS, card.of_nfe(known, named, n)) for n in nfes]
         rows = f"Samples at NFE {nfes[0]}" if points else f"Samples, a row each at NFE {', '.join(map(str, nfes))}"
         return np.concatenate(drawn), f"{rows} from the same noise; sampler `{named}`, seed {SEED}, not selected."
-    kept = ("steps", "w", "t_low", "t_high", "shift")
-    fields = {key: known.drawn[key] for key in kept if key in known.drawn} or {"steps": 50}
-    named = known.drawn.get("sampler", config.samplers[0])
-    drawn = [_draw(generator, named, POINTS if points else 3 * COLUMNS, fields)]
+    fields = card.guided(known)
+    shown = _draw(generator, named, POINTS if points else ROWS * COLUMNS, fields)
     told = ", ".join(f"{key} {value:g}" for key, value in fields.items())
-    return drawn[0], f"Samples by sampler `{named}`, {told}; seed {SEED}, not selected."
-
-
-def _of_nfe(sampler: str, nfe: int, grids: dict[int, tuple[float, ...]]) -> dict[str, Any]:
-    """Fields of a student's sampler: the run's own grid of times, where it had one of that length."""
-    return {"t_grid": grids[nfe]} if nfe in grids and sampler in ("consistency", "jumps") else {"nfe": nfe}
+    return shown, f"Samples by sampler `{named}`, {told}; seed {SEED}, not selected."
 
 
 def _draw(generator: Generator, name: str, num: int, fields: dict[str, Any]) -> np.ndarray:
     sampler = generator.sampler(name, **fields)
     labels = balanced_labels(num, generator.config.num_classes)
     return generator.draw(sampler, labels, num, SEED, batch_size=COLUMNS if num < POINTS else POINTS)[0]
-
-
-def _of_length(config: Config, sigma_rel: float | None) -> Config:
-    from dataclasses import replace
-
-    return config if sigma_rel is None else replace(config, sigma_rel=sigma_rel)
 
 
 def _refuse(folder: Path, out: Path) -> None:

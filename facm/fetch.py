@@ -46,6 +46,8 @@ def find(where: str | Path, path: str | None = None, rev: str | None = None) -> 
             f"{where} is no folder and no address, and path {path!r} at rev {rev!r} is asked for: give the git "
             "repository's folder or address (https://..., ssh://..., git@host:...), or hf://OWNER/NAME"
         )
+    if Path(where).is_file():
+        raise FetchError(f"{where} is a file, not a checkpoint folder; a published file is converted by facm.convert")
     return Path(where)
 
 

@@ -36,9 +36,9 @@ class Plan:
 
     Attributes:
         generator: what draws.
-        rules: a sampler for each row or, with one alone, for all.
+        rules: a sampler for each NFE.
         y: (num,) labels of a row, None without classes.
-        num: pictures of a sampler and seed.
+        num: pictures of one sampler and one seed.
         seeds: of the noise.
         columns: of a sheet.
     """

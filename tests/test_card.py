@@ -192,9 +192,23 @@ def test_the_student_s_card_has_its_figures_and_how_to_use_it(root: Path) -> Non
 def test_the_teacher_s_card_is_a_teacher_s(root: Path) -> None:
     text = card.render(checkpoint.read_config(root / "data/teacher"), known(root, "teacher"), EXPORTED)
     assert "| this teacher | 0.5670 |" in text and "NFE 29." in text and "this student" not in text
-    assert 'steps=3, w=1.25, t_low=0.125, t_high=1, sampler="heun", seed=0)' in text
-    assert 'num_inference_steps=3, guidance_scale=1.25, t_low=0.125, t_high=1, sampler="heun", seed=0)' in text
+    assert "steps=3, w=1.25, t_low=0.125, t_high=1.0, sampler='heun', seed=0)" in text
+    assert "num_inference_steps=3, guidance_scale=1.25, t_low=0.125, t_high=1.0, sampler='heun', seed=0)" in text
     assert "consistency-model" not in front(text)["tags"]
+
+
+def test_how_the_run_drew_is_what_the_card_says_to_do(root: Path) -> None:
+    config = checkpoint.read_config(root / "data/student")
+    for drawn, ours, theirs in (
+        ({}, "nfe=2, seed", "steps=2, seed"),
+        ({"sampler": "consistency", "nfe": [1, 4]}, "nfe=1, seed", "steps=1, seed"),
+        ({"sampler": "anchored", "nfe": [2], "t_grid": [[0.0, 0.7]]}, "nfe=2, sampler='anchored'", "steps=2, sampler="),
+        ({"sampler": "heun", "nfe": [3], "shift": 0.3}, "steps=2, shift=0.3, sampler='heun'", "steps=2, shift=0.3, "),
+        ({"sampler": "edm", "nfe": [3], "shift": 0.0}, "steps=2, sampler='edm'", "steps=2, sampler="),
+    ):
+        text = card.render(config, provenance.Provenance(drawn=drawn, why="-"), EXPORTED)
+        assert f"generate([0, 1, 2], {ours}" in text, drawn
+        assert f"pipeline([0, 1, 2], num_inference_{theirs}" in text, drawn
 
 
 @pytest.mark.slow

@@ -104,6 +104,13 @@ def test_what_is_not_there_is_told(places: Path, cache: Path) -> None:
     assert not list(cache.glob("*/*/*"))
 
 
+def test_a_file_is_no_checkpoint_folder(places: Path) -> None:
+    told = refused(places / "seed1/config.json")
+    assert told.endswith(
+        "config.json is a file, not a checkpoint folder; a published file is converted by facm.convert"
+    )
+
+
 def test_what_was_not_pushed_is_told(places: Path, tmp_path: Path) -> None:
     shutil.copytree(places / "bare.git", tmp_path / "bare.git")
     store = places / "store"

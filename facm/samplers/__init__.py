@@ -12,7 +12,7 @@ from typing import Any
 from facm.names import refuse_unknown
 from facm.samplers.noise import noise
 
-__all__ = ["SAMPLERS", "build", "for_network", "length", "noise"]
+__all__ = ["SAMPLERS", "build", "for_network", "length", "length_for", "noise"]
 
 SAMPLERS = {
     "anchored": "Anchored",
@@ -71,6 +71,15 @@ def length(name: str) -> tuple[str, Any]:
     """
     sampler = _class(name)
     return sampler.length, next(field.default for field in dataclass_fields(sampler) if field.name == sampler.length)
+
+
+def length_for(name: str, nfe: int) -> Any:
+    """The length of a sampler that takes `nfe` unguided evaluations.
+
+    Raises:
+        ValueError: unknown name, or an NFE that the sampler cannot have.
+    """
+    return _class(name).length_for(nfe)
 
 
 def _class(name: str) -> Any:
