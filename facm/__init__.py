@@ -10,17 +10,42 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(folder: "str | Path", sigma_rel: float | None = None, *, vae: str | None = None) -> "Generator":
-    """A generator from a checkpoint folder: `facm.load("data/student").generate(range(10), nfe=2, seed=0)`.
+def load(
+    where: "str | Path",
+    sigma_rel: float | None = None,
+    *,
+    path: str | None = None,
+    rev: str | None = None,
+    vae: str | None = None,
+) -> "Generator":
+    """A generator from a trained network: `facm.load("data/student").generate(range(10), nfe=2, seed=0)`.
 
     Args:
-        folder: such as data/student or data/teacher.
-        sigma_rel: another, post-hoc EMA length than the stored one.
+        where: a checkpoint folder (data/student) or an exported one; the address of a git repository with DVC, or its
+            folder where `path` or `rev` is given; or hf://OWNER/NAME. See facm/fetch.py.
+        sigma_rel: another, post-hoc EMA length than the stored one; exported folders have none.
+        path: of the checkpoint in a repository; None: data/student, on the hub the repository's top.
+        rev: of the repository: branch, tag (student@v1.0.0) or commit.
         vae: where the codec's weights are here (folder, hub name or file), if not where config.json says.
 
     Raises:
         facm.checkpoint.CheckpointError: missing, damaged or unfitting files.
+        facm.fetch.FetchError: a repository, revision or path that cannot be had.
     """
+    from facm import exported, fetch
+    from facm.checkpoint import CheckpointError
     from facm.generator import Generator
 
-    return Generator.load(folder, sigma_rel, vae=vae)
+    folder = fetch.find(where, path, rev)
+    if exported.is_exported(folder):
+        if sigma_rel is not None:
+            raise CheckpointError(
+                f"{where} was exported and has no EMA snapshots for sigma_rel {sigma_rel}: load the checkpoint folder, "
+                "or export that length (`python -m facm.export --sigma-rel`)"
+            )
+        return exported.load(folder, vae=vae)
+    try:
+        return Generator.load(folder, sigma_rel, vae=vae)
+    except CheckpointError as error:
+        near = "" if folder.is_dir() else fetch.hint(where)
+        raise CheckpointError(f"{error}{near}") from None

@@ -1,17 +1,62 @@
-"""`python -m facm.generate data/student --labels 0-9 --per-label 8 --nfe 2 --out digits.png`: a grid of pictures."""
+"""`python -m facm.generate data/student --labels 0-9 --nfe 2 --out digits.png`: pictures from a checkpoint.
+
+A sheet, an animation of the refinement, or arrays; from a folder, a repository or the hub, as `facm.load` takes them:
+
+    python -m facm.generate data/student --labels 0-9 --nfe 1,2,4 --out steps.png     # a row per NFE, the same noise
+    python -m facm.generate data/student --labels 3 --seed 0-9 --nfe 2 --out seeds.npz
+    python -m facm.generate data/teacher --sampler heun --steps 8 --w 1.25 --t-low 0.125 --out guided.png
+    python -m facm.generate data/teacher --sampler euler --steps 40 --w 1.25 --out refinement.gif
+    python -m facm.generate https://host/repository.git --rev student@v1.0.0 --out digits.png
+"""
 
 import argparse
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 import facm
-from facm import picture
+from facm import picture, refine, samplers
+from facm.generator import Generator
 from facm.log import say
-from facm.samples import save_arrays
+from facm.samples import saving_arrays
+
+PER_LABEL, NFE, BATCH = 8, 2, 256
+ENDINGS = (".png", ".npz", ".gif")
+FLOW = ("steps", "w", "t_low", "t_high", "shift")  # fields of the samplers that follow the flow
+SHEET = 5000  # pictures of a .png or .gif, at most
 
 
-def parse_labels(text: str) -> list[int]:
+@dataclass(frozen=True)
+class Plan:
+    """What is to be drawn, checked before it is.
+
+    Attributes:
+        generator: what draws.
+        rules: a sampler for each NFE.
+        y: (num,) labels of a row, None without classes.
+        num: pictures of one sampler and one seed.
+        seeds: of the noise.
+        columns: of a sheet.
+    """
+
+    generator: Generator
+    rules: list[Any]
+    y: Tensor | None
+    num: int
+    seeds: list[int]
+    columns: int
+
+    @property
+    def total(self) -> int:
+        """Pictures in all."""
+        return len(self.rules) * len(self.seeds) * self.num
+
+
+def parse_labels(text: str, option: str = "--labels") -> list[int]:
     """ "0-3,7" -> [0, 1, 2, 3, 7].
 
     Raises:
@@ -22,55 +67,150 @@ def parse_labels(text: str) -> list[int]:
         first, dash, last = part.partition("-")
         last = last if dash else first
         if not (first.strip().isdigit() and last.strip().isdigit()) or int(last) < int(first):
-            raise ValueError(f"--labels {text!r}: write numbers and rising ranges such as 0-3,7")
+            raise ValueError(f"{option} {text!r}: write numbers and rising ranges such as 0-3,7")
         labels += range(int(first), int(last) + 1)
     return labels
 
 
 def main() -> None:
-    """Draw pictures from a checkpoint: a grid (.png), or arrays (.npz with arr_0 pictures, arr_1 labels)."""
-    parser = argparse.ArgumentParser(prog="python -m facm.generate", description=main.__doc__)
-    parser.add_argument("folder", help="checkpoint folder, such as data/student")
-    parser.add_argument("--labels", help="classes, such as 0-9 or 3,7; default: all; not for models without classes")
-    parser.add_argument("--per-label", type=int, default=8, help="pictures per class, a row each (default 8)")
-    parser.add_argument("--nfe", type=int, default=2, help="function evaluations per picture (default 2)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sampler", help="consistency | euler | heun; default: the checkpoint's first")
-    parser.add_argument("--sigma-rel", type=float, help="post-hoc EMA length instead of the stored one")
-    parser.add_argument("--vae", help="where the codec's weights are, if not where the checkpoint's config.json says")
-    parser.add_argument("--out", required=True, help="file to write: .png or .npz")
-    arguments = parser.parse_args()
+    """Draw pictures from a checkpoint: a sheet (.png), an animation of the refinement (.gif), or arrays (.npz).
+
+    With several NFEs a sheet has a row for each, of the same noise. Arrays are arr_0 pictures and arr_1 labels, NFE by
+    NFE, in each seed by seed, in each label by label; they are written as they are drawn.
+    """
+    arguments = _parser().parse_args()
     try:
         _check(arguments)
-        images, labels = _draw(arguments)
-        if arguments.out.endswith(".npz"):
-            save_arrays(arguments.out, images, None if labels is None else np.asarray(labels, np.int64))
-        else:
-            picture.save(picture.sheet(images, arguments.per_label), arguments.out)
+        plan = _plan(arguments)
+        nfe = _draw(plan, Path(arguments.out))
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
-    say(f"{arguments.out}: {len(images)} pictures, NFE {arguments.nfe}")
+    say(f"{arguments.out}: {plan.total} pictures, NFE {', '.join(map(str, nfe))}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m facm.generate", description=main.__doc__)
+    parser.add_argument("where", help="checkpoint or exported folder, git repository with DVC, or hf://OWNER/NAME")
+    parser.add_argument("--path", help="of the checkpoint in a repository (default data/student)")
+    parser.add_argument("--rev", help="of the repository: branch, tag or commit")
+    parser.add_argument("--labels", help="classes, such as 0-9 or 3,7; default: all; not for models without classes")
+    parser.add_argument("--per-label", type=int, help=f"pictures per class (default {PER_LABEL}; with several NFEs 1)")
+    parser.add_argument("--nfe", help=f"function evaluations per picture, such as 2 or 1,2,4 (default {NFE})")
+    parser.add_argument("--seed", default="0", help="of the noise, such as 0 or 0-3 (default 0)")
+    parser.add_argument("--sampler", help="consistency | anchored | jumps | euler | heun | dpmpp | edm; default: the "
+                        "checkpoint's first")  # fmt: skip
+    parser.add_argument("--t-grid", help="times of consistency's and jumps' evaluations, such as 0,0.7")
+    parser.add_argument("--steps", type=int, help="of the flow's samplers, in place of NFE; needed with guidance")
+    parser.add_argument("--w", type=float, help="guidance scale of the flow's samplers (default 1: none)")
+    parser.add_argument("--t-low", type=float, help="guided only from this time on (default 0)")
+    parser.add_argument("--t-high", type=float, help="guided only up to this time (default 1)")
+    parser.add_argument("--shift", type=float, help="of the flow's time grid")
+    parser.add_argument("--sigma-rel", type=float, help="post-hoc EMA length instead of the stored one")
+    parser.add_argument("--vae", help="where the codec's weights are, if not where the checkpoint's config.json says")
+    parser.add_argument("--out", required=True, help=f"file to write: {', '.join(ENDINGS)}")
+    return parser
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Raise ValueError for what can be refused before a picture is drawn."""
-    if not arguments.out.endswith((".png", ".npz")):
-        raise ValueError(f"--out {arguments.out!r} must end in .png or .npz")
-    if not Path(arguments.out).parent.is_dir():
-        raise ValueError(f"--out {arguments.out!r}: there is no folder {Path(arguments.out).parent}")
-    for name, least in (("per_label", 1), ("nfe", 1), ("seed", 0)):
-        if getattr(arguments, name) < least:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(arguments, name)} must be at least {least}")
+    """Raise ValueError for what can be refused before the checkpoint is loaded."""
+    out = Path(arguments.out)
+    if out.suffix not in ENDINGS:
+        raise ValueError(f"--out {arguments.out!r} must end in {', '.join(ENDINGS)}")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {arguments.out!r}: there is no folder {out.parent}")
+    if arguments.per_label is not None and arguments.per_label < 1:
+        raise ValueError(f"--per-label {arguments.per_label} must be at least 1")
+    given = [name for name in ("nfe", "steps", "t_grid") if getattr(arguments, name) is not None]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join('--' + name.replace('_', '-') for name in given)}: give one of them")
+    if min(nfes := _nfes(arguments)) < 1:
+        raise ValueError(f"--nfe {min(nfes)} must be at least 1")
+    if len(nfes) > 1 and out.suffix == ".gif":
+        raise ValueError(f"--nfe {arguments.nfe}: a .gif shows one NFE; write several as .png, a row each")
+    parse_labels(arguments.seed, "--seed")
+    if arguments.t_grid is not None:
+        _times(arguments.t_grid)
 
 
-def _draw(arguments: argparse.Namespace) -> tuple[np.ndarray, list[int] | None]:
-    generator = facm.load(arguments.folder, arguments.sigma_rel, vae=arguments.vae)
-    options = {"nfe": arguments.nfe, "seed": arguments.seed, "sampler": arguments.sampler}
-    if generator.config.num_classes == 0:
-        return generator.generate(arguments.labels, num=arguments.per_label**2, **options), None
-    classes = parse_labels(arguments.labels or f"0-{generator.config.num_classes - 1}")
-    labels = [label for label in classes for _ in range(arguments.per_label)]
-    return generator.generate(labels, **options), labels
+def _plan(arguments: argparse.Namespace) -> Plan:
+    """Load the checkpoint and build every sampler; raises what cannot be drawn."""
+    generator = facm.load(
+        arguments.where, arguments.sigma_rel, path=arguments.path, rev=arguments.rev, vae=arguments.vae
+    )
+    fields = _fields(arguments, arguments.sampler or generator.config.samplers[0])
+    nfes = _nfes(arguments)
+    rules = [generator.sampler(arguments.sampler, nfe=nfe, **fields) for nfe in nfes]
+    per_label = arguments.per_label or (PER_LABEL if len(nfes) == 1 else 1)
+    classes = generator.config.num_classes
+    if classes:
+        named = parse_labels(arguments.labels or f"0-{classes - 1}")
+        y = generator.labels([label for label in named for _ in range(per_label)])
+        num = len(named) * per_label
+    else:
+        num = per_label if len(nfes) > 1 else per_label**2
+        y = generator.labels(arguments.labels, num)
+    seeds = parse_labels(arguments.seed, "--seed")
+    columns = num * len(seeds) if len(nfes) > 1 else per_label
+    plan = Plan(generator, rules, y, num, seeds, columns)
+    if plan.total > SHEET and not arguments.out.endswith(".npz"):
+        raise ValueError(f"--out {arguments.out!r}: {plan.total} pictures, a sheet takes {SHEET}: write a .npz")
+    return plan
+
+
+def _fields(arguments: argparse.Namespace, sampler: str) -> dict[str, Any]:
+    """What is given of a sampler's fields; raises ValueError for those that it does not have."""
+    given = {name: getattr(arguments, name) for name in (*FLOW, "t_grid") if getattr(arguments, name) is not None}
+    if not given:
+        return given
+    length, _ = samplers.length(sampler)
+    wrong = given.keys() - {"steps": set(FLOW), "t_grid": {"t_grid"}}.get(length, set())
+    if wrong:
+        flags = ", ".join("--" + name.replace("_", "-") for name in sorted(wrong))
+        raise ValueError(
+            f"{flags}: sampler '{sampler}' has no such setting; steps, guidance and shift belong to the flow's "
+            "samplers (euler, heun, dpmpp, edm), times to consistency and jumps; a student's guidance is in its weights"
+        )
+    if "t_grid" in given:
+        given["t_grid"] = _times(given["t_grid"])
+    return given
+
+
+def _draw(plan: Plan, out: Path) -> list[int]:
+    """Draw and write; returns the NFE that each sampler counted."""
+    if out.suffix == ".gif":
+        (rule,) = plan.rules
+        each = [refine.frames(plan.generator, rule, plan.y, plan.num, seed) for seed in plan.seeds]
+        parts = zip(*(shown for shown, _ in each), strict=True)
+        refine.save_gif(out, [np.concatenate(part) for part in parts], plan.columns)
+        return [each[0][1]]
+    if out.suffix == ".npz":
+        labels = None if plan.y is None else np.tile(plan.y.numpy(), len(plan.rules) * len(plan.seeds))
+        with saving_arrays(out, plan.total, labels) as take:
+            return _draw_into(plan, take)
+    drawn: list[np.ndarray] = []
+    nfe = _draw_into(plan, drawn.append)
+    picture.save(picture.sheet(np.concatenate(drawn), plan.columns), out)
+    return nfe
+
+
+def _draw_into(plan: Plan, take: Any) -> list[int]:
+    nfe = {}
+    for (row, rule), seed in product(enumerate(plan.rules), plan.seeds):
+        what = f"sampling {row + 1}/{len(plan.rules)}, seed {seed}"
+        nfe[row] = plan.generator.draw_into(take, rule, plan.y, plan.num, seed, batch_size=BATCH, what=what)
+    return list(nfe.values())
+
+
+def _nfes(arguments: argparse.Namespace) -> list[int]:
+    """NFEs; a single one that is not read where steps or times are given."""
+    return parse_labels(arguments.nfe, "--nfe") if arguments.nfe is not None else [NFE]
+
+
+def _times(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--t-grid {text!r}: write times with commas, such as 0,0.7") from None
 
 
 if __name__ == "__main__":

@@ -17,9 +17,29 @@ class Generator:
     """A network, the codec behind it and the samplers that fit it."""
 
     def __init__(
-        self, network: nn.Module, config: checkpoint.Config, *, vae: str | None = None, rounding: str = "round"
+        self,
+        network: nn.Module,
+        config: checkpoint.Config,
+        *,
+        vae: str | None = None,
+        rounding: str = "round",
+        codec: Any = None,
+        device: torch.device | None = None,
     ):
-        self.network, self.config = network.to(dist.device()), config
+        """
+        Args:
+            network: in eval mode.
+            config: its description.
+            vae: see `load`.
+            rounding: see `load`.
+            codec: one that is loaded already (facm.codecs.Codec), in place of the one that config names.
+            device: where the network goes; None: the accelerator, else the CPU.
+        """
+        self.device = device or dist.device()
+        self.network, self.config = network.to(self.device), config
+        if codec is not None:
+            self.codec = codec
+            return
         if vae is not None and config.codec not in codecs.WEIGHTS:
             raise ValueError(f"codec '{config.codec}' of this checkpoint has no weights: leave vae out, got {vae!r}")
         options = {} if config.codec in codecs.POINTS else {"rounding": rounding}
@@ -95,7 +115,7 @@ class Generator:
         Raises:
             ValueError: labels outside the model's classes, or a sampler that does not fit.
         """
-        y = self._labels(labels, num)
+        y = self.labels(labels, num)
         total = num if y is None else len(y)
         images, _ = self.draw(self.sampler(sampler, nfe=nfe, **fields), y, total, seed)  # type: ignore[arg-type]
         return images
@@ -155,16 +175,36 @@ class Generator:
         return np.asarray(self.codec.decode(x1 * std + mean).cpu())
 
     @torch.no_grad()
+    def sample(self, sampler: Any, noise: Tensor, y: Tensor | None) -> tuple[Tensor, int]:
+        """From given noise to the data, not decoded.
+
+        Args:
+            sampler: of `sampler`.
+            noise: (sampler.draws, B, ...) float64.
+            y: (B,) int64 labels or None.
+
+        Returns:
+            Normalised latents x1 (B, ...) float32 on the device, and the NFE.
+        """
+        labels = None if y is None else y.to(self.device)
+        with full():
+            x1, nfe = sampler(self.network, noise.to(self.device), labels, self.config.num_classes)
+        return x1.float(), nfe
+
+    @torch.no_grad()
     def _batch(self, sampler: Any, y: Tensor | None, batch: range, seed: int) -> tuple[np.ndarray, int]:
         """Pictures number `batch`, and the NFE."""
-        device = dist.device()
-        noise = samplers.noise(seed, batch, sampler.draws, self.config.shape).to(device)
-        labels = None if y is None else y[batch.start : batch.stop].to(device)
+        noise = samplers.noise(seed, batch, sampler.draws, self.config.shape)
         with full():
-            x1, nfe = sampler(self.network, noise, labels, self.config.num_classes)
-            return self.decode(x1.float()), nfe
+            x1, nfe = self.sample(sampler, noise, None if y is None else y[batch.start : batch.stop])
+            return self.decode(x1), nfe
 
-    def _labels(self, labels: Sequence[int] | None, num: int | None) -> Tensor | None:
+    def labels(self, labels: Sequence[int] | None, num: int | None = None) -> Tensor | None:
+        """Labels (N,) int64 of `num` pictures, None without classes.
+
+        Raises:
+            ValueError: labels that the model does not have, or no number of pictures.
+        """
         classes = self.config.num_classes
         if (labels is None) != (classes == 0):
             need = f"labels 0..{classes - 1}" if classes else "no labels, but num"

@@ -6,12 +6,15 @@ Times are not tested: they belong to a quiet machine.
 import copy
 import json
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from miniature import write_checkpoint, write_latents
 from oracle import golden, golden_losses, golden_network
 
-from benchmarks import meter, step
+from benchmarks import generation, meter, step
 from benchmarks.published import Published, WrittenOut
 from benchmarks.variants import SIZES, Size, Variant, Workload, backward, gradient
 from facm.passes import Plan
@@ -158,3 +161,43 @@ def test_the_published_steps_attention_is_written_out_under_autocast_only() -> N
             answer = torch.nn.functional.scaled_dot_product_attention(q, k, v)
     assert answer.dtype == torch.bfloat16 and not torch.equal(answer.float(), right)
     torch.testing.assert_close(answer.float(), right, atol=0.02, rtol=0.02)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("generation")
+    latents = write_latents(folder / "latents")
+    write_checkpoint(folder / "student", latents, kind="student")
+    write_checkpoint(folder / "teacher", latents)
+    return folder
+
+
+def test_generation_is_measured_for_one_picture_and_for_a_batch(trained: Path, tmp_path: Path, capsys):
+    file = tmp_path / "generation.json"
+    words = [str(trained / "student"), "--teacher", str(trained / "teacher"), "--no-pipeline", "--no-onnx"]
+    generation.main([*words, "--rounds", "2", "--batch", "3", "--json", str(file)])
+    result = json.loads(file.read_text())
+    names = {"facm NFE 1", "facm NFE 2", "facm NFE 4", "teacher"}
+    assert result["batches"].keys() == {"1", "3"} and result["weights"] > 0
+    for measured in result["batches"].values():
+        assert measured["samples"].keys() == measured["memory_mib"].keys() == names
+        assert all(len(clocks["cpu"]) == 2 for clocks in measured["samples"].values())
+    assert "| facm NFE 1 | " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_every_way_to_generate_draws_the_same_pictures(trained: Path, capsys):
+    pytest.importorskip("onnxruntime")
+    generation.main([str(trained / "student"), "--rounds", "1", "--batch", "3"])
+    told = capsys.readouterr().out
+    assert "| FACMPipeline NFE 4 | " in told and "| ONNX NFE 1 | " in told
+
+
+def test_a_way_that_draws_other_pictures_is_refused():
+    images = np.zeros((2, 4, 4, 1), np.uint8)
+    right = generation.Way("a", lambda: images)
+    near = generation.Way("b", lambda: images + np.uint8(1), "a")
+    wrong = generation.Way("c", lambda: images + np.uint8(2), "a")
+    assert generation.gate([right, near]) == {"b": 1.0}
+    with pytest.raises(generation.Wrong, match="c draws other pictures than a: they differ by 2"):
+        generation.gate([right, near, wrong])

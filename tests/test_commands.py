@@ -94,6 +94,44 @@ def test_generate_takes_another_sampler_and_another_ema_length(run, tmp_path: Pa
         assert arrays["arr_0"].shape == (24, 4, 4, 1)
 
 
+def test_several_nfes_are_rows_of_the_same_noise(run, tmp_path: Path) -> None:
+    out = tmp_path / "rows.npz"
+    told = run(generate.main, "data/student", "--nfe", "1,2", "--seed", "3,5", "--labels", "2,0", "--out", str(out))
+    assert told.splitlines()[-1] == f"{out}: 8 pictures, NFE 1, 2"
+    student = facm.load("data/student")
+    parts = [student.generate([2, 0], nfe=nfe, seed=seed) for nfe in (1, 2) for seed in (3, 5)]
+    with np.load(out) as arrays:
+        assert np.array_equal(arrays["arr_0"], np.concatenate(parts)) and arrays["arr_1"].tolist() == [2, 0] * 4
+    sheet = out.with_suffix(".png")
+    run(generate.main, "data/student", "--nfe", "1,2", "--seed", "3,5", "--labels", "2,0", "--out", str(sheet))
+    with Image.open(sheet) as image:
+        assert (image.size[0] - 2) // 4 == (image.size[1] - 2) // 2, "a row per NFE, in it both seeds"
+
+
+def test_guidance_and_steps_are_the_sampler_s(run, tmp_path: Path) -> None:
+    out = tmp_path / "guided.npz"
+    words = ("--sampler", "heun", "--steps", "3", "--w", "2", "--t-low", "0.2", "--t-high", "0.9", "--per-label", "1")
+    told = run(generate.main, "data/teacher", *words, "--out", str(out))
+    assert told.splitlines()[-1] == f"{out}: 3 pictures, NFE 9", "five evaluations, four of them guided"
+    again = facm.load("data/teacher").generate(range(3), sampler="heun", steps=3, w=2.0, t_low=0.2, t_high=0.9)
+    with np.load(out) as arrays:
+        assert np.array_equal(arrays["arr_0"], again)
+
+
+def test_a_gif_goes_from_noise_to_the_picture(run, tmp_path: Path) -> None:
+    out, sheet = tmp_path / "steps.gif", tmp_path / "steps.png"
+    words = ("data/student", "--sampler", "euler", "--nfe", "4", "--labels", "0-2")
+    told = run(generate.main, *words, "--out", str(out))
+    assert told.splitlines()[-1] == f"{out}: 24 pictures, NFE 4"
+    run(generate.main, *words, "--out", str(sheet))
+    with Image.open(out) as animation, Image.open(sheet) as last:
+        assert animation.format == "GIF" and animation.n_frames == 5 and animation.info["loop"] == 0
+        animation.seek(4)
+        assert np.array_equal(np.asarray(animation.convert("L")), np.asarray(last))
+        animation.seek(0)
+        assert (np.asarray(animation.convert("L")) != np.asarray(last)).mean() > 0.5
+
+
 GENERATE = [
     (("data/nothing", "--out", "a.png"), "error: data/nothing is no checkpoint: data/nothing/config.json is missing; "),
     (("data/student", "--labels", "0-9", "--out", "a.png"), "error: labels must lie in 0..2, got 0..9"),
@@ -101,11 +139,30 @@ GENERATE = [
         ("data/student", "--labels", "a", "--out", "a.png"),
         "error: --labels 'a': write numbers and rising ranges such as",
     ),
-    (("data/student", "--out", "a.jpg"), "error: --out 'a.jpg' must end in .png or .npz"),
+    (("data/student", "--out", "a.jpg"), "error: --out 'a.jpg' must end in .png, .npz, .gif"),
     (("data/student", "--out", "no/a.png"), "error: --out 'no/a.png': there is no folder no"),
     (("data/student", "--per-label", "0", "--out", "a.png"), "error: --per-label 0 must be at least 1"),
     (("data/student", "--nfe", "0", "--out", "a.png"), "error: --nfe 0 must be at least 1"),
-    (("data/student", "--seed", "-1", "--out", "a.png"), "error: --seed -1 must be at least 0"),
+    (("data/student", "--seed", "-1", "--out", "a.png"), "error: --seed '-1': write numbers and rising"),
+    (
+        ("data/student", "--nfe", "1,2", "--out", "a.gif"),
+        "error: --nfe 1,2: a .gif shows one NFE;",
+    ),
+    (("data/student", "--nfe", "1,17", "--sampler", "anchored", "--out", "a.png"), "nfe 17 has no schedule"),
+    (("data/student", "--nfe", "2", "--steps", "2", "--out", "a.png"), "error: --nfe and --steps: give one of them"),
+    (
+        ("data/student", "--w", "2", "--t-low", "0.1", "--out", "a.png"),
+        "error: --t-low, --w: sampler 'consistency'",
+    ),
+    (("data/student", "--t-grid", "0,a", "--out", "a.png"), "error: --t-grid '0,a': write times with commas, such as"),
+    (("data/student", "--t-grid", "0.5", "--out", "a.png"), "sample.t_grid: [0.5] must start at 0 (noise)"),
+    (("data/student", "--seed", "0-999", "--out", "a.gif"), "error: --out 'a.gif': 24000 pictures, a sheet takes 5000"),
+    (("data/teacher", "--w", "2", "--out", "a.png"), "a guided evaluation (w > 1) counts two, set steps and not nfe"),
+    (("data/teacher", "--w", "0.5", "--steps", "2", "--out", "a.png"), "w 0.5 must be at least 1"),
+    (
+        ("data/none", "--rev", "v1", "--out", "a.png"),
+        "error: data/none is no folder and no address",
+    ),
     (
         ("data/student", "--sampler", "eular", "--out", "a.png"),
         "error: sampler 'eular' does not fit a student trained by",

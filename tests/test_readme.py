@@ -7,13 +7,11 @@ clone (slow), `file PATH` and `after LINE` as the files that they describe. The 
 import copy
 import json
 import re
-import runpy
 import shlex
 import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from typing import Any
 import pytest
 import yaml
 from clone import make, ran
+from documents import Block, fenced, run
 from miniature import ROOT, write_checkpoint, write_latents
 
 from facm import check, params, preset
@@ -52,25 +51,9 @@ main(["stages.distill"])
 """
 
 
-@dataclass(frozen=True)
-class Block:
-    """A fenced block."""
-
-    marker: str
-    language: str
-    text: str
-
-    @property
-    def commands(self) -> list[list[str]]:
-        """Words of each command, without comments."""
-        lines = (shlex.split(part, comments=True) for line in self.text.splitlines() for part in line.split(" && "))
-        return [words for words in lines if words]
-
-
 def blocks() -> list[Block]:
-    """The fenced blocks of README, in order; those in a list are indented."""
-    fence = re.compile(r"^(?:<!-- test: ([^\n]*) -->\n)?( *)```(\w*)\n(.*?)^\2```$", re.MULTILINE | re.DOTALL)
-    return [Block(m[1] or "", m[3], re.sub(f"^{m[2]}", "", m[4], flags=re.M)) for m in fence.finditer(README)]
+    """The fenced blocks of README, in order."""
+    return fenced(README)
 
 
 def marked(marker: str) -> list[Block]:
@@ -187,9 +170,7 @@ def test_marked_commands_run(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     before = (tiny / "params.yaml").read_bytes()
     made = []
     for words in (words for block in marked("tiny") if block.language == "bash" for words in block.commands):
-        assert words[:2] == ["python", "-m"], f"only `python -m` is run here, not {shlex.join(words)}"
-        monkeypatch.setattr(sys, "argv", words[2:])
-        runpy.run_module(words[2], run_name="__main__")
+        run(words, monkeypatch)
         made += [tiny / out for flag, out in pairwise(words) if flag == "--out"]
     assert len(made) >= 3 and all(path.exists() for path in made)
     assert (tiny / "params.yaml").read_bytes() == before

@@ -12,7 +12,7 @@ from typing import Any
 from facm.names import refuse_unknown
 from facm.samplers.noise import noise
 
-__all__ = ["SAMPLERS", "build", "for_network", "noise"]
+__all__ = ["SAMPLERS", "build", "for_network", "length", "length_for", "noise"]
 
 SAMPLERS = {
     "anchored": "Anchored",
@@ -61,6 +61,25 @@ def for_network(name: str, conditioning: str, condition: str, *, nfe: int | None
         given[sampler.length] = sampler.length_for(nfe)
     of_network = {"conditioning": conditioning, "condition": condition}
     return build(name, **given, **{key: of_network[key] for key in of_network if key in _field_names(sampler)})
+
+
+def length(name: str) -> tuple[str, Any]:
+    """The field that a sampler's length is given by, t_grid | nfe | steps, and its default.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    sampler = _class(name)
+    return sampler.length, next(field.default for field in dataclass_fields(sampler) if field.name == sampler.length)
+
+
+def length_for(name: str, nfe: int) -> Any:
+    """The length of a sampler that takes `nfe` unguided evaluations.
+
+    Raises:
+        ValueError: unknown name, or an NFE that the sampler cannot have.
+    """
+    return _class(name).length_for(nfe)
 
 
 def _class(name: str) -> Any:

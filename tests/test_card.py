@@ -1,0 +1,261 @@
+"""The model card: figures only where dvc.lock proves that they are this checkpoint's, and what is not known said so."""
+
+import copy
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from miniature import ROOT, write_checkpoint, write_latents
+
+from facm import card, checkpoint, export, params, provenance
+
+END = {"fd": 0.5, "kid": 0.1, "precision": 0.9, "recall": 0.8}
+REFERENCE = {"reference": {"features": "digits_cnn", "num": 20, "floor": END, "noise": END | {"fd": 62.0}}}
+TEACHER = {"nfe": 29, "w": 1.25, "num": 20, **END, "fd": 0.567, "copies": 0.0005}
+EVALUATE = {
+    "features": "digits_cnn",
+    "num": 20,
+    "floor": END,
+    "noise": END | {"fd": 62.0},
+    "teacher": TEACHER,
+    "student": {"nfe1": END | {"fd": 1.0051, "copies": 0.001}, "nfe2": END | {"fd": 0.7623, "copies": 0.002}},
+    "heldout_copies": 0.0067,
+    "stable": True,
+}
+DATA = {"name": "digits", "fingerprint": "6aef"}
+
+
+def md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository whose dvc.lock tells of a student, a teacher and their figures, in git."""
+    root = tmp_path_factory.mktemp("finished")
+    latents = write_latents(root / "data/latents")
+    write_checkpoint(root / "data/student", latents, kind="student")
+    write_checkpoint(root / "data/teacher", latents)
+    shutil.rmtree(root / "data/student-snapshots")
+    shutil.rmtree(root / "data/teacher-snapshots")
+    (root / "metrics").mkdir()
+    for name, content in (("evaluate", EVALUATE), ("baseline", {"baseline": TEACHER}), ("reference", REFERENCE)):
+        (root / f"metrics/{name}.json").write_text(json.dumps(content))
+    write_lock(root, lock_of(root))
+    for words in (("init", "-q"), ("add", "dvc.lock"), ("commit", "-q", "-m", "run")):
+        name = ("-c", "user.name=someone", "-c", "user.email=someone@example.org", "-c", "commit.gpgsign=false")
+        subprocess.run(("git", *name, *words), cwd=root, check=True)
+    return root
+
+
+def lock_of(root: Path) -> dict[str, Any]:
+    """Stages as dvc.lock has them: hashes of what they took and gave, and their params."""
+    names = ("latents", "teacher", "student")
+    hashes = {name: f"{provenance.directory_md5(root / 'data' / name)}.dir" for name in names}
+    latents, teacher, student = ({f"data/{name}": hashes[name]} for name in names)
+    files = {name: md5(root / f"metrics/{name}.json") for name in ("evaluate", "baseline", "reference")}
+
+    def listed(hashes: dict[str, str]) -> list[dict[str, str]]:
+        return [{"path": path, "hash": "md5", "md5": value} for path, value in hashes.items()]
+
+    def stage(deps: dict[str, str], outs: dict[str, str], **blocks: Any) -> dict[str, Any]:
+        return {"deps": listed(deps), "outs": listed(outs), "params": {params.PATH: blocks}}
+
+    drawn, seen = {"data/samples": "a.dir"}, {"data/reference": "b.dir"}
+    guided = {"sampler": "heun", "steps": 3, "w": 1.25, "t_low": 0.125, "t_high": 1.0, "shift": 0.0, "seed": 1}
+    sample = {"sampler": "consistency", "t_grid": [[0.0, 0.7]], "seed": 1, "sigma_rel": None}
+    return {
+        "reference": stage({}, seen | {"metrics/reference.json": files["reference"]}),
+        "latents": stage({}, latents, data=DATA),
+        "teacher": stage(latents, teacher),
+        "baseline": stage(teacher | seen, {"metrics/baseline.json": files["baseline"]}, baseline=guided),
+        "distill": stage(latents | teacher, student),
+        "sample": stage(student, drawn, sample=sample),
+        "evaluate": stage(drawn, {"metrics/evaluate.json": files["evaluate"]}),
+    }
+
+
+def write_lock(root: Path, stages: dict[str, Any]) -> None:
+    (root / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
+
+
+@pytest.fixture
+def root(finished: Path, tmp_path: Path) -> Path:
+    shutil.copytree(finished, tmp_path / "root")
+    return tmp_path / "root"
+
+
+def known(root: Path, kind: str = "student", sigma_rel: float | None = None) -> provenance.Provenance:
+    folder = root / "data" / kind
+    return provenance.of(folder, checkpoint.read_config(folder), sigma_rel)
+
+
+def test_the_figures_of_a_whole_chain_are_taken(root: Path) -> None:
+    student = known(root)
+    assert student.figures == EVALUATE and student.data == DATA and student.drawn["t_grid"] == [[0.0, 0.7]]
+    teacher = known(root, "teacher")
+    assert teacher.figures == REFERENCE["reference"] | {"teacher": TEACHER} and teacher.drawn["w"] == 1.25
+    head = subprocess.run(("git", "rev-parse", "HEAD"), cwd=root, capture_output=True, text=True).stdout.strip()
+    assert student.commit == head and not student.dirty and student.why == ""
+
+
+def change(stage: str, kind: str, path: str) -> Any:
+    def do(root: Path) -> None:
+        lock = copy.deepcopy(lock_of(root))
+        next(entry for entry in lock[stage][kind] if entry["path"] == path)["md5"] = "0" * 32
+        write_lock(root, lock)
+
+    return do
+
+
+def sampled_another_length(root: Path) -> None:
+    lock = lock_of(root)
+    lock["sample"]["params"][params.PATH]["sample"]["sigma_rel"] = 0.1
+    write_lock(root, lock)
+
+
+BROKEN = [
+    ("student", lambda root: (root / "dvc.lock").unlink(), "there is no dvc.lock above the checkpoint folder"),
+    ("student", lambda root: (root / "data/student/more").touch(), "dvc.lock knows the checkpoint as no output of its"),
+    ("student", change("sample", "deps", "data/student"), "stage `sample` did not run on this checkpoint"),
+    ("student", change("evaluate", "deps", "data/samples"), "stage `evaluate` did not run on what `sample` drew"),
+    (
+        "student",
+        change("evaluate", "outs", "metrics/evaluate.json"),
+        "metrics/evaluate.json is not what stage `evaluate`",
+    ),
+    ("student", lambda root: (root / "metrics/evaluate.json").unlink(), "metrics/evaluate.json is missing"),
+    ("student", sampled_another_length, "the run's figures are of sample.sigma_rel 0.1, not of the stored weights"),
+    ("teacher", change("baseline", "deps", "data/teacher"), "stage `baseline` did not run on this checkpoint"),
+    ("teacher", change("baseline", "deps", "data/reference"), "did not run on this data/reference"),
+    ("teacher", change("baseline", "outs", "metrics/baseline.json"), "metrics/baseline.json is not what stage"),
+]
+
+
+@pytest.mark.parametrize(("kind", "do", "why"), BROKEN, ids=[why for *_, why in BROKEN])
+def test_a_chain_that_is_broken_anywhere_gives_the_reason_and_no_figure(kind: str, do, why: str, root: Path) -> None:
+    do(root)
+    found = known(root, kind)
+    assert why in found.why and found.figures == {}
+    text = card.render(checkpoint.read_config(root / "data" / kind), found, EXPORTED)
+    assert f"There are none with this export: {found.why}." in text and "measure before use" in text
+    assert "0.7623" not in text and "0.567" not in text
+
+
+def test_another_ema_length_has_no_figures(root: Path) -> None:
+    found = known(root, sigma_rel=0.1)
+    assert found.why == "the figures of the run are of the stored weights, not of sigma_rel 0.1" and found.data == DATA
+
+
+def test_the_dataset_is_told_only_where_the_latents_were_its(root: Path) -> None:
+    change("distill", "deps", "data/latents")(root)
+    found = known(root)
+    assert found.figures == EVALUATE and found.data == {}
+    assert "| dataset | not known |" in card.render(checkpoint.read_config(root / "data/student"), found, EXPORTED)
+
+
+def test_a_change_after_the_commit_is_told(root: Path) -> None:
+    with (root / "dvc.lock").open("a") as file:
+        file.write("# later\n")
+    assert known(root).dirty
+
+
+EXPORTED = card.Exported("Digits", "apache-2.0", weights=254688, sigma_rel=None, samples="Samples at NFE 1.")
+
+
+def front(text: str) -> dict[str, Any]:
+    assert text.startswith("---\n")
+    return yaml.safe_load(text.split("---\n")[1])
+
+
+def test_the_student_s_card_has_its_figures_and_how_to_use_it(root: Path) -> None:
+    text = card.render(checkpoint.read_config(root / "data/student"), known(root), EXPORTED)
+    head = front(text)
+    assert head["license"] == "apache-2.0" and head["library_name"] == "facm"
+    assert {"student", "facm", "lightningdit", "consistency-model", "class-conditional"} <= set(head["tags"])
+    assert "| | fd | kid | precision | recall | copies |" in text
+    assert "| this student, NFE 2 | 0.7623 | 0.1000 | 0.9000 | 0.8000 | 0.0020 |" in text
+    assert "| held-out | 0.5000 | 0.1000 | 0.9000 | 0.8000 | 0.0067 |" in text
+    assert "| its teacher | 0.5670 |" in text
+    assert "nfe=2, t_grid=(0.0, 0.7), seed=0)" in text and "like those of the dataset `digits`" in text
+    assert "254,688 weights" in text and "onnx" not in text
+    assert "dataset | `digits`, fingerprint `6aef`" in text and "memorised" in text
+
+
+def test_the_teacher_s_card_is_a_teacher_s(root: Path) -> None:
+    text = card.render(checkpoint.read_config(root / "data/teacher"), known(root, "teacher"), EXPORTED)
+    assert "| this teacher | 0.5670 |" in text and "NFE 29." in text and "this student" not in text
+    assert "steps=3, w=1.25, t_low=0.125, t_high=1.0, sampler='heun', seed=0)" in text
+    assert "num_inference_steps=3, guidance_scale=1.25, t_low=0.125, t_high=1.0, sampler='heun', seed=0)" in text
+    assert "consistency-model" not in front(text)["tags"]
+
+
+def test_how_the_run_drew_is_what_the_card_says_to_do(root: Path) -> None:
+    config = checkpoint.read_config(root / "data/student")
+    for drawn, ours, theirs in (
+        ({}, "nfe=2, seed", "steps=2, seed"),
+        ({"sampler": "consistency", "nfe": [1, 4]}, "nfe=1, seed", "steps=1, seed"),
+        ({"sampler": "anchored", "nfe": [2], "t_grid": [[0.0, 0.7]]}, "nfe=2, sampler='anchored'", "steps=2, sampler="),
+        ({"sampler": "heun", "nfe": [3], "shift": 0.3}, "steps=2, shift=0.3, sampler='heun'", "steps=2, shift=0.3, "),
+        ({"sampler": "edm", "nfe": [3], "shift": 0.0}, "steps=2, sampler='edm'", "steps=2, sampler="),
+    ):
+        text = card.render(config, provenance.Provenance(drawn=drawn, why="-"), EXPORTED)
+        assert f"generate([0, 1, 2], {ours}" in text, drawn
+        assert f"pipeline([0, 1, 2], num_inference_{theirs}" in text, drawn
+
+
+@pytest.mark.slow
+def test_the_exported_card_s_code_runs_as_it_stands(root: Path, tmp_path: Path) -> None:
+    for kind in ("student", "teacher"):
+        out = tmp_path / f"{kind}-out"
+        export.export(root / "data" / kind, out)
+        card_text = (out / "README.md").read_text()
+        drawn = []
+        for block in re.findall(r"```python\n(.*?)```", card_text, re.DOTALL):
+            names: dict[str, Any] = {}
+            exec(compile(block.replace("FOLDER", str(out)), "README.md", "exec"), names)
+            drawn.append(names["images"])
+        assert len(drawn) == 2 and len(drawn[0]) == len(drawn[1]) == 3
+        assert "0.5670" in card_text, "the figures came along"
+        assert all((drawn[0][i, ..., 0] == drawn[1][i]).all() for i in range(3)), "and both draw the same"
+        told = "NFE 1, 2, 4" if kind == "student" else "`heun`, steps 3, w 1.25"
+        assert told in card_text
+
+
+@pytest.mark.parametrize(("text", "written"), [("cc-by-4.0", "cc-by-4.0"), ("a: b", '"a: b"'), ("1.0", '"1.0"')])
+def test_the_front_matter_is_yaml(text: str, written: str, root: Path) -> None:
+    whole = card.render(checkpoint.read_config(root / "data/student"), known(root), replace(EXPORTED, license=text))
+    assert f"license: {written}\n" in whole and front(whole)["license"] == text
+
+
+def test_the_repository_s_own_lock_is_read_as_it_is_written() -> None:
+    """The chain that the card needs, in the dvc.lock that real runs wrote."""
+    lock = provenance.Lock(params.raw(ROOT / "dvc.lock")["stages"])
+    for first, then in (
+        ("latents", "distill"),
+        ("teacher", "baseline"),
+        ("reference", "baseline"),
+        ("distill", "sample"),
+    ):
+        assert lock.leads(first, then), (first, then)
+    assert lock.leads("sample", "evaluate")
+    assert lock.params("latents")["data"]["name"] == "digits"
+    assert lock.params("sample")["sample"]["sampler"] and lock.params("baseline")["baseline"]["sampler"]
+    assert lock.metrics("evaluate", provenance.EVALUATE, ROOT)["student"]
+
+
+def test_an_imported_checkpoint_is_told_without_a_path(root: Path) -> None:
+    config = checkpoint.read_config(root / "data/teacher")
+    told = {"source": "/some/where/SiT-XL-2.pt", "format": "sit", "sha256": "ab12", "averaged": True, "step": None}
+    text = card.render(
+        replace(config, params={"imported": told}, sigma_rel=None), provenance.Provenance(why="-"), EXPORTED
+    )
+    assert '| imported from | SiT-XL-2.pt, format "sit", sha256 "ab12" |' in text and "/some" not in text
+    assert "| batch | not known |" in text and "| EMA length sigma_rel | not known |" in text
