@@ -1,0 +1,41 @@
+"""The distance over NFE, with the teacher's and the held-out data's as lines."""
+
+from collections.abc import Sequence
+
+from facm.report.chart import Line, chart, legend
+from facm.report.run import Group
+from facm.report.scores import distance_key
+from facm.report.spread import Spread, number
+from facm.report.tags import Html, figure, join, tag
+from facm.report.view import View
+
+
+def section(groups: Sequence[Group], view: View) -> Html:
+    """The chart and its legend."""
+    key = distance_key(groups[0].runs[0])
+    lines, told, known = list[Line](), list[str](), dict[float, str]()
+    for i, group in enumerate(groups):
+        points = []
+        for nfe in group.runs[0].nfes:
+            spread = Spread.of(group.values("student", f"nfe{nfe}", key))
+            if spread is not None:
+                points.append((float(nfe), spread.mean, spread.sd or 0.0))
+        lines.append(Line("student" if len(groups) == 1 else view.legend(i, group), tuple(points), i))
+    for i, group in enumerate(groups):
+        spread = Spread.of(group.values("teacher", key))
+        if spread is not None and spread.mean not in known:
+            known[spread.mean] = view.label(i, f"teacher, NFE {group.values('teacher', 'nfe')[0]}")
+    floor = Spread.of(groups[0].values("floor", key))
+    if floor is not None:
+        known.setdefault(floor.mean, "held-out data")
+    lines += [Line(label, ((0.0, mean, 0.0),), len(groups) + j, True) for j, (mean, label) in enumerate(known.items())]
+    at = sorted({point[0] for line in lines if not line.level for point in line.points})
+    told.append(f"{key}, lower is better")
+    if any(bar for line in lines for _, _, bar in line.points):
+        told.append("bars are the standard deviation over seeds")
+    for name in ("class_mean", "pixel_mean", "noise"):
+        value = groups[0].values(name, key)[0]
+        if value is not None:
+            told.append(f"{name.replace('_', ' ')}: {number(value)}, beyond the plot")
+    drawn = chart(f"{key} over NFE", lines, x_label="function evaluations (NFE)", at=at, size=(430, 270), zero=True)
+    return figure(join(drawn, legend(lines)), "; ".join(told) + ".", class_="wide") if at else tag("p", "No distance.")
