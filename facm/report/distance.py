@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from facm.report.chart import Line, chart, legend
+from facm.report.chart import FAR, Line, chart, legend
 from facm.report.run import Group
-from facm.report.scores import distance_key
+from facm.report.scores import ENDS, distance_key
 from facm.report.spread import Spread, number
 from facm.report.tags import Html, figure, join, tag
 from facm.report.view import View
@@ -25,17 +25,20 @@ def section(groups: Sequence[Group], view: View) -> Html:
         spread = Spread.of(group.values("teacher", key))
         if spread is not None and spread.mean not in known:
             known[spread.mean] = view.label(i, f"teacher, NFE {group.values('teacher', 'nfe')[0]}")
-    floor = Spread.of(groups[0].values("floor", key))
-    if floor is not None:
-        known.setdefault(floor.mean, "held-out data")
+    beyond = {}
+    highest = max((y for y in [*known, *(p[1] for line in lines for p in line.points)]), default=0.0)
+    for name, title in ENDS.items():
+        end = Spread.of(groups[0].values(name, key))
+        if end is not None and highest / FAR < end.mean <= highest:
+            known.setdefault(end.mean, title)
+        elif end is not None:
+            beyond[title] = end.mean
     lines += [Line(label, ((0.0, mean, 0.0),), len(groups) + j, True) for j, (mean, label) in enumerate(known.items())]
     at = sorted({point[0] for line in lines if not line.level for point in line.points})
     told.append(f"{key}, lower is better")
     if any(bar for line in lines for _, _, bar in line.points):
         told.append("bars are the standard deviation over seeds")
-    for name in ("class_mean", "pixel_mean", "noise"):
-        value = groups[0].values(name, key)[0]
-        if value is not None:
-            told.append(f"{name.replace('_', ' ')}: {number(value)}, beyond the plot")
+    if beyond:
+        told.append("beyond the plot: " + ", ".join(f"{title} {number(value)}" for title, value in beyond.items()))
     drawn = chart(f"{key} over NFE", lines, x_label="function evaluations (NFE)", at=at, size=(430, 270), zero=True)
     return figure(join(drawn, legend(lines)), "; ".join(told) + ".", class_="wide") if at else tag("p", "No distance.")

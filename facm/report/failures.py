@@ -65,7 +65,7 @@ def _group(run: Run, view: View) -> Html:
         wrong = float((logits.argmax(1) != asked).double().mean())
         cards = [_card(looked[i].numpy(), one, view) for one in worst(logits, asked, FAILED) for i in one[:1]]
         title = f"NFE {nfe}: {wrong:.1%} of the first {len(looked)} look like another class"
-        parts += [tag("h4", title), tag("div", *cards, class_="cards pictures")]
+        parts += [view.heading(title), tag("div", *cards, class_="cards pictures")]
     words = f"Least confident first, as {network.name} sees them; p is its confidence in the class that was asked for."
     return join(tag("p", words), *parts)
 

@@ -86,9 +86,9 @@ def _group(run: Run, view: View) -> Html:
             f"{number(threshold)} a sample counts as a copy (1 of 100 training pictures is as near to another one): "
             f"{copies} of the first {len(looked)}.",
         ),
-        tag("h4", "The first ones"),
+        view.heading("The first ones"),
         pairs(first),
-        tag("h4", f"The nearest of the first {len(looked)}"),
+        view.heading(f"The nearest of the first {len(looked)}"),
         pairs(closest),
     )
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from facm.log import say
 from facm.report import changes, distance, failures, near, provenance, same, scores, training
 from facm.report.run import Group
+from facm.report.spread import differing, seedless
 from facm.report.style import STYLE
 from facm.report.tags import Html, join, tag
 from facm.report.view import View
@@ -20,6 +21,7 @@ SECTIONS: tuple[tuple[str, str, Section], ...] = (
     ("params", "Params", changes.section),
     ("provenance", "Where it comes from", provenance.section),
 )
+TOLD = 3  # params in a group's name
 EXPECTED = (ValueError, OSError, RuntimeError, LookupError, TypeError, ArithmeticError)
 
 
@@ -78,12 +80,21 @@ def title_of(groups: Sequence[Group]) -> str:
     return f"{data}: {params['distill']['objective']} at NFE {nfes}{runs}"
 
 
+def _named(group: Group, number: int, groups: Sequence[Group], view: View) -> list[str]:
+    """A group's letter, runs, and the first of what tells it from the others."""
+    used = [seedless(one.runs[0].used) for one in groups]
+    names = differing(used)
+    told = ", ".join(f"{name} {used[number].get(name, '–')}" for name in names[:TOLD])
+    more = f" and {len(names) - TOLD} more" if len(names) > TOLD else ""
+    head = f"{view.letters[number]}: {group.name} (n = {len(group.runs)})"
+    return [head, f": {told}{more}" if told else ": the params of the others, but other code"]
+
+
 def _about(groups: Sequence[Group], view: View) -> list[Html]:
     """The headline, the names of the groups, and what is not at hand."""
     parts = [scores.headline(groups)]
     if len(groups) > 1:
-        names = [f"{view.letters[i]}: {group.name} (n = {len(group.runs)})" for i, group in enumerate(groups)]
-        parts.append(tag("ul", *(tag("li", name) for name in names)))
+        parts.append(tag("ul", *(tag("li", *_named(group, i, groups, view)) for i, group in enumerate(groups))))
     for group in groups:
         for run in group.runs:
             if missing := run.origin.missing():

@@ -11,14 +11,20 @@ DIGITS = 12  # of a hash
 
 
 def section(groups: Sequence[Group], view: View) -> Html:
-    """A table with a column per run, and what is not known."""
+    """A table with a column per run, one of what all have in common, and what is not known."""
     runs = [(view.label(i, run.name), facts(run)) for i, group in enumerate(groups) for run in group.runs]
     names = list(dict.fromkeys(name for _, known in runs for name in known))
-    rows = [[name, *(known.get(name, "–") for _, known in runs)] for name in names]
-    caption = "What the runs' files say of themselves"
-    parts: list[Html] = [
-        table(["", *(name for name, _ in runs)], rows, caption, words=frozenset(range(1, len(runs) + 1)))
-    ]
+    parts = list[Html]()
+    alike = [name for name in names if len({known.get(name) for _, known in runs}) == 1]
+    other = [name for name in names if name not in alike]
+    if other:
+        rows = [[name, *(known.get(name, "–") for _, known in runs)] for name in other]
+        words = frozenset(range(1, len(runs) + 1))
+        parts.append(table(["", *(name for name, _ in runs)], rows, "What is of one run", words=words))
+    if alike:
+        head = "all runs" if len(runs) > 1 else runs[0][0]
+        rows = [[name, runs[0][1][name]] for name in alike]
+        parts.append(table(["", head], rows, "What the runs' files say of themselves", words=frozenset({1})))
     if not any("commit" in known for _, known in runs):
         parts.append(
             tag("p", "This page is part of the run's own results, so it cannot tell the commit that will hold it.")

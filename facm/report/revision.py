@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from facm.params import mapping_of
 from facm.report.run import Workspace
 
 LOCK, OWN = "dvc.lock", "report"
+SUBJECT = 60  # characters of a commit's subject
 
 
 @dataclass
@@ -130,7 +132,7 @@ class Revision:
     def _facts(self) -> dict[str, str]:
         told = self._git("log", "-1", "--format=%cs%n%s", self.commit) or b""
         date, _, subject = told.decode(errors="replace").strip().partition("\n")
-        return {"commit": self.commit[:12], "date": date, "subject": subject}
+        return {"commit": self.commit[:12], "date": date, "subject": textwrap.shorten(subject, SUBJECT)}
 
 
 def workspace(root: Path) -> Workspace:

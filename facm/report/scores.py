@@ -142,7 +142,7 @@ def _parts(groups: Sequence[Group], view: View, columns: list[str]) -> list[list
                 continue
             nfe = group.values("teacher", "nfe")[0] if part == ("teacher",) else part[-1].removeprefix("nfe")
             name = view.label(i, f"{part[0]}, NFE {nfe}")
-            rows.append([name, *(_cell(spreads, i, column, len(group.runs)) for column in columns)])
+            rows.append([name, *(_cell(spreads, i, column, len(group.values(*part))) for column in columns)])
     return rows
 
 

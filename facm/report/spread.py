@@ -48,7 +48,8 @@ def number(value: float) -> str:
         return f"{value:g}"
     if not 5e-5 <= abs(value) < 1e6:
         return f"{value:.2g}"
-    return f"{value:.{max(0, min(4, 3 - math.floor(math.log10(abs(value)))))}f}"
+    power = math.floor(math.log10(float(f"{abs(value):.3e}")))
+    return f"{value:.{max(0, min(4, 3 - power))}f}"
 
 
 def seedless(flat: dict[str, str]) -> dict[str, str]:

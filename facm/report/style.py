@@ -34,8 +34,9 @@ nav ul,.legend{display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;padding:0;margin:.6r
 table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums;overflow-wrap:normal}
 caption{text-align:left;color:var(--soft);font-size:.85rem;padding-bottom:.3rem}
 th,td{padding:.25rem .7rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule)}
-th:first-child{text-align:left;padding-left:0}
-td.words{text-align:left;white-space:normal;min-width:6rem;max-width:24rem}
+th:first-child{text-align:left;padding-left:0;position:sticky;left:0;background:var(--ground)}
+th.words{text-align:left}
+td.words{text-align:left;white-space:normal;overflow-wrap:anywhere;min-width:9rem;max-width:24rem}
 details{margin:.6rem 0}
 summary{cursor:pointer;color:var(--link)}
 .terms{display:grid;grid-template-columns:max-content 1fr;gap:.15rem .9rem;font-size:.9rem;margin:.5rem 0}

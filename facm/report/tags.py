@@ -46,7 +46,7 @@ def table(head: list[str], rows: list[list[str]], caption: str, *, words: frozen
             *(tag("td", cell, class_=kind) for cell, kind in zip(others, kinds, strict=True)),
         )
 
-    columns = (tag("th", name, scope="col") for name in head)
+    columns = (tag("th", name, scope="col", class_="words" if i in words else None) for i, name in enumerate(head))
     inside = tag(
         "table",
         tag("caption", caption),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from facm.data import kind
 from facm.report.images import PIXELATED, side_of
 from facm.report.run import Group, Run
+from facm.report.tags import Html, tag
 
 COLUMNS = 10  # pictures side by side
 NFES = 5  # numbers of evaluations whose pictures are shown, at most
@@ -42,6 +43,10 @@ class View:
         """A name within a page of one group, or of several."""
         return f"{self.letters[number]}: {what}" if self.letters[number] else what
 
+    def heading(self, words: str) -> Html:
+        """A heading within a section: below that of the group where there are several."""
+        return tag("h4" if self.letters[0] else "h3", words)
+
     def legend(self, number: int, group: Group) -> str:
         """A group's name in the legend of a plot."""
         return f"{self.letters[number]} ({group.name})" if self.letters[number] else group.name
@@ -63,7 +68,10 @@ def nfes(run: Run) -> list[int]:
 def picture_shape(run: Run) -> tuple[int, ...] | None:
     """(H, W, C) of a run's samples; None where they are points or not at hand."""
     for nfe in run.nfes:
-        found = run.samples(nfe)
+        try:
+            found = run.samples(nfe)
+        except ValueError:  # damaged: the sections that show them tell
+            continue
         if found is not None:
             images, _ = found
             return images.shape[1:] if kind(images.dtype, images.shape) == "pictures" else None
