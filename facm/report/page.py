@@ -81,18 +81,22 @@ def title_of(groups: Sequence[Group]) -> str:
 
 
 def _named(group: Group, number: int, groups: Sequence[Group], view: View) -> list[str]:
-    """A group's letter, runs, and the first of what tells it from the others."""
-    used = [seedless(one.runs[0].used) for one in groups]
-    names = differing(used)
-    told = ", ".join(f"{name} {used[number].get(name, '–')}" for name in names[:TOLD])
-    more = f" and {len(names) - TOLD} more" if len(names) > TOLD else ""
+    """A group's letter and runs, and the first of what tells it from the first group."""
     head = f"{view.letters[number]}: {group.name} (n = {len(group.runs)})"
-    return [head, f": {told}{more}" if told else ": the params of the others, but other code"]
+    if number == 0:
+        return [head]
+    first, own = (seedless(one.runs[0].used) for one in (groups[0], group))
+    names = sorted(differing([first, own]), key=lambda name: (name not in first or name not in own, name))
+    told = ", ".join(f"{name} {own.get(name, '–')}" for name in names[:TOLD])
+    more = f" and {len(names) - TOLD} more" if len(names) > TOLD else ""
+    return [head, f": {told}{more}" if told else f": the params of {view.letters[0]}, but other code"]
 
 
 def _about(groups: Sequence[Group], view: View) -> list[Html]:
     """The headline, the names of the groups, and what is not at hand."""
     parts = [scores.headline(groups)]
+    if len(groups) == 1 < len(groups[0].runs):
+        parts.append(tag("p", f"{len(groups[0].runs)} runs that differ by their seeds only: {groups[0].name}."))
     if len(groups) > 1:
         parts.append(tag("ul", *(tag("li", *_named(group, i, groups, view)) for i, group in enumerate(groups))))
     for group in groups:

@@ -67,17 +67,13 @@ class Revision:
 
     def path(self, name: str) -> Path | None:
         """See Origin: a file of the cache, or one out of git."""
-        stored = self._stored(name)
-        if stored is not None:
-            return stored
-        content = self._show(name)
-        if content is None:
-            if self._out(name) is not None:
-                self._missing.add(self._out(name) or name)
-            return None
-        path = self.blobs / name.replace("/", "--")
-        path.write_bytes(content)
-        return path
+        out = self._out(name)
+        content = None if out is not None and out != name else self._show(name)
+        if content is not None:  # an output that is not cached lies in git
+            path = self.blobs / name.replace("/", "--")
+            path.write_bytes(content)
+            return path
+        return None if out is None else self._cached(name, out)
 
     def names(self, folder: str) -> list[str]:
         """See Origin."""
@@ -98,18 +94,19 @@ class Revision:
         """The output that a path is, or lies in."""
         return next((str(p) for p in (Path(name), *Path(name).parents) if str(p) in self.outs), None)
 
-    def _stored(self, name: str) -> Path | None:
-        """A file of an output, in the cache."""
-        out = self._out(name)
-        if out is None:
-            return None
+    def _cached(self, name: str, out: str) -> Path | None:
+        """A file that is an output or lies in one; noted as missing where the cache lacks it."""
         md5: str | None = self.outs[out]
         if out != name:
-            md5 = (self._entries(self.outs[out]) or {}).get(str(Path(name).relative_to(out)))
-            if md5 is None and self._entries(self.outs[out]) is not None:
-                return None
+            entries = self._entries(self.outs[out])
+            md5 = None if entries is None else entries.get(str(Path(name).relative_to(out)))
+            if entries is not None and md5 is None:
+                return None  # the run has made no such file
         path = None if md5 is None else self._object(md5)
-        return path if path is not None and path.is_file() else None
+        if path is None or not path.is_file():
+            self._missing.add(out)
+            return None
+        return path
 
     def _entries(self, md5: str) -> dict[str, str] | None:
         """Hashes of a folder's files by their relative paths; None where the folder is not in the cache."""

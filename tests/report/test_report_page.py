@@ -108,7 +108,7 @@ def test_seeds_are_told_with_their_spread_and_groups_by_letters(tmp_path: Path) 
     runs.append(write_run(tmp_path / "other", factor=1.5, distill__alpha="cos"))
     named = [Run(name, run.origin, run.params, run.result) for name, run in zip("pqrs", runs, strict=True)]
     text, parsed = shown(*named)
-    assert "A: p, q, r (n = 3): distill.alpha power" in parsed.text and "B: s (n = 1): distill.alpha cos" in parsed.text
+    assert "A: p, q, r (n = 3) B: s" in parsed.text and "B: s (n = 1): distill.alpha cos" in parsed.text
     assert '<th scope="row">A: student, NFE 1</th><td>2.000 ± 1.000</td>' in text
     assert '<th scope="row">B: student, NFE 1</th><td><strong>1.500</strong></td>' in text
     assert '<th scope="row">distill.alpha</th><td class="words">power</td><td class="words">cos</td>' in text
