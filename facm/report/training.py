@@ -24,11 +24,13 @@ SILENT = ("skipped",)  # shown where a step was skipped only
 def section(groups: Sequence[Group], view: View) -> Html:
     """Charts of the teacher's and the student's training."""
     found = [(i, group, run.curves()) for i, group in enumerate(groups) for run in group.runs]
-    parts = []
+    parts, scratch = list[Html](), all(run.scratch for group in groups for run in group.runs)
     for who in ("teacher", "student"):
         names = {name for _, _, curves in found for name in curves.get(who, {})}
         shown = sorted((name for name in names if name not in SILENT or _skipped(found, who, name)), key=_order)
         if not shown:
+            if who == "student" or not scratch:
+                parts.append(tag("p", f"There are no curves of the {who}: it was imported, or they are not at hand."))
             continue
         panels = [_panel(who, name, found, view) for name in shown]
         parts += [tag("h3", f"The {who}'s training"), tag("div", *panels, class_="panels")]
@@ -39,12 +41,12 @@ def section(groups: Sequence[Group], view: View) -> Html:
                 parts.insert(
                     0, tag("p", f"{run.name}: the student's training was given up at step {step}.", class_="note")
                 )
-    if all(run.scratch for group in groups for run in group.runs):
+    if scratch:
         parts.append(tag("p", "Trained from scratch: there is no teacher, hence no curves of one."))
     if len(groups) > 1:
         lines = [Line(view.legend(i, group), (), i) for i, group in enumerate(groups)]
         parts.insert(0, legend(lines))
-    return join(*parts) if parts else tag("p", "There are no curves.")
+    return join(*parts)
 
 
 Found = Sequence[tuple[int, Group, dict[str, dict[str, Curve]]]]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -168,6 +169,12 @@ def test_other_noise_of_the_teacher_is_left_out_with_the_seeds(tmp_path: Path) -
 def test_a_training_that_was_given_up_is_told(tmp_path: Path) -> None:
     text, _ = shown(write_run(tmp_path, result={"stable": False, "diverged_at": 123}))
     assert "the student&#x27;s training was given up at step 123" in text
+
+
+def test_a_teacher_without_curves_was_imported(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    shutil.rmtree(tmp_path / "metrics/teacher")
+    assert "There are no curves of the teacher: it was imported" in shown(run)[0]
 
 
 def test_a_network_that_knows_no_classes_tells_no_failures(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
