@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from facm.report.chart import FAR, Line, chart, legend
-from facm.report.run import Group
+from facm.report.run import Group, teachers
 from facm.report.scores import ENDS, distance_key
 from facm.report.spread import Spread, number
 from facm.report.tags import Html, figure, join, tag
@@ -21,10 +21,11 @@ def section(groups: Sequence[Group], view: View) -> Html:
             if spread is not None:
                 points.append((float(nfe), spread.mean, spread.sd or 0.0))
         lines.append(Line("student" if len(groups) == 1 else view.legend(i, group), tuple(points), i))
-    for i, group in enumerate(groups):
+    for alike in teachers(groups):
+        group = groups[alike[0]]
         spread = Spread.of(group.values("teacher", key))
-        if spread is not None and spread.mean not in known:
-            known[spread.mean] = view.label(i, f"teacher, NFE {group.values('teacher', 'nfe')[0]}")
+        if spread is not None:
+            known[spread.mean] = view.together(alike, f"teacher, NFE {group.values('teacher', 'nfe')[0]}")
     beyond = {}
     highest = max((y for y in [*known, *(p[1] for line in lines for p in line.points)]), default=0.0)
     for name, title in ENDS.items():

@@ -215,6 +215,16 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
     return [Group(", ".join(run.name for run in some), tuple(some)) for some in found.values()]
 
 
+def teachers(groups: Sequence[Group]) -> list[list[int]]:
+    """Numbers of the groups that have a teacher, those with the same ones together, in order of the first."""
+    found: dict[str, list[int]] = {}
+    for number, group in enumerate(groups):
+        scores = [str(run.result["teacher"]) for run in group.runs if run.result.get("teacher")]
+        if scores:
+            found.setdefault(str(sorted(set(scores))), []).append(number)
+    return list(found.values())
+
+
 def used(params: dict[str, Any]) -> dict[str, Any]:
     """Blocks and keys on which some stage's result depends, as dvc.yaml lists them; without a teacher less of them."""
     kept = {name: block for name, block in params.items() if name not in (*BLOCKS, "report", "train", "runtime")}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from facm.report.run import Group, Run
+from facm.report.run import Group, Run, teachers
 from facm.report.spread import Spread, number
 from facm.report.tags import Html, join, table, tag
 from facm.report.view import View
@@ -130,20 +130,25 @@ def _ends(group: Group, columns: list[str]) -> list[list[str]]:
 
 
 def _parts(groups: Sequence[Group], view: View, columns: list[str]) -> list[list[str]]:
-    """Rows of teachers, then of students by NFE."""
-    parts: list[tuple[str, ...]] = [("teacher",)] if any("teacher" in g.runs[0].result for g in groups) else []
-    found = sorted({nfe for group in groups for run in group.runs for nfe in run.nfes})
-    parts += [("student", f"nfe{nfe}") for nfe in found]
-    rows = []
-    for part in parts:
-        spreads = [{c: Spread.of(group.values(*part, c)) for c in columns} for group in groups]
-        for i, group in enumerate(groups):
-            if not any(spreads[i].values()):
-                continue
-            nfe = group.values("teacher", "nfe")[0] if part == ("teacher",) else part[-1].removeprefix("nfe")
-            name = view.label(i, f"{part[0]}, NFE {nfe}")
-            rows.append([name, *(_cell(spreads, i, column, len(group.values(*part))) for column in columns)])
+    """Rows of teachers, those that groups have in common once, then of students by NFE."""
+    alike = teachers(groups)
+    rows = _rows([groups[some[0]] for some in alike], ("teacher",), columns)
+    for some, row in zip(alike, rows, strict=True):
+        row[0] = view.together(some, f"teacher, NFE {row[0]}")
+    for nfe in sorted({nfe for group in groups for run in group.runs for nfe in run.nfes}):
+        having = [i for i, group in enumerate(groups) if any(nfe in run.nfes for run in group.runs)]
+        for i, row in zip(having, _rows([groups[i] for i in having], ("student", f"nfe{nfe}"), columns), strict=True):
+            rows.append([view.label(i, f"student, NFE {nfe}"), *row[1:]])
     return rows
+
+
+def _rows(groups: Sequence[Group], part: tuple[str, ...], columns: list[str]) -> list[list[str]]:
+    """A row per group; its name is the NFE that the scores tell, if any."""
+    spreads = [{column: Spread.of(group.values(*part, column)) for column in columns} for group in groups]
+    return [
+        [str(group.values(*part, "nfe")[0]), *(_cell(spreads, i, c, len(group.values(*part))) for c in columns)]
+        for i, group in enumerate(groups)
+    ]
 
 
 def _cell(spreads: list[dict[str, Spread | None]], i: int, column: str, runs: int) -> str:

@@ -41,7 +41,12 @@ class View:
 
     def label(self, number: int, what: str) -> str:
         """A name within a page of one group, or of several."""
-        return f"{self.letters[number]}: {what}" if self.letters[number] else what
+        return self.together([number], what)
+
+    def together(self, numbers: Sequence[int], what: str) -> str:
+        """The same of what these groups have in common."""
+        letters = ", ".join(self.letters[number] for number in numbers)
+        return f"{letters}: {what}" if letters else what
 
     def heading(self, words: str) -> Html:
         """A heading within a section: below that of the group where there are several."""

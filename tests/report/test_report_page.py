@@ -115,6 +115,8 @@ def test_seeds_are_told_with_their_spread_and_groups_by_letters(tmp_path: Path) 
     assert '<th scope="row">distill.alpha</th><td class="words">power</td><td class="words">cos</td>' in text
     assert '<th scope="row">distill.seed</th><td class="words">0, 1, 2</td><td class="words">0</td>' in text
     assert text.count("<h3>A: p</h3>") == 3, "pictures are the first run's"
+    assert '<th scope="row">A, B: teacher, NFE 29</th><td>1.000</td>' in text, "one teacher is no sample of four"
+    assert "A: teacher" not in text and "A, B: teacher, NFE 29</li>" in text
 
 
 def test_other_yardsticks_are_told(tmp_path: Path, run: Run) -> None:
