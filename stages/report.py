@@ -9,6 +9,8 @@ from facm.report.page import page
 from facm.report.run import Run, Workspace, grouped
 
 OUT = Path("data/report.html")
+SEEN = ("data/latents/meta.json", "data/reference", "data/samples", "data/student/config.json", "metrics/distill")
+SEEN += ("metrics/evaluate.json", "params.yaml")
 
 
 def main() -> None:
@@ -16,7 +18,8 @@ def main() -> None:
     check.writable("data")
     dist.setup(params.runtime.threads)
     if dist.is_main():
-        text = page(grouped([Run.of("this run", Workspace())])).encode()
+        seen = (*SEEN, params.distill.teacher, params.report.curves, params.report.pictures)
+        text = page(grouped([Run.of("this run", Workspace(within=seen))])).encode()
         with whole(OUT) as file:
             file.write(text)
         say(f"report: {OUT}, {len(text) / 1e6:.1f} MB")

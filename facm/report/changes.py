@@ -1,4 +1,8 @@
-"""The params: what differs between runs, or, of a single one, from the preset that is nearest to it."""
+"""The params: what differs between runs, or, of a single one, from the preset that is nearest to it.
+
+The page of the stage `report` compares with no preset: if it did, an edit of presets/base.yaml, such as a new method's
+block, would make every finished run stale.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -71,7 +75,9 @@ def overlaid(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 def _from_preset(run: Run) -> Html:
     known = presets(run)
     if BASE not in known:
-        return tag("p", "There are no presets to compare with.")
+        command = tag("code", "python -m facm.report")
+        why = "No finished run depends on the presets, so this page knows none: "
+        return tag("p", why, command, " tells what differs from the nearest one.")
     names, values = nearest_preset(run.used, known)
     preset = " ".join(names) or BASE
     rows = [

@@ -48,25 +48,37 @@ class Workspace:
     """The files as they lie in a folder, the repository's root.
 
     The stage knows no facts: a page that told of the commit it is made for would never be the same. It knows no code
-    either: dvc.lock is written after the last stage.
+    either: dvc.lock is written after the last stage. And it sees no more than its dependencies, so that nothing else
+    can reach the page.
+
+    Attributes:
+        root: the folder.
+        facts, code: see Origin.
+        within: files and folders that are seen; None: all.
     """
 
     root: Path = Path()
     facts: dict[str, str] = field(default_factory=dict)
     code: dict[str, str] = field(default_factory=dict)
+    within: tuple[str, ...] | None = None
 
     def path(self, name: str) -> Path | None:
         """See Origin."""
-        return self.root / name if (self.root / name).is_file() else None
+        return self.root / name if self._seen(name) and (self.root / name).is_file() else None
 
     def names(self, folder: str) -> list[str]:
         """See Origin."""
         below = self.root / folder
+        if not self._seen(folder):
+            return []
         return sorted(str(path.relative_to(below)) for path in below.rglob("*") if path.is_file())
 
     def missing(self) -> list[str]:
         """Nothing: DVC has looked after the stage's dependencies."""
         return []
+
+    def _seen(self, name: str) -> bool:
+        return self.within is None or any(Path(name).is_relative_to(path) for path in self.within)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from miniature import truncate
+import yaml
+from miniature import ROOT, truncate
 from runs import SCRATCH, Page, result, write_run
 
 from facm import check, dist
@@ -296,10 +297,19 @@ def test_the_stage_writes_the_page_whole_on_rank_0(
 ) -> None:
     run = write_run(tmp_path)
     monkeypatch.chdir(tmp_path)
+    stage = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["report"]
+    paths = {dep for dep in stage["deps"] if dep.startswith(("data/", "metrics/"))}
+    assert {*report.SEEN} - {"params.yaml"} == paths, "it sees no more than dvc.yaml lists"
+    listed = [dep for dep in stage["deps"] if dep.startswith("${")]
+    assert listed == ["${distill.teacher}", "${report.curves}", "${report.pictures}"]
     monkeypatch.setattr(dist, "setup", lambda threads: None)
     monkeypatch.setattr(check, "writable", lambda *folders: None)
     report.main()
-    assert Path("data/report.html").read_text() == shown(run)[0]
+    text = Path("data/report.html").read_text()
+    assert "could not be shown" not in text and "so this page knows none" in text
+    shown_all = shown(run)[0]
+    assert text[: text.index('<section id="params"')] == shown_all[: shown_all.index('<section id="params"')]
+    assert text[text.index('<section id="provenance"') :] == shown_all[shown_all.index('<section id="provenance"') :]
     assert re.search(r"report: data/report.html, 0\.\d MB", capsys.readouterr().out)
     Path("data/report.html").unlink()
     monkeypatch.setattr(dist, "is_main", lambda: False)
