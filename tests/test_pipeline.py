@@ -138,6 +138,7 @@ def test_one_command_runs_the_eight_stages_and_ends_with_the_table_and_the_grids
     assert grids
     assert grids[1].split() == [f"data/samples/grid_nfe{nfe}.png" for nfe in (1, 2)]
     assert all((clone.root / path).is_file() for path in grids[1].split())
+    assert b"could not be shown" not in clone.read("data/report.html")
     assert clone.unfinished() == []
 
 
@@ -280,8 +281,9 @@ def test_plots_show_losses_weightings_distances_and_grids(experimented: Clone) -
 def test_a_student_from_scratch_is_scored_without_a_teacher(built: Clone) -> None:
     built.overlay("scratch")
     built.set("teacher.seed", "1")
-    output = built.dvc("repro", "evaluate")
+    output = built.dvc("repro", "report")
     assert ran(output) == STUDENT
+    assert "there is no teacher to compare with" in built.read("data/report.html").decode()
     assert not re.search("^ *teacher ", output, re.MULTILINE)
     assert "teacher" not in json.loads(built.read("metrics/evaluate.json"))
 
