@@ -60,7 +60,7 @@ def _of_checkpoint(who: str, config: dict[str, Any]) -> dict[str, str]:
         f"{who}": f"{config.get('backbone')}, {config.get('objective')}, {config.get('step')} steps, "
         f"EMA {config.get('sigma_rel')}",
         f"{who}'s weights": f"sha256 {str(config.get('sha256'))[:DIGITS]}",
-        f"{who} made with": f"{made}, {config.get('threads')} threads",
+        f"{who} made with": f"{made}, threads {config.get('threads')}",
     }
 
 
