@@ -236,6 +236,14 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Report:
+    """What a run has of a teacher: paths, so that they can be dependencies in dvc.yaml."""
+
+    pictures: Literal["data/baseline", "data/samples"]
+    curves: Literal["metrics/teacher", "metrics/distill"]
+
+
+@dataclass(frozen=True)
 class Runtime:
     threads: Count
     save_every: Count
@@ -258,6 +266,7 @@ class Params:
     objectives: dict[str, dict[str, Any]]
     sample: Sample
     evaluate: Evaluate
+    report: Report
     runtime: Runtime
 
 
@@ -273,9 +282,15 @@ def read(path: str | Path = PATH) -> Params:
 def raw(path: str | Path = PATH) -> dict[str, Any]:
     """The file's plain mappings, as recorded in checkpoints."""
     try:
-        loaded = yaml.safe_load(Path(path).read_text())
+        return mapping_of(Path(path).read_text(), str(path))
     except FileNotFoundError:
         raise ParamsError(f"{path} is missing: write it with `python -m facm.preset digits`") from None
+
+
+def mapping_of(text: str, path: str) -> dict[str, Any]:
+    """The plain mappings of a YAML text; raises ParamsError, which names `path`, where it holds something else."""
+    try:
+        loaded = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ParamsError(f"{path} is no valid YAML: {error}") from None
     if not isinstance(loaded, dict):

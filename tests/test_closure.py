@@ -26,7 +26,7 @@ NEUTRAL = {
 }
 PASSING = {"facm.checkpoint"}  # neutral too, but what it imports (networks, averages) acts through it
 FOLDERS = ("facm/convert",)  # dependencies as a whole: what an imported teacher alone depends on
-STAGES = ("reference", "latents", "teacher", "baseline", "distill", "sample", "evaluate")
+STAGES = ("reference", "latents", "teacher", "baseline", "distill", "sample", "evaluate", "report")
 CHOICES = {  # registry -> the param that names its file; samplers: of the stage that draws
     "facm.backbones": "backbone.name",
     "facm.codecs": "latents.codec",
@@ -220,7 +220,7 @@ def closures() -> dict[str, dict[str, set[str]]]:
     }
 
 
-def test_the_pipeline_has_the_seven_stages(resolved: dict[str, dict[str, set[str]]]) -> None:
+def test_the_pipeline_has_the_eight_stages(resolved: dict[str, dict[str, set[str]]]) -> None:
     assert all(sorted(stages) == sorted(STAGES) for stages in resolved.values())
 
 

@@ -25,7 +25,7 @@ def test_a_teacher_that_went_out_in_the_authors_format_comes_back_and_is_distill
     assert "imported.sha256" in refused or "pinned is 0000" in refused
     clone.set("imported.sha256", f"'{told.split('sha256 ')[1].split()[0]}'")
     told = clone.dvc("repro")
-    assert ran(told)[-5:] == ["teacher", "baseline", "distill", "sample", "evaluate"]
+    assert ran(told)[-6:] == ["teacher", "baseline", "distill", "sample", "evaluate", "report"]
     again = load_file(clone.root / "data/teacher/model.safetensors")
     assert all(torch.equal(again[name], weight) for name, weight in weights.items()) and again.keys() == weights.keys()
     assert "student" in clone.read("metrics/evaluate.json").decode()

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import pytest
 from clone import PYTHON, Clone, SecondSave, copy, make, ran, restored
 
-ALL = ["reference", "latents", "teacher", "baseline", "distill", "sample", "evaluate"]
-STUDENT = ["distill", "sample", "evaluate"]
+ALL = ["reference", "latents", "teacher", "baseline", "distill", "sample", "evaluate", "report"]
+STUDENT = ["distill", "sample", "evaluate", "report"]
 TEACHER_WEIGHTS, STUDENT_WEIGHTS = (f"data/{name}/model.safetensors" for name in ("teacher", "student"))
 
 
@@ -128,7 +128,7 @@ def titles(clone: Clone, *command: str) -> set[str]:
 # What runs
 
 
-def test_one_command_runs_the_seven_stages_and_ends_with_the_table_and_the_grids(first_run: tuple[Clone, str]) -> None:
+def test_one_command_runs_the_eight_stages_and_ends_with_the_table_and_the_grids(first_run: tuple[Clone, str]) -> None:
     clone, output = first_run
     assert sorted(ran(output)) == sorted(ALL)
     end = output[output.index("Running stage 'evaluate'") :]
@@ -138,6 +138,7 @@ def test_one_command_runs_the_seven_stages_and_ends_with_the_table_and_the_grids
     assert grids
     assert grids[1].split() == [f"data/samples/grid_nfe{nfe}.png" for nfe in (1, 2)]
     assert all((clone.root / path).is_file() for path in grids[1].split())
+    assert b"could not be shown" not in clone.read("data/report.html")
     assert clone.unfinished() == []
 
 
@@ -230,7 +231,7 @@ def test_an_unknown_objective_of_a_built_pipeline_is_told_by_its_missing_file(bu
 # Experiments
 
 
-def test_another_alpha_reruns_distill_sample_and_evaluate_only(alpha: Done) -> None:
+def test_another_alpha_reruns_distill_sample_evaluate_and_report_only(alpha: Done) -> None:
     assert (ran(alpha.outputs[0]), restored(alpha.outputs[0])) == (STUDENT, [])
 
 
@@ -280,8 +281,9 @@ def test_plots_show_losses_weightings_distances_and_grids(experimented: Clone) -
 def test_a_student_from_scratch_is_scored_without_a_teacher(built: Clone) -> None:
     built.overlay("scratch")
     built.set("teacher.seed", "1")
-    output = built.dvc("repro", "evaluate")
+    output = built.dvc("repro", "report")
     assert ran(output) == STUDENT
+    assert "there is no teacher to compare with" in built.read("data/report.html").decode()
     assert not re.search("^ *teacher ", output, re.MULTILINE)
     assert "teacher" not in json.loads(built.read("metrics/evaluate.json"))
 
@@ -330,7 +332,7 @@ def test_a_killed_student_starts_afresh_with_other_params_and_goes_on_with_its_o
     assert killed_student.clone.unfinished() == []
 
 
-def test_more_evaluations_rerun_sample_and_evaluate_only(nfe: Done) -> None:
-    assert (ran(nfe.outputs[0]), restored(nfe.outputs[0])) == (["sample", "evaluate"], [])
+def test_more_evaluations_rerun_sample_evaluate_and_report_only(nfe: Done) -> None:
+    assert (ran(nfe.outputs[0]), restored(nfe.outputs[0])) == (["sample", "evaluate", "report"], [])
     assert (nfe.clone.root / "data/samples/grid_nfe4.png").is_file()
     assert set(json.loads(nfe.clone.read("metrics/evaluate.json"))["student"]) == {"nfe1", "nfe2", "nfe4"}

@@ -15,7 +15,7 @@ from facm.data import fingerprint
 from facm.data.latents import LatentSet
 from facm.params import ParamsError
 from facm.work import Busy, Work
-from stages import baseline, distill, evaluate, latents, reference, sample, teacher
+from stages import baseline, distill, evaluate, latents, reference, report, sample, teacher
 
 STAGES = {
     "reference": reference,
@@ -25,6 +25,7 @@ STAGES = {
     "distill": distill,
     "sample": sample,
     "evaluate": evaluate,
+    "report": report,
 }
 
 

@@ -12,7 +12,7 @@ from clone import DVC, Clone, Running, copy, ran
 pytestmark = pytest.mark.slow
 
 SEED = 20250703
-ORDER = ("reference", "latents", "teacher", "baseline", "distill", "sample", "evaluate")
+ORDER = ("reference", "latents", "teacher", "baseline", "distill", "sample", "evaluate", "report")
 KILLS = {"reference": 2, "latents": 2, "teacher": 5, "baseline": 2, "distill": 5, "sample": 2, "evaluate": 2}
 LATEST = {"teacher": 110, "distill": 50, "evaluate": 1.5}  # steps, or seconds; else 4 s
 

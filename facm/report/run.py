@@ -1,0 +1,265 @@
+"""A run as the report sees it: what its files hold, read when they are asked for, and what of them is not there."""
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from facm import dist
+from facm.features import FeatureNetwork, network_class
+from facm.files import load_tensors
+from facm.params import mapping_of
+from facm.report.spread import flat, seedless
+from facm.samples import Stored, load_samples
+
+CURVES = {"teacher": "metrics/teacher", "student": "metrics/distill"}
+BLOCKS = {"backbones": "backbone.name", "preconds": "backbone.precond", "objectives": "distill.objective"}
+OF_TEACHER = ("teacher", "baseline")
+
+
+class Origin(Protocol):
+    """Where a run's files are, by the pipeline's names for them."""
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What is known about it beside its files, such as its commit."""
+
+    @property
+    def code(self) -> dict[str, str]:
+        """Hashes of the code that made it, by path; empty where they are not known."""
+
+    def path(self, name: str) -> Path | None:
+        """A file to read; None where it is not at hand."""
+
+    def names(self, folder: str) -> list[str]:
+        """Files below a folder, relative to it, sorted; none where it is not at hand."""
+
+    def missing(self) -> list[str]:
+        """What was asked for and is not at hand, though the run has made it."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The files as they lie in a folder, the repository's root.
+
+    The stage knows no facts: a page that told of the commit it is made for would never be the same. It knows no code
+    either: dvc.lock is written after the last stage. And it sees no more than its dependencies, so that nothing else
+    can reach the page.
+
+    Attributes:
+        root: the folder.
+        facts, code: see Origin.
+        within: files and folders that are seen; None: all.
+    """
+
+    root: Path = Path()
+    facts: dict[str, str] = field(default_factory=dict)
+    code: dict[str, str] = field(default_factory=dict)
+    within: tuple[str, ...] | None = None
+
+    def path(self, name: str) -> Path | None:
+        """See Origin."""
+        return self.root / name if self._seen(name) and (self.root / name).is_file() else None
+
+    def names(self, folder: str) -> list[str]:
+        """See Origin."""
+        below = self.root / folder
+        if not self._seen(folder):
+            return []
+        return sorted(str(path.relative_to(below)) for path in below.rglob("*") if path.is_file())
+
+    def missing(self) -> list[str]:
+        """Nothing: DVC has looked after the stage's dependencies."""
+        return []
+
+    def _seen(self, name: str) -> bool:
+        return self.within is None or any(Path(name).is_relative_to(path) for path in self.within)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One figure of a training over its steps."""
+
+    steps: tuple[float, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Attributes:
+        name: as the user calls it.
+        origin: where its files are.
+        params: its params.yaml.
+        result: its metrics/evaluate.json.
+    """
+
+    name: str
+    origin: Origin
+    params: dict[str, Any]
+    result: dict[str, Any]
+
+    @classmethod
+    def of(cls, name: str, origin: Origin) -> "Run":
+        """Read what every report needs.
+
+        Raises:
+            ValueError: there are no scores, or they or the params are damaged.
+        """
+        texts = {}
+        for file in ("params.yaml", "metrics/evaluate.json"):
+            path = origin.path(file)
+            if path is None:
+                raise ValueError(f"{name} has no {file}: was `dvc repro` run, and the result committed?")
+            texts[file] = path.read_text()
+        try:
+            result = json.loads(texts["metrics/evaluate.json"])
+            if not [int(nfe.removeprefix("nfe")) for nfe in result["student"]]:
+                raise ValueError("no student's scores")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{name}: metrics/evaluate.json is damaged ({error}): run `dvc repro`") from None
+        return cls(name, origin, mapping_of(texts["params.yaml"], f"{name}: params.yaml"), result)
+
+    @functools.cached_property
+    def used(self) -> dict[str, str]:
+        """Params that its result depends on, by dotted names."""
+        return flat(used(self.params))
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What runs have in common that differ by seeds only."""
+        return tuple(sorted(seedless(self.used).items())), tuple(sorted(self.origin.code.items()))
+
+    @property
+    def scratch(self) -> bool:
+        """Whether it has no teacher."""
+        return bool(self.params["distill"]["mode"] == "scratch")
+
+    @property
+    def nfes(self) -> list[int]:
+        """Numbers of function evaluations at which the student was scored, ascending."""
+        return sorted(int(name.removeprefix("nfe")) for name in self.result["student"])
+
+    def samples(self, nfe: int | None) -> tuple[Stored, np.ndarray | None] | None:
+        """The student's samples at an NFE, or the teacher's (None), with labels; None where they are not at hand."""
+        name = "data/baseline/teacher.npz" if nfe is None else f"data/samples/nfe{nfe}.npz"
+        path = None if nfe is None and self.scratch else self.origin.path(name)
+        return None if path is None else load_samples(path)
+
+    def json(self, name: str) -> Any:
+        """A JSON file; None where it is not at hand."""
+        path = self.origin.path(name)
+        return None if path is None else json.loads(path.read_text())
+
+    def curves(self) -> dict[str, dict[str, Curve]]:
+        """Of each training, by figure."""
+        found: dict[str, dict[str, Curve]] = {}
+        for who, folder in CURVES.items():
+            if who == "teacher" and self.scratch:
+                continue
+            files = [name for name in self.origin.names(folder) if name.endswith(".tsv")]
+            paths = {Path(name).stem: self.origin.path(f"{folder}/{name}") for name in files}
+            found[who] = {name: curve(path) for name, path in paths.items() if path is not None}
+        return found
+
+    @functools.cached_property
+    def network(self) -> FeatureNetwork | None:
+        """The feature network of the scores; None where it is not at hand."""
+        path, meta = self.origin.path("data/reference/network.safetensors"), self.json("data/reference/meta.json")
+        if path is None or meta is None:
+            return None
+        network: FeatureNetwork = network_class(meta["features"]).load(path).to(dist.device())
+        return network
+
+    def train_pictures(self) -> tuple[torch.Tensor, float] | None:
+        """Train pictures uint8 (M, H, W, C), and the distance within which a sample counts as a copy."""
+        meta = self.json("data/reference/meta.json")
+        if meta is None or meta["copies_threshold"] is None:
+            return None
+        path = self.origin.path("data/reference/pictures.safetensors")
+        return None if path is None else (load_tensors(path, "run `dvc repro`")["pictures"], meta["copies_threshold"])
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ by their seeds only.
+
+    Attributes:
+        name: of all of them.
+        runs: at least one; pictures are shown of the first that has them.
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+
+    def first(self, has: Callable[[Run], Any]) -> Run:
+        """The first run for which `has` holds, else the first."""
+        return next((run for run in self.runs if has(run) is not None), self.runs[0])
+
+    def values(self, *path: str) -> list[Any]:
+        """A figure of evaluate.json in each run, None where it is not there; of the teacher, in each teacher.
+
+        Runs that differ by the student's seed only have one teacher, which is no sample of two.
+        """
+        found = []
+        known = [run.result.get("teacher") for run in self.runs]
+        for number, run in enumerate(self.runs):
+            if path[0] == "teacher" and known[number] in known[:number]:
+                continue
+            value: Any = run.result
+            for part in path:
+                value = value.get(part) if isinstance(value, dict) else None
+            found.append(value)
+        return found
+
+
+def grouped(runs: Sequence[Run]) -> list[Group]:
+    """Runs in the order of the first of each group."""
+    found: dict[Any, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.key, []).append(run)
+    return [Group(", ".join(run.name for run in some), tuple(some)) for some in found.values()]
+
+
+def teachers(groups: Sequence[Group]) -> list[list[int]]:
+    """Numbers of the groups that have a teacher, those with the same ones together, in order of the first."""
+    found: dict[str, list[int]] = {}
+    for number, group in enumerate(groups):
+        scores = [str(run.result["teacher"]) for run in group.runs if run.result.get("teacher")]
+        if scores:
+            found.setdefault(str(sorted(set(scores))), []).append(number)
+    return list(found.values())
+
+
+def used(params: dict[str, Any]) -> dict[str, Any]:
+    """Blocks and keys on which some stage's result depends, as dvc.yaml lists them; without a teacher less of them."""
+    kept = {name: block for name, block in params.items() if name not in (*BLOCKS, "report", "train", "runtime")}
+    for blocks, place in BLOCKS.items():
+        block, key = place.split(".")
+        name = params[block][key]
+        kept[blocks] = {name: params[blocks].get(name, {})}
+    kept["train"] = {"precision": params["train"]["precision"]}
+    kept["runtime"] = {"threads": params["runtime"]["threads"]}
+    scratch = params["distill"]["mode"] == "scratch"
+    imported = not scratch and params["teacher"].get("stage") == "import_teacher"
+    dropped = (*(OF_TEACHER if scratch else ()), *(() if imported else ("imported",)))
+    return {name: block for name, block in kept.items() if name not in dropped}
+
+
+def curve(path: Path) -> Curve:
+    """Read a TSV with the columns step and value.
+
+    Raises:
+        ValueError: it has others.
+    """
+    _, *rows = path.read_text().splitlines()
+    pairs = [tuple(map(float, row.split("\t"))) for row in rows]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f"{path} has not two columns: run `dvc repro`")
+    return Curve(tuple(step for step, _ in pairs), tuple(value for _, value in pairs))

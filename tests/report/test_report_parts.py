@@ -1,0 +1,255 @@
+"""What the report is made of: elements, spreads, charts, pictures, neighbours, failures, presets."""
+
+import base64
+import io
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from miniature import ROOT
+from PIL import Image
+from runs import SCRATCH, write_run
+
+from facm import copies, preset
+from facm.params import mapping_of
+from facm.report import near
+from facm.report.changes import nearest_preset, overlaid
+from facm.report.chart import Axis, Line, chart, nice
+from facm.report.failures import worst
+from facm.report.images import BUDGET, side_of, strip
+from facm.report.run import Group, Run, Workspace, grouped, used
+from facm.report.scatter import EDGE, SIDE, places, reach, scatter
+from facm.report.spread import Spread, differing, flat, number, seedless, told
+from facm.report.tags import Html, join, table, tag
+
+# Elements
+
+
+def test_text_and_attributes_are_escaped_and_markup_is_not_escaped_twice() -> None:
+    inner = tag("b", "<i>&")
+    assert inner == "<b>&lt;i&gt;&amp;</b>"
+    assert tag("p", inner, "x", class_='"><script>') == f'<p class="&quot;&gt;&lt;script&gt;">{inner}x</p>'
+    assert tag("img", src="a", alt="") == '<img src="a" alt="">' and tag("p", class_=None) == "<p></p>"
+    assert join("<", Html("<br>")) == "&lt;<br>"
+
+
+def test_a_table_names_rows_and_columns_and_scrolls_in_itself() -> None:
+    text = table(["", "a", "b"], [["r<", "1", "two"]], "what", words=frozenset({2}))
+    assert '<th scope="row">r&lt;</th><td>1</td><td class="words">two</td>' in text
+    assert '<th scope="col">a</th><th scope="col" class="words">b</th>' in text
+    assert text.startswith('<div class="scroll" tabindex="0" role="region" aria-label="what"><table><caption>')
+
+
+# Spread
+
+
+def test_a_spread_is_mean_and_sample_standard_deviation_of_what_is_finite() -> None:
+    spread = Spread.of([1.0, None, 3.0, math.nan, 5.0])
+    assert spread == Spread(3.0, 2.0, 3) and str(spread) == "3.000 ± 2.000"
+    assert Spread.of([0.5]) == Spread(0.5, None, 1) and str(Spread.of([0.5])) == "0.5000"
+    assert Spread.of([None, math.inf]) is None
+
+
+def test_a_tie_is_within_the_pooled_standard_deviation() -> None:
+    best = Spread(1.0, 0.3, 3)
+    pooled = math.sqrt((2 * 0.3**2 + 1 * 0.6**2) / 3)
+    assert Spread(1.0 + 0.99 * pooled, 0.6, 2).ties(best) and not Spread(1.0 + 1.01 * pooled, 0.6, 2).ties(best)
+    assert not Spread(1.0, None, 1).ties(best)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1.00518, "1.005"),
+        (0.46363, "0.4636"),
+        (0.0005, "0.0005"),
+        (62.0395, "62.04"),
+        (0, "0"),
+        (-0.0758, "-0.0758"),
+        (1e-7, "1e-07"),
+        (12345.6, "12346"),
+        (0.9999999, "1.000"),
+        (math.inf, "inf"),
+    ],
+)
+def test_numbers_have_four_digits(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+def test_params_are_told_as_yaml_has_them() -> None:
+    mapping = {"a": {"b": [1, [0.5, None]], "c": True}, "d": 1e-3, "e": 0.1 + 0.2}
+    assert flat(mapping) == {"a.b": "[1, [0.5, null]]", "a.c": "true", "d": "0.001", "e": str(0.1 + 0.2)}
+    assert told("x") == "x" and seedless({"a.seed": "1", "seeds": "2"}) == {"seeds": "2"}
+    assert differing([{"a": "1", "b": "2"}, {"a": "1"}]) == ["b"]
+
+
+# Runs
+
+
+def test_runs_that_differ_by_seeds_are_one_group_and_others_are_not(tmp_path: Path) -> None:
+    first = write_run(tmp_path / "a")
+    seed = write_run(tmp_path / "b", distill__seed=1, sample__seed=7, factor=3.0)
+    alpha = write_run(tmp_path / "c", distill__alpha="cos")
+    unused = write_run(tmp_path / "d", objectives__scm__warmup=0.5, runtime__log_every=7, report__curves="metrics/x")
+    groups = grouped([first, alpha, seed, unused])
+    assert [group.runs for group in groups] == [(first, seed, unused), (alpha,)]
+    assert Spread.of(groups[0].values("student", "nfe1", "fd")[:2]) == Spread(2.0, math.sqrt(2), 2)
+
+
+def test_other_code_is_another_group(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    other = Run("other", Workspace(tmp_path, code={"facm/train.py": "0"}), run.params, run.result)
+    assert len(grouped([run, other])) == 2
+
+
+def test_one_teacher_of_two_students_counts_once(tmp_path: Path) -> None:
+    group = Group("both", (write_run(tmp_path / "a"), write_run(tmp_path / "b", distill__seed=1, factor=2.0)))
+    assert group.values("teacher", "fd") == [1.0] and group.values("student", "nfe1", "fd") == [1.0, 2.0]
+
+
+def test_the_params_of_a_report_are_those_that_dvc_tracks_for_it(tmp_path: Path) -> None:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    listed = stages["report"]["params"]
+    params = write_run(tmp_path, teacher__stage="import_teacher").params
+    names = {re.sub(r"\.\$.*|\.threads|\.precision", "", name) for name in listed}
+    assert set(used(params)) == names
+    assert set(used(params)["runtime"]) == {"threads"} and set(used(params)["objectives"]) == {"facm"}
+    tracked = {
+        name for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values() for name in stage["params"]
+    }
+    assert tracked - set(listed) <= {
+        "evaluate.copies",
+        "evaluate.kid_subsets",
+        "sample.rounding",
+        "sample.sampler",
+        "sample.seed",
+    }
+
+
+def test_from_scratch_the_teachers_params_do_not_count(tmp_path: Path) -> None:
+    names = set(used(write_run(tmp_path, **SCRATCH).params))
+    assert not names & {"teacher", "baseline", "imported"} and {"distill", "sample", "objectives"} <= names
+
+
+def test_a_run_without_scores_is_refused_with_its_name(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    (tmp_path / "metrics/evaluate.json").write_text('{"teacher": {}}')
+    with pytest.raises(ValueError, match=r"mine: metrics/evaluate.json is damaged .*: run `dvc repro`"):
+        Run.of("mine", Workspace(tmp_path))
+    (tmp_path / "metrics/evaluate.json").unlink()
+    with pytest.raises(ValueError, match=r"mine has no metrics/evaluate.json"):
+        Run.of("mine", Workspace(tmp_path))
+
+
+# Charts
+
+
+def test_an_axis_maps_its_ends_and_the_middle() -> None:
+    linear, log = Axis(0.0, 10.0, False, 100.0, 0.0), Axis(1.0, 100.0, True, 0.0, 50.0)
+    assert (linear(0.0), linear(5.0), linear(10.0)) == (100.0, 50.0, 0.0)
+    assert (log(1.0), log(10.0), log(100.0)) == (0.0, 25.0, 50.0)
+    assert linear.ticks() == [0, 2, 4, 6, 8, 10] and log.ticks() == [1, 3, 10, 30, 100]
+    assert [nice(v) for v in (0.011, 0.02, 3.0, 7.0)] == [0.02, 0.02, 5.0, 10.0]
+    assert all(len(Axis(10.0**-a, 10.0**b, True, 0, 1).ticks()) <= 7 for a in range(6) for b in range(1, 7))
+
+
+def test_lines_differ_by_dash_and_mark_and_lose_what_is_not_finite() -> None:
+    rows = [(0.0, 1.0, 0.0), (1.0, math.nan, 0.0), (2.0, 3.0, 0.0)]
+    lines = [Line(str(i), tuple(rows), i) for i in range(6)]
+    text = chart("title", lines, x_label="step")
+    drawn = re.findall(r'<path class="line\d" d="(M[^"]*L[^"]*)"(?: stroke-dasharray="([^"]*)")?', text)
+    assert len(drawn) == 6 and len({dash for _, dash in drawn}) == 6 and all("nan" not in d for d, _ in drawn)
+    shapes = {re.sub(r"M[\d. ]+", "M", shape) for shape in re.findall(r'class="mark[^"]*" d="([^"]*)"', text)}
+    assert len(shapes) == 5 and text.count("hollow") == 4, "disc and ring share a shape, one is hollow"
+    assert "<title>title</title>" in text and 'role="img"' in text
+    assert chart("t", [Line("a", ((0.0, math.nan, 0.0),), 0)], x_label="x") == "<p>t: no finite value.</p>"
+
+
+def test_bars_stay_in_a_logarithmic_plot() -> None:
+    text = chart("t", [Line("a", ((1.0, 0.1, 0.2), (2.0, 9.0, 1.0)), 0)], x_label="x", at=[1, 2])
+    heights = [float(y) for pair in re.findall(r"M[\d.]+ ([\d.]+)V([\d.]+)\"", text) for y in pair]
+    assert heights and all(0 <= y <= 210 for y in heights)
+
+
+# Pictures
+
+
+def decoded(text: str) -> Image.Image:
+    """The image of an element."""
+    return Image.open(io.BytesIO(base64.b64decode(text.split("base64,")[1].split('"')[0])))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_small_pictures_keep_their_pixels(channels: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, channels), dtype=np.uint8)
+    text = strip(images, 'an "alt"', 128)
+    pixels = np.asarray(decoded(text))
+    assert pixels.shape == (8, 26, channels + 1) and 'class="pixels"' in text and 'alt="an &quot;alt&quot;"' in text
+    for i in range(3):
+        assert np.array_equal(pixels[:, 9 * i : 9 * i + 8, :channels], images[i])
+    assert (pixels[:, 8, -1] == 0).all() and (pixels[:, :8, -1] == 255).all()
+
+
+def test_large_pictures_are_reduced_to_the_side_that_keeps_the_budget() -> None:
+    images = np.zeros((2, 256, 512, 3), np.uint8)
+    text = strip(images, "a", 100)
+    assert decoded(text).size == (2 * 100 + 3, 50) and "pixels" not in text
+    assert side_of((8, 8, 1), 300) == 8 and side_of((256, 256, 3), 10) == 128
+    assert side_of((256, 256, 3), 150) ** 2 * 3 * 150 <= BUDGET < (side_of((256, 256, 3), 150) + 1) ** 2 * 3 * 150
+
+
+def test_points_lie_where_they_are_upwards_and_what_is_outside_is_left_out() -> None:
+    points = np.array([[-2.0, -2.0], [2.0, 2.0], [9.0, 0.0], [np.nan, 0.0]], np.float32)
+    assert places(points, 2.0)[:2] == [(EDGE, SIDE - EDGE), (SIDE - EDGE, EDGE)]
+    text = scatter("p", points, 2.0, start=points[::-1][2:])
+    assert text.count("h0") == 2 and re.search(r'class="ways" d="(M[^M"]*){2}"', text)
+    assert reach([points]) == 9.0 and reach([np.full((2, 2), np.nan)]) == 1.0
+
+
+# Neighbours and failures
+
+
+@pytest.mark.parametrize("values", [near.VALUES, 70])
+def test_the_nearest_picture_is_that_of_all_distances(values: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near, "VALUES", values)
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randint(0, 256, (23, 3, 3, 2), generator=generator, dtype=torch.uint8)
+    pictures[20] = pictures[4]
+    images = torch.cat([torch.randint(0, 256, (9, 3, 3, 2), generator=generator, dtype=torch.uint8), pictures[4:5]])
+    distances, indices = near.nearest(images, pictures)
+    levels = [x.flatten(1).double() / 127.5 for x in (images, pictures)]
+    every = (levels[0][:, None] - levels[1]).square().sum(2).sqrt()
+    torch.testing.assert_close(distances, every.min(1).values)
+    assert torch.equal(indices, every.argmin(1)) and indices[-1] == 4 and distances[-1] == 0
+    assert torch.equal(distances, copies.nearest(images, pictures))
+
+
+def test_the_worst_are_the_least_confident_in_the_class_asked_for() -> None:
+    logits = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 3.0], [9.0, 0.0]])
+    found = worst(logits, torch.tensor([0, 1, 1, 0]), 2)
+    assert [one[:3] for one in found] == [(1, 1, 0), (0, 0, 0)]
+    assert found[0][3] == pytest.approx(1 / (1 + math.exp(2))) and found[1][3] == 0.5
+
+
+# Presets
+
+
+@pytest.mark.parametrize("names", [["digits"], ["mixture"], ["digits", "scratch"], ["cifar10"]], ids=" ".join)
+def test_a_preset_is_nearest_to_itself(names: list[str]) -> None:
+    known = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "presets").glob("*.yaml")}
+    params = mapping_of(preset.render(names, ROOT / "presets"), "params.yaml")
+    mine = flat(used(params))
+    found, values = nearest_preset(mine, known)
+    assert sorted(found) == sorted(names) and all(values[name] == value for name, value in mine.items())
+    changed = mine | {"distill.optimizer.lr": "7"}
+    assert nearest_preset(changed, known)[0] == found
+
+
+def test_an_overlay_replaces_values_and_merges_blocks() -> None:
+    below = {"a": {"b": 1, "c": [1]}, "d": 2}
+    assert overlaid(below, {"a": {"c": [2, 3]}, "e": 4}) == {"a": {"b": 1, "c": [2, 3]}, "d": 2, "e": 4}
+    assert below == {"a": {"b": 1, "c": [1]}, "d": 2}
