@@ -154,13 +154,13 @@ def stages() -> dict[str, list[str]]:
 
 
 def tracked(name: str, by: Mapping[str, list[str]]) -> list[str]:
-    """The stages that depend on a key."""
+    """The stages whose result depends on a key: not `report`, which lists the params themselves."""
 
     def covers(key: str) -> bool:
         ours, its = name.split("."), key.split(".")
         return len(its) <= len(ours) and all(b in ("*", a) for a, b in zip(ours, its, strict=False))
 
-    return [stage for stage, keys in by.items() if any(covers(key) for key in keys)]
+    return [stage for stage, keys in by.items() if stage != "report" and any(covers(key) for key in keys)]
 
 
 def presets() -> dict[str, dict[str, Any]]:
