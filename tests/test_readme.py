@@ -67,15 +67,15 @@ class Block:
         return [words for words in lines if words]
 
 
-def blocks() -> list[Block]:
-    """The fenced blocks of README, in order; those in a list are indented."""
+def blocks(page: str = README) -> list[Block]:
+    """The fenced blocks of a page, in order; those in a list are indented."""
     fence = re.compile(r"^(?:<!-- test: ([^\n]*) -->\n)?( *)```(\w*)\n(.*?)^\2```$", re.MULTILINE | re.DOTALL)
-    return [Block(m[1] or "", m[3], re.sub(f"^{m[2]}", "", m[4], flags=re.M)) for m in fence.finditer(README)]
+    return [Block(m[1] or "", m[3], re.sub(f"^{m[2]}", "", m[4], flags=re.M)) for m in fence.finditer(page)]
 
 
-def marked(marker: str) -> list[Block]:
+def marked(marker: str, page: str = README) -> list[Block]:
     """The blocks whose marker begins so."""
-    return [block for block in blocks() if block.marker.startswith(marker)]
+    return [block for block in blocks(page) if block.marker.startswith(marker)]
 
 
 def dvc_commands() -> list[list[str]]:

@@ -5,9 +5,6 @@ The pipeline is ours, with DVC's part of it unchanged; its stages are stubs that
 
 import getpass
 import os
-import re
-import shlex
-import shutil
 import socket
 import subprocess
 import time
@@ -15,48 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from clone import SOURCE, Clone, make, own_cache, ran, restored
+from clone import Clone, own_cache, ran, restored
+from team import Team, commands
 
 pytestmark = pytest.mark.slow
-PAGE = (SOURCE / "docs/sharing.md").read_text()
 STUDENT = "data/student/one.tsv"
 SSHD = Path("/usr/sbin/sshd")
-
-
-def commands(marker: str, values: dict[str, str]) -> list[list[str]]:
-    """The commands of a marked block of the page, with the example's values replaced."""
-    (text,) = re.findall(rf"<!-- test: {marker} -->\n```bash\n(.*?)```", PAGE, re.DOTALL)
-    for example, value in values.items():
-        assert example in text, f"docs/sharing.md, {marker}: no {example}"
-        text = text.replace(example, value)
-    return [shlex.split(line)[1:] for line in text.splitlines()]
-
-
-class Team:
-    """A bare git repository and the clones of it; `first` is at an experiment, `cos`."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.git = folder, folder / "origin.git"
-        (folder / "first").mkdir()
-        self.first = make(folder / "first")
-        shutil.copy(SOURCE / "tests/stub.py", self.first.root)
-        text = (self.first.root / "dvc.yaml").read_text()
-        text = re.sub(r"cmd: python -m facm\.launch stages\.(\w+)", r"cmd: python stub.py \1", text)
-        text = text.replace("python -m facm.launch stages.${teacher.stage}", "python stub.py teacher")
-        assert text.count("stub.py") == 7
-        (self.first.root / "dvc.yaml").write_text(text)
-        self.first.run("git", "init", "-q", "--bare", str(self.git))
-        self.first.git("remote", "add", "origin", str(self.git))
-        for words in commands("folder", {"/mnt/team/facm": str(folder / "remote")}):
-            self.first.dvc(*words)
-        self.first.commit()
-
-    def clone(self, name: str) -> Clone:
-        """A further clone, in which nothing lies and nothing is in the cache."""
-        self.first.run("git", "clone", "-q", str(self.git), str(self.folder / name))
-        clone = Clone(self.folder / name)
-        own_cache(clone)
-        return clone
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +133,7 @@ def sshd(tmp_path: Path) -> Iterator[tuple[int, Path]]:
 def test_a_server_with_ssh_carries_results_and_runs(team: Team, sshd: tuple[int, Path]) -> None:
     port, key = sshd
     place = f"ssh://127.0.0.1:{port}{team.folder}/served"
-    values = {"ssh://server/srv/facm": place, "user me": f"user {getpass.getuser()}", "~/.ssh/id_ed25519": str(key)}
+    values = {"ssh://server/srv/facm": place, "me": getpass.getuser(), "~/.ssh/id_ed25519": str(key)}
     remote = Remote("ssh", values, {"HOME": str(key.parent)})
     remote.publish(team)
     remote.prove(team, "over-ssh")
