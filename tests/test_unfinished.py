@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from miniature import ROOT
+from test_readme import marked
 
 from facm import work
 from facm.log import span
@@ -83,7 +85,7 @@ def test_prune_removes_all_that_nobody_uses_and_leaves_the_rest(here: Path, caps
     (here / ".work/.teacher-half").mkdir()
     main(["--prune", "--yes"])
     told = capsys.readouterr().out.splitlines()[-1]
-    assert told == "removed: latents-cc, teacher-ab, teacher-aa"
+    assert told == "removed: latents-cc, teacher-ab, teacher-aa; in use or awaited: teacher-awaited, teacher-running"
     assert left(here) == ["studies", "teacher-awaited", "teacher-running"]
     assert joined is not None
     joined.close()
@@ -115,13 +117,21 @@ def test_prune_asks_on_a_terminal_and_refuses_without_one(here: Path, monkeypatc
     assert left(here) == ["studies"]
 
 
+def test_the_commands_of_the_page_on_sharing_run(here: Path) -> None:
+    (block,) = marked("work", (ROOT / "docs/sharing.md").read_text())
+    for words in block.commands:
+        assert words[:3] == ["python", "-m", "facm.work"]
+        main(words[3:])
+    assert left(here) == ["latents-cc", "studies"]
+
+
 def test_where_nothing_is_unfinished_that_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     main([])
     main(["--prune"])
-    assert capsys.readouterr().out == f"{tmp_path}/.work: no unfinished runs\n" * 2 + "removed: nothing\n"
+    assert capsys.readouterr().out == f"{tmp_path}/.work: no unfinished runs\n" * 2
 
 
 def test_a_lock_of_an_earlier_version_is_understood(here: Path) -> None:

@@ -26,11 +26,8 @@ def main(arguments: list[str] | None = None) -> None:
     if unknown:
         raise SystemExit(f"error: {work} has no unfinished run {', '.join(unknown)}")
     chosen = [run for run in runs if _is_chosen(run, asked.names, asked.older)]
-    if not chosen:
-        say(f"{work}: no unfinished runs" + (" that were asked for" if runs else ""))
-    else:
-        say(table(chosen))
-    if asked.prune:
+    say(table(chosen) if chosen else f"{work}: no unfinished runs" + (" that were asked for" if runs else ""))
+    if asked.prune and chosen:
         prune(work, chosen, yes=asked.yes)
 
 
@@ -52,7 +49,7 @@ def prune(work: Path, runs: list[Unfinished], *, yes: bool) -> None:
     Raises:
         SystemExit: there is no terminal to ask on, or the answer is not yes.
     """
-    free = [run for run in runs if not run.in_use and not run.awaited]
+    free, used = [run for run in runs if run.free], [run.folder.name for run in runs if not run.free]
     size = sum(run.size for run in free)
     what = f"{len(free)} of {len(runs)} runs, {size / 2**20:.1f} MiB"
     if free and not yes:
@@ -63,7 +60,7 @@ def prune(work: Path, runs: list[Unfinished], *, yes: bool) -> None:
     gone = [run.folder.name for run in free if locks.remove_unused(run.folder)]
     for left in work.glob(".*-*"):  # by a removal that was killed
         shutil.rmtree(left, ignore_errors=True)
-    say(f"removed: {', '.join(gone) or 'nothing'}")
+    say(f"removed: {', '.join(gone) or 'nothing'}" + (f"; in use or awaited: {', '.join(used)}" if used else ""))
 
 
 def _is_chosen(run: Unfinished, names: list[str], days: float) -> bool:

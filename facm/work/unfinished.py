@@ -56,6 +56,11 @@ class Unfinished:
         )
 
     @property
+    def free(self) -> bool:
+        """Nobody works on it or waits for it."""
+        return not self.in_use and not self.awaited
+
+    @property
     def reached(self) -> str:
         """How far it is."""
         if self.finished:
