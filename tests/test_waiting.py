@@ -10,15 +10,17 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from dvc.repo import Repo
-from miniature import ROOT
+from miniature import ROOT, write_params
 
 from facm import files, params, work
 from facm.work import Served, Work, handover, locks, waiting
+from stages import latents
 
 STEPS, OUTS = 4, ("data/teacher", "metrics/teacher.json")
 PIPELINE = """\
@@ -272,6 +274,35 @@ def test_whoever_prunes_leaves_a_run_that_is_awaited(team: Team) -> None:
     assert team.start(lambda: Work("teacher", "other", keep=0).close()).end() == 0
     assert not locks.remove_unused(team.run) and handover.offered(team.run)
     assert not locks.in_use(team.run) and locks.awaited(team.run)
+
+
+def test_latents_that_another_process_encoded_meanwhile_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish, joined = Work.finish, []
+
+    def awaited(self: Work) -> None:
+        joined.append(locks.wait(self.folder))
+        finish(self)
+
+    monkeypatch.setattr(Work, "finish", awaited)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    (tmp_path / "shared").mkdir()
+    for name in ("one", "two"):
+        clone = tmp_path / name
+        clone.mkdir()
+        (clone / ".work").symlink_to(tmp_path / "shared")
+        shutil.copy(ROOT / "dvc.yaml", clone)
+        write_params(clone, latents__shard_size=500)
+        monkeypatch.chdir(clone)
+        with pytest.raises(Served) if joined else nullcontext():
+            latents.main()
+        if name == "one":
+            joined[0].close()
+    torch.set_flush_denormal(False)
+    files_of = {p.relative_to(tmp_path / "one"): p.read_bytes() for p in (tmp_path / "one/data").rglob("*.*")}
+    assert files_of == {p.relative_to(tmp_path / "two"): p.read_bytes() for p in (tmp_path / "two/data").rglob("*.*")}
+    assert len(files_of) == 5 and list((tmp_path / "shared").iterdir()) == []
 
 
 def test_served_is_success_for_the_shell() -> None:
