@@ -17,6 +17,14 @@ def say(message: str) -> None:
     print(message, flush=True)
 
 
+def span(seconds: float) -> str:
+    """A time in the unit that suits it: 40 s, 12 min, 3.5 h, 2.1 days."""
+    for unit, length_s, digits in (("s", 1, 0), ("min", 60, 0), ("h", 3600, 1)):
+        if seconds < 100 * length_s:
+            return f"{max(0.0, seconds) / length_s:.{digits}f} {unit}"
+    return f"{seconds / 86400:.1f} days"
+
+
 def progress(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
     """A bar on a terminal; in a log a line at each tenth; nothing on ranks other than 0."""
     if not dist.is_main():

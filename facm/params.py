@@ -298,6 +298,13 @@ def mapping_of(text: str, path: str) -> dict[str, Any]:
     return loaded
 
 
+def outputs(stage: str, path: str | Path = "dvc.yaml") -> list[str]:
+    """Files and folders that a stage makes, as dvc.yaml says; none where there is no such file or stage."""
+    stages = yaml.safe_load(Path(path).read_text())["stages"] if Path(path).is_file() else {}
+    entries = [entry for kind in ("outs", "metrics", "plots") for entry in stages.get(stage, {}).get(kind, [])]
+    return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
+
+
 def tracked(mapping: dict[str, Any], stage: str) -> dict[str, Any]:
     """What may change a training's result, as dvc.yaml lists it: of all blocks those that `stage` uses.
 

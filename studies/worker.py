@@ -1,8 +1,8 @@
 """A clone of this repository in which experiments run one after another: `dvc exp run`.
 
-Not DVC's queue: a task whose worker was killed says "Running" for ever and is not started again, and tasks that need
-the same teacher train it once each. Clones share the repository's DVC cache, so that a stage that ran in one is
-restored in the others, and its .work/, so that a killed run goes on from its last save wherever it is started again.
+Not DVC's queue: a task whose worker was killed says "Running" for ever and is not started again. Clones share the
+repository's DVC cache, so that a stage that ran in one is restored in the others, and its .work/, so that a killed run
+goes on from its last save wherever it is started again.
 """
 
 import fcntl

@@ -251,7 +251,7 @@ def make(folder: Path) -> Clone:
     (folder / FEATURES).write_text(text)
     clone = Clone(folder)
     clone.git("init", "-q")
-    _own_cache(clone)
+    own_cache(clone)
     clone.overlay()
     clone.commit()
     return clone
@@ -262,7 +262,7 @@ def copy(clone: Clone, folder: Path) -> Clone:
     shutil.copytree(clone.root, folder, symlinks=True, dirs_exist_ok=True)
     shutil.rmtree(folder / ".dvc/tmp", ignore_errors=True)
     copied = Clone(folder)
-    _own_cache(copied)
+    own_cache(copied)
     return copied
 
 
@@ -330,8 +330,8 @@ def environment(root: Path) -> dict[str, str]:
     }
 
 
-def _own_cache(clone: Clone) -> None:
-    """Name and cache of this clone alone."""
+def own_cache(clone: Clone) -> None:
+    """Give a clone a name and a cache of its own."""
     for name, value in (("user.name", "Test"), ("user.email", "test@example.org")):
         clone.git("config", name, value)
     (clone.root / ".dvc/config.local").write_text(f"[cache]\n    dir = {clone.root / '.git/dvc-cache'}\n")

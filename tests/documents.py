@@ -30,6 +30,11 @@ def fenced(text: str) -> list[Block]:
     return [Block(m[1] or "", m[3], re.sub(f"^{m[2]}", "", m[4], flags=re.M)) for m in fence.finditer(text)]
 
 
+def among(blocks: list[Block], marker: str) -> list[Block]:
+    """The blocks whose marker begins so."""
+    return [block for block in blocks if block.marker.startswith(marker)]
+
+
 def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Run `python -m MODULE ...` in this process, in the current folder."""
     assert words[:2] == ["python", "-m"], f"only `python -m` is run here, not {shlex.join(words)}"

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 from clone import make, ran
-from documents import Block, fenced, run
+from documents import Block, among, fenced, run
 from miniature import ROOT, write_checkpoint, write_latents
 
 from facm import check, params, preset
@@ -58,7 +58,7 @@ def blocks() -> list[Block]:
 
 def marked(marker: str) -> list[Block]:
     """The blocks whose marker begins so."""
-    return [block for block in blocks() if block.marker.startswith(marker)]
+    return among(blocks(), marker)
 
 
 def dvc_commands() -> list[list[str]]:

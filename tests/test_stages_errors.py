@@ -318,10 +318,10 @@ def test_the_permissions_of_the_file_system_decide(here: Path) -> None:
     assert told == "data cannot be written, but data must be made there: change its owner or mode"
 
 
-def test_a_second_process_of_the_same_run_is_refused(here: Path, monkeypatch) -> None:
+def test_a_stage_that_would_wait_for_its_own_process_is_refused(here: Path, monkeypatch) -> None:
     monkeypatch.setattr(teacher, "key", lambda *arguments: "k")
     running = Work("teacher", "k")
-    with pytest.raises(Busy, match=r"another process is training this very run \(\.work/teacher-k\)"):
+    with pytest.raises(Busy, match=r"this process is at work on this very run already \(\.work/teacher-k\)"):
         teacher.main()
     running.close()
 

@@ -19,7 +19,7 @@ from miniature import truncate
 import facm.flow
 import facm.log
 from facm import files, work
-from facm.work import Busy, Work
+from facm.work import Busy, Work, locks
 
 
 def inputs(folder: Path, text: str = "{}") -> list[Path]:
@@ -28,9 +28,9 @@ def inputs(folder: Path, text: str = "{}") -> list[Path]:
     return [folder / "meta.json", folder / "config.json"]
 
 
-def test_a_second_process_of_the_same_run_is_refused(tmp_path: Path) -> None:
+def test_a_process_that_would_wait_for_itself_is_refused(tmp_path: Path) -> None:
     first = Work("teacher", "k", tmp_path)
-    with pytest.raises(Busy, match=r"another process is training this very run .*\.work/teacher-k\): wait for it, or"):
+    with pytest.raises(Busy, match=r"this process is at work on this very run already \(.*\.work/teacher-k\)"):
         Work("teacher", "k", tmp_path)
     Work("teacher", "other", tmp_path).close()
     first.close()
@@ -307,14 +307,14 @@ def test_where_dvc_has_died_the_folder_of_a_finished_run_is_kept(tmp_path: Path,
 
 
 def test_a_folder_that_is_removed_while_its_lock_is_taken_is_made_anew(tmp_path: Path, monkeypatch) -> None:
-    first, flock = saved(tmp_path, 1), work.fcntl.flock
+    first, flock = saved(tmp_path, 1), locks.fcntl.flock
 
     def late(lock, kind) -> None:
-        monkeypatch.setattr(work.fcntl, "flock", flock)
+        monkeypatch.setattr(locks.fcntl, "flock", flock)
         first.finish()
         flock(lock, kind)
 
-    monkeypatch.setattr(work.fcntl, "flock", late)
+    monkeypatch.setattr(locks.fcntl, "flock", late)
     second = Work("teacher", "k", tmp_path)
     with pytest.raises(Busy):
         Work("teacher", "k", tmp_path)
@@ -396,8 +396,8 @@ def test_the_key_follows_the_code_that_is_loaded_less_what_cannot_change_a_numbe
 
 
 def test_every_neutral_module_exists() -> None:
-    package = Path(work.__file__).parent
-    assert [name for name in work.NEUTRAL if not (package / f"{name}.py").is_file()] == []
+    package = Path(facm.flow.__file__).parent
+    assert [n for n in work.NEUTRAL if not ((package / f"{n}.py").is_file() or (package / n).is_dir())] == []
 
 
 # Files

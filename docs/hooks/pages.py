@@ -39,7 +39,6 @@ SECTIONS = {  # of README, that have a page
     "known-traps": "traps.md",
 }
 RESULTS = "studies/results/"  # brought as they are
-LATER = ("sharing.md", "releasing.md", "report.md", "using.md")  # in the nav, each from when it is there
 INCLUDE = re.compile(r"^<!-- include: (\S+), (.+?) -->$", re.MULTILINE)
 STUDIES, TABLE = "<!-- studies -->", "<!-- table -->"
 API: dict[str, tuple[str, tuple[str, ...]]] = {  # page: title, modules and packages of facm; the rest goes to `other`
@@ -78,11 +77,6 @@ API: dict[str, tuple[str, tuple[str, ...]]] = {  # page: title, modules and pack
     ),
 }
 OTHER = ("other", "Others")
-
-
-def on_config(config: MkDocsConfig) -> None:
-    """Leave out of the nav what is not written yet."""
-    config.nav = _present(config.nav, Path(config.docs_dir))
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
@@ -253,17 +247,6 @@ def _repository_path(page: str) -> str:
 
 def _text(file: str) -> str:
     return (ROOT / file).read_text()
-
-
-def _present(nav: Any, docs: Path) -> Any:
-    """The nav without the pages of LATER that are not there, nor sections that are empty without them."""
-    if isinstance(nav, list):
-        kept = [entry for entry in (_present(entry, docs) for entry in nav) if entry is not None]
-        return kept or None
-    if isinstance(nav, dict):
-        kept_dict = {name: entry for name, value in nav.items() if (entry := _present(value, docs)) is not None}
-        return kept_dict or None
-    return None if nav in LATER and not (docs / nav).is_file() else nav
 
 
 PRESETS = """\

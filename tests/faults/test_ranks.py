@@ -66,17 +66,34 @@ def test_two_ranks_that_are_stopped_save_and_go_on(kind: signal.Signals, clone: 
     assert clone.read(WEIGHTS) == weights
 
 
-def test_a_killed_torchrun_leaves_ranks_that_no_second_run_joins(clone: Clone, weights: bytes) -> None:
+def test_two_ranks_wait_for_those_that_a_killed_torchrun_has_left(clone: Clone, weights: bytes) -> None:
     with clone.running(*launch("teacher"), variables=TWO) as run:
         run.until(SecondSave(clone, "teacher"))
         left = ranks(clone)
         for process in left:
             os.kill(process, signal.SIGSTOP)
         run.process.kill()
-    output = clone.stage("teacher", variables=TWO, fails=True)
-    assert "another process is training this very run" in output
-    for process in left:
-        os.kill(process, signal.SIGCONT)
-    end(clone, time.monotonic(), 90)
-    clone.stage("teacher", variables=TWO)
-    assert clone.read(WEIGHTS) == weights
+    with clone.running(*launch("teacher"), variables=TWO) as second:
+        second.until(lambda: "waiting to be given what it makes" in second.told())
+        assert second.told().count("is at work on this very run") == 1, "rank 0 alone tells"
+        for process in left:
+            os.kill(process, signal.SIGCONT)
+        assert second.end() == 0, second.told()
+    # Those that were left need no torchrun: mostly they finish.
+    assert re.search(r"teacher: resumed at step \d+|its outputs are taken", second.told())
+    assert clone.read(WEIGHTS) == weights and clone.unfinished() == []
+
+
+def test_two_ranks_are_given_what_the_process_that_they_waited_for_has_made(clone: Clone, undisturbed: Clone) -> None:
+    with clone.running(*launch("teacher")) as run:
+        run.until(SecondSave(clone, "teacher"))
+        run.send(signal.SIGSTOP)
+        with clone.running(*launch("teacher"), variables=TWO) as second:
+            second.until(lambda: "waiting to be given what it makes" in second.told())
+            run.send(signal.SIGCONT)
+            assert (run.end(), second.end()) == (0, 0), second.told()
+    assert "its outputs are taken, nothing is computed again" in second.told()
+    assert "resumed" not in second.told() and "120/120" not in second.told()
+    made = clone.made()
+    assert made == {path: undisturbed.made()[path] for path in made}
+    assert WEIGHTS in made and clone.unfinished() == []

@@ -1,4 +1,7 @@
-"""Two writers: a second `dvc repro`, a trainer that has outlived its DVC, a queue worker, a queue worker that dies."""
+"""Two that need one training: a second `dvc repro`, a trainer that has outlived its DVC, queue workers.
+
+One trains, the other waits; where the first one dies, the other goes on from its last save.
+"""
 
 import os
 import re
@@ -11,7 +14,7 @@ from clone import DVC, Clone, Running, SecondSave, hooked
 
 pytestmark = pytest.mark.slow
 WEIGHTS = "data/teacher/model.safetensors"
-REFUSED = "another process is training this very run"
+WAITS, TAKEN = "waiting to be given what it makes", "its outputs are taken, nothing is computed again"
 # A queue worker starts whenever it likes: its trainer stands still by itself after its second save.
 HALT = """\
 import os, signal
@@ -71,15 +74,19 @@ def orphaned(clone: Clone, run: Running) -> int:
 
 
 @pytest.mark.parametrize("shell", ["/bin/bash", "/bin/sh"])  # bash makes way for the command it runs, dash need not
-def test_a_trainer_that_outlives_its_dvc_keeps_a_second_one_out_and_its_work(
+def test_who_comes_after_a_trainer_that_has_outlived_its_dvc_waits_for_its_save_and_goes_on(
     shell: str, clone: Clone, undisturbed: Clone
 ) -> None:
     with clone.running(DVC, "repro", "teacher", variables={"SHELL": shell}) as run:
         trainer = orphaned(clone, run)
-        assert REFUSED in clone.dvc("repro", "teacher", fails=True)
-        os.kill(trainer, signal.SIGCONT)
-        wait(lambda: not clone.trainers())
-    assert "resumed" in clone.dvc("repro", "teacher")
+        with clone.running(DVC, "repro", "teacher") as second:
+            second.until(lambda: WAITS in second.told())
+            os.kill(trainer, signal.SIGCONT)
+            assert second.end() == 0
+    saved = re.search(r"stopped because DVC, which started it, is gone at step (\d+), saved", run.told())
+    assert saved and f"pid {trainer} on " in second.told(), run.told()
+    assert "has ended without finishing; this process takes over" in second.told()
+    assert f"teacher: resumed at step {saved[1]} " in second.told()
     assert_undisturbed(clone, undisturbed)
     assert clone.unfinished() == []
 
@@ -92,20 +99,20 @@ def queue_teacher(clone: Clone) -> None:
     wait(SecondSave(clone, "teacher"))
 
 
-def test_a_queue_run_and_a_workspace_run_of_the_same_training_do_not_both_write(
-    clone: Clone, undisturbed: Clone
-) -> None:
+def test_a_workspace_run_waits_for_a_queue_run_and_is_given_its_teacher(clone: Clone, undisturbed: Clone) -> None:
     try:
         queue_teacher(clone)
         trainer = stopped(clone)
-        assert REFUSED in clone.dvc("repro", "teacher", fails=True)
-        os.kill(trainer, signal.SIGCONT)
+        with clone.running(DVC, "repro", "teacher") as second:
+            second.until(lambda: WAITS in second.told())
+            os.kill(trainer, signal.SIGCONT)
+            assert second.end() == 0, second.told()
         wait(lambda: "Success" in clone.dvc("queue", "status"))
     finally:
         clone.dvc("queue", "stop", "--kill")
-    assert clone.unfinished() == []
-    clone.dvc("repro", "teacher")
+    assert TAKEN in second.told() and "resumed" not in second.told() and "teacher 120/120" not in second.told()
     assert_undisturbed(clone, undisturbed)
+    assert clone.unfinished() == []
 
 
 def test_the_work_of_a_queue_worker_that_dies_is_taken_up_by_the_next_run(clone: Clone, undisturbed: Clone) -> None:

@@ -2,18 +2,21 @@
 
 DVC deletes a stage's outputs before it runs, so state is kept here until the stage succeeds. The key is a hash of
 everything that may change the result: the stage's params, the content of its inputs and of the code that is loaded.
-Another run with the same key (a second shell, a queue worker) is refused: the folder is locked.
+Another run with the same key (a second shell, a queue worker, a clone that shares the folder) waits for the first
+(facm/work/locks.py): it is given copies of its outputs, or goes on from its last save where it ends without any.
 
 A save is copied at once and written by a thread while training goes on. The two newest are kept,
 `state-<step>.safetensors`, each with a checksum: where the newest is damaged, the one before it is taken.
+
+`python -m facm.work` lists what is unfinished, and removes it.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import sys
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
@@ -24,15 +27,28 @@ from torch import Tensor
 
 from facm import dist, files
 from facm.log import say
+from facm.params import PATH, outputs, raw
+from facm.work import handover, locks
+from facm.work.locks import Holder
+from facm.work.waiting import Waiting
 
 # Modules that may not change a number: editing them does not discard unfinished work.
 NEUTRAL = ("ahead", "check", "checkpoint", "dist", "files", "launch", "log", "names", "params", "stop", "table", "work")
 PLAIN = "plain values"  # name of the tensor with their JSON
 KEEP = 3  # unfinished runs kept per stage beside the present one
+POLL_S = 0.5  # between two looks of a waiting process
+HELD, SERVED, ORPHANED = "held", "served", "orphaned"  # what such a look finds
 
 
 class Busy(RuntimeError):
-    """Another process works on the same unfinished run."""
+    """This very process works on the same unfinished run already: it would wait for itself."""
+
+
+class Served(SystemExit):
+    """Another process has finished this very run while this one waited; its outputs are in place: success."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
 
 
 class Damaged(ValueError):
@@ -50,9 +66,14 @@ class Work:
             root: of the repository; None: found.
             keep: of unfinished runs with other keys, how many are kept.
 
+        Where another process is at work on this run, wait until it has ended.
+
         Raises:
-            Busy: another process holds the lock.
+            Served: it has finished, and what it made now lies here, too; there is nothing left to do.
+            SystemExit: a signal, or the death of DVC, while waiting.
+            Busy: that process is this one.
         """
+        self.stage = stage
         parent = (root or repository_root()) / ".work"
         self.folder = parent / f"{stage}-{key}"
         self._starter = _starter()
@@ -61,16 +82,12 @@ class Work:
         self._writing: Future[None] | None = None
         self._copies: dict[str, Tensor] = {}  # taken anew by each save: to allocate them is slower than to copy
         self._newest: Path | None = None  # the newest save that is whole
-        if not dist.is_main():
-            return
-        self._lock = _locked(self.folder)
-        if self._lock is None:
-            raise Busy(
-                f"another process is training this very run ({self.folder}): wait for it, or end it "
-                "(it may have outlived a killed `dvc repro`)"
-            )
-        _number(self._lock, 1 + max(map(_ordinal, parent.glob(f"{stage}-*"))))
-        _prune_older(parent, stage, self.folder, keep)
+        self._waiting: Waiting | None = None
+        self._enter()
+        if dist.is_main() and self._lock is not None:
+            others = [Holder.of(other).ordinal for other in parent.glob(f"{stage}-*")]
+            Holder.me(1 + max(others), _steps(stage)).write(self._lock)
+            _prune_older(parent, stage, self.folder, keep)
 
     @property
     def orphaned(self) -> bool:
@@ -124,11 +141,16 @@ class Work:
         return None
 
     def finish(self) -> None:
-        """The stage has succeeded: remove the folder, unless DVC has died and the stage will be run again."""
+        """The stage has succeeded: leave its outputs to those who wait, else remove the folder.
+
+        Where DVC has died, nobody takes down the outputs, and the stage will be run again: the folder is kept.
+        """
         if self._writing is not None:
             self._writing.exception()
-        if dist.is_main() and not self.orphaned:
-            _remove(self.folder)
+        if dist.is_main():
+            removed = not self.orphaned and locks.remove(self.folder)
+            if not removed and locks.awaited(self.folder):
+                self._offer()
         self._release()
 
     def close(self) -> None:
@@ -137,6 +159,73 @@ class Work:
             self.flush()
         finally:
             self._release()
+
+    def _enter(self) -> None:
+        """Take the lock (rank 0; the others follow what it finds); wait as long as another process holds it."""
+        try:
+            # Rank 0 tells the others at each look: none of them sits in one collective until it times out.
+            while (found := dist.from_main(self._attempt)) == HELD:
+                time.sleep(POLL_S)
+        except KeyboardInterrupt:
+            if dist.is_main():
+                say(f"\n{self.stage}: no longer waiting; the same command waits again")
+            raise SystemExit(130) from None
+        if found == SERVED:
+            raise Served
+        if found == ORPHANED:
+            raise SystemExit(130)
+
+    def _attempt(self) -> str | None:
+        """One look of rank 0: None where the run is now this process's."""
+        self._lock = locks.take(self.folder)
+        if self._lock is None:
+            return self._wait()
+        waited, self._waiting = self._waiting, None
+        served = handover.offered(self.folder) and self._take()
+        if waited is not None:
+            if not served:
+                say(f"{self.stage}: {waited.holder} has ended without finishing; this process takes over")
+            waited.close()
+        if not served:
+            return None
+        if not self.orphaned:
+            locks.remove(self.folder)
+        self._release()
+        return SERVED
+
+    def _wait(self) -> str:
+        """Another process holds the lock: join those who wait, and tell now and then."""
+        holder = Holder.of(self.folder)
+        if holder.here:
+            raise Busy(f"this process is at work on this very run already ({self.folder})")
+        if self.orphaned:
+            say(f"{self.stage}: DVC, which started this process, is gone: no longer waiting")
+            return ORPHANED
+        if self._waiting is None:
+            joined = locks.wait(self.folder)
+            if joined is None:  # it is just being removed
+                return HELD
+            self._waiting = Waiting(self.stage, self.folder, joined)
+        self._waiting.tell()
+        return HELD
+
+    def _take(self) -> bool:
+        """Put what another process has made in place; returns whether it was whole."""
+        if handover.take(self.folder, outputs(self.stage)):
+            say(f"{self.stage}: finished by {Holder.of(self.folder)}; its outputs are taken, nothing is computed again")
+            return True
+        say(f"{self.stage}: the outputs that {self.folder} keeps are damaged, and are made again")
+        handover.withdraw(self.folder)
+        return False
+
+    def _offer(self) -> None:
+        """Leave the outputs to those who wait, in the place of what they were made from."""
+        try:
+            if handover.offer(self.folder, outputs(self.stage)):
+                handover.keep_nothing_else(self.folder)
+        except OSError as error:
+            handover.withdraw(self.folder)
+            say(f"{self.stage}: nothing is left to those who wait for this run, who go on from its last save ({error})")
 
     def _release(self) -> None:
         self._writer.shutdown()
@@ -227,12 +316,12 @@ def key(params: dict[str, Any], inputs: list[Path], script: str) -> str:
 
 
 def loaded_code() -> list[Path]:
-    """Files of the `facm` modules that this process has imported, less the neutral ones."""
+    """Files of the `facm` modules that this process has imported, less the neutral ones and what belongs to them."""
     code = []
     for name, module in sorted(sys.modules.items()):
         parts = name.split(".")
         path = getattr(module, "__file__", None)
-        if parts[0] == "facm" and path and Path(path).name != "__init__.py" and parts[-1] not in NEUTRAL:
+        if parts[0] == "facm" and path and Path(path).name != "__init__.py" and parts[1] not in NEUTRAL:
             code.append(Path(path))
     return code
 
@@ -264,51 +353,16 @@ def _checksum(text: str, tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _locked(folder: Path) -> IO[str] | None:
-    """The folder's open lock, the folder made where it is missing; None where another process holds it."""
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = (folder / "lock").open("a+")
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held it may have removed the folder meanwhile: then this lock guards nothing.
-            if os.path.samestat(os.fstat(lock.fileno()), (folder / "lock").stat()):
-                return lock
-        except BlockingIOError:
-            return None
-        except FileNotFoundError:
-            continue
-
-
-def _number(lock: IO[str], ordinal: int) -> None:
-    """Write into a lock the how-manieth run of its stage this is: unlike times, it does not depend on a clock."""
-    lock.truncate(0)
-    lock.write(str(ordinal))
-    lock.flush()
-
-
-def _ordinal(folder: Path) -> int:
-    """The number that `_number` wrote, 0 where there is none."""
-    path = folder / "lock"
-    text = path.read_text() if path.exists() else ""
-    return int(text) if text.isdigit() else 0
+def _steps(stage: str) -> int | None:
+    """Steps of a stage that trains, as params.yaml here says."""
+    block = raw().get(stage) if Path(PATH).is_file() else None
+    return block.get("steps") if isinstance(block, dict) else None
 
 
 def _prune_older(parent: Path, stage: str, present: Path, keep: int) -> None:
-    """Keep the latest unfinished runs of a stage, and any that is locked; clear what a killed removal left."""
-    others = sorted((path for path in parent.glob(f"{stage}-*") if path != present), key=_ordinal, reverse=True)
-    for folder in others[keep:]:
-        lock = _locked(folder)
-        if lock is not None:
-            _remove(folder)
-            lock.close()
+    """Keep the latest unfinished runs of a stage, and any that is in use; clear what a killed removal left."""
+    others = [path for path in parent.glob(f"{stage}-*") if path != present]
+    for folder in sorted(others, key=lambda path: Holder.of(path).ordinal, reverse=True)[keep:]:
+        locks.remove_unused(folder)
     for folder in parent.glob(f".{stage}-*"):
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a locked folder, under another name, so that a run that begins now does not find it half-removed."""
-    away = folder.with_name(f".{folder.name}")
-    shutil.rmtree(away, ignore_errors=True)
-    os.replace(folder, away)
-    shutil.rmtree(away, ignore_errors=True)
