@@ -11,7 +11,6 @@ import posixpath
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import links
 from mkdocs.config.defaults import MkDocsConfig
