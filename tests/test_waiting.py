@@ -266,7 +266,8 @@ def test_a_disk_too_full_to_leave_something_does_not_fail_the_first_one(
     assert "go on from its last save ([Errno 28] No space left" in first.told() and second.computed == [4]
 
 
-def test_whoever_prunes_leaves_a_run_that_is_awaited(team: Team) -> None:
+def test_whoever_prunes_leaves_a_run_that_is_awaited(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "KEEP_S", 0)
     first, second = team.first(), team.second()
     os.kill(second.pid, signal.SIGSTOP)
     team.pause.unlink()
@@ -319,6 +320,28 @@ def test_what_is_left_is_all_that_dvc_expects_of_the_stage(stage: str, tmp_path:
         (expected,) = ([out.def_path for out in s.outs] for s in repo.index.stages if s.name == stage)
     assert sorted(params.outputs(stage, ROOT / "dvc.yaml")) == sorted(expected) != []
     assert params.outputs("nosuch", ROOT / "dvc.yaml") == params.outputs(stage, tmp_path / "nosuch.yaml") == []
+
+
+def test_an_empty_folder_is_handed_over_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data/a").mkdir(parents=True)
+    Path("data/b").write_text("2")
+    assert handover.offer(tmp_path / "run", ["data/a", "data/b"])
+    shutil.rmtree("data")
+    assert handover.take(tmp_path / "run", ["data/a", "data/b"])
+    assert Path("data/a").is_dir() and not list(Path("data/a").iterdir()) and Path("data/b").read_text() == "2"
+
+
+def test_who_only_looks_when_a_run_ends_does_not_keep_its_folder(tmp_path: Path, monkeypatch) -> None:
+    run, remove, asked = Work("teacher", "k", tmp_path), locks.remove, []
+
+    def hindered(folder: Path) -> bool:
+        asked.append(folder)
+        return len(asked) > 1 and remove(folder)
+
+    monkeypatch.setattr(locks, "remove", hindered)
+    run.finish()
+    assert len(asked) == 2 and not run.folder.exists()
 
 
 def test_outputs_of_another_shape_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

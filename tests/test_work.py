@@ -20,6 +20,7 @@ import facm.flow
 import facm.log
 from facm import files, work
 from facm.work import Busy, Work, locks
+from facm.work.unfinished import look
 
 
 def inputs(folder: Path, text: str = "{}") -> list[Path]:
@@ -335,7 +336,8 @@ def begun(folder: Path, *keys: str) -> None:
             os.utime(path, (4e9 - i, 4e9 - i))
 
 
-def test_the_three_latest_unfinished_runs_of_a_stage_are_kept_whatever_the_clock(tmp_path: Path) -> None:
+def test_the_three_latest_unfinished_runs_of_a_stage_are_kept_whatever_the_clock(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(work, "KEEP_S", 0)
     begun(tmp_path, "old0", "old1", "old2", "old3", "old1", "old4")
     Work("distill", "mine", tmp_path).close()
     Work("teacher", "new", tmp_path).close()
@@ -343,18 +345,64 @@ def test_the_three_latest_unfinished_runs_of_a_stage_are_kept_whatever_the_clock
     assert names == ["distill-mine", "teacher-new", "teacher-old1", "teacher-old3", "teacher-old4"]
 
 
-def test_a_stage_with_large_work_keeps_fewer(tmp_path: Path) -> None:
+def test_a_stage_with_large_work_keeps_fewer(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(work, "KEEP_S", 0)
     begun(tmp_path, "old0", "old1", "old2")
     Work("teacher", "new", tmp_path, keep=1).close()
     assert sorted(folder.name for folder in (tmp_path / ".work").iterdir()) == ["teacher-new", "teacher-old2"]
 
 
-def test_a_locked_run_is_never_pruned(tmp_path: Path) -> None:
+def test_a_locked_run_is_never_pruned(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(work, "KEEP_S", 0)
     running = Work("teacher", "running", tmp_path)
     begun(tmp_path, "old1", "old2", "old3", "old4", "old5")
     Work("teacher", "new", tmp_path).close()
     assert running.folder.exists()
     assert not (tmp_path / ".work" / "teacher-old1").exists()
+
+
+def test_only_what_is_forgotten_goes_by_itself_and_that_is_told(tmp_path: Path, capsys) -> None:
+    keys = [f"k{i}" for i in range(6)]
+    for key in keys:
+        run = Work("teacher", key, tmp_path)
+        run.save({"step": 1, "x": torch.zeros(1)}, wait=True)
+        run.close()
+    Work("teacher", "new", tmp_path).close()
+    assert all((tmp_path / f".work/teacher-{key}").is_dir() for key in keys), "five were killed at once, say"
+    for key in ("k0", "k5"):
+        os.utime(tmp_path / f".work/teacher-{key}/state-00000001.safetensors", (1e9, 1e9))
+    capsys.readouterr()
+    Work("teacher", "other", tmp_path).close()
+    left = sorted(path.name for path in (tmp_path / ".work").iterdir())
+    assert left == [*(f"teacher-{key}" for key in keys[1:]), "teacher-new", "teacher-other"], "k5 is one of the latest"
+    told = capsys.readouterr().out
+    assert told.count("removed the unfinished") == 1 and "teacher-k0, which was not written to for" in told
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become another user")
+def test_another_users_run_is_left_alone_and_told(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(work, "KEEP_S", 0)
+    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
+        os.chmod(folder, 0o755)
+    begun(tmp_path, *"abcde")
+    os.chmod(tmp_path / ".work", 0o777)
+
+    def as_another() -> int:
+        os.setuid(65534)
+        Work("teacher", "mine", tmp_path).close()
+        looked = [run.free for run in look(tmp_path / ".work") if run.folder.name != "teacher-mine"]
+        with pytest.raises(PermissionError, match="teacher-e.* is another user's: .* `chmod g\\+rwxs`"):
+            Work("teacher", "e", tmp_path)
+        return 0 if looked == [False] * 4 else 1  # the first one's own user has removed it
+
+    pid = os.fork()
+    if not pid:
+        status = 2
+        try:
+            status = as_another()
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_work_lies_under_the_main_checkout_also_in_a_queue_worker(tmp_path: Path, monkeypatch) -> None:

@@ -26,16 +26,18 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from facm import dist, files
-from facm.log import say
+from facm.log import say, span
 from facm.params import PATH, outputs, raw
 from facm.work import handover, locks
 from facm.work.locks import Holder
+from facm.work.unfinished import Unfinished
 from facm.work.waiting import Waiting
 
 # Modules that may not change a number: editing them does not discard unfinished work.
 NEUTRAL = ("ahead", "check", "checkpoint", "dist", "files", "launch", "log", "names", "params", "stop", "table", "work")
 PLAIN = "plain values"  # name of the tensor with their JSON
-KEEP = 3  # unfinished runs kept per stage beside the present one
+KEEP = 3  # unfinished runs kept per stage beside the present one, however old
+KEEP_S = 14 * 86400.0  # others go that were not written to for so long
 POLL_S = 0.5  # between two looks of a waiting process
 HELD, SERVED, ORPHANED = "held", "served", "orphaned"  # what such a look finds
 
@@ -64,7 +66,7 @@ class Work:
             stage: of which this is a run.
             key: of what may change its result.
             root: of the repository; None: found.
-            keep: of unfinished runs with other keys, how many are kept.
+            keep: of unfinished runs with other keys, how many are kept however old they are.
 
         Where another process is at work on this run, wait until it has ended.
 
@@ -151,6 +153,8 @@ class Work:
             removed = not self.orphaned and locks.remove(self.folder)
             if not removed and locks.awaited(self.folder):
                 self._offer()
+            elif not removed and not self.orphaned:
+                locks.remove(self.folder)  # what hindered was somebody who only looked
         self._release()
 
     def close(self) -> None:
@@ -360,9 +364,11 @@ def _steps(stage: str) -> int | None:
 
 
 def _prune_older(parent: Path, stage: str, present: Path, keep: int) -> None:
-    """Keep the latest unfinished runs of a stage, and any that is in use; clear what a killed removal left."""
+    """Remove forgotten runs of a stage, none of the latest and none in use; clear what a killed removal left."""
     others = [path for path in parent.glob(f"{stage}-*") if path != present]
     for folder in sorted(others, key=lambda path: Holder.of(path).ordinal, reverse=True)[keep:]:
-        locks.remove_unused(folder)
+        age_s = Unfinished.of(folder).age_s
+        if age_s >= KEEP_S and locks.remove_unused(folder):
+            say(f"{stage}: removed the unfinished {folder}, which was not written to for {span(age_s)}")
     for folder in parent.glob(f".{stage}-*"):
         shutil.rmtree(folder, ignore_errors=True)

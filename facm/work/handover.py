@@ -42,12 +42,15 @@ def take(folder: Path, outputs: list[str]) -> bool:
     index: dict[str, str] = files.load_json(folder / INDEX, f"remove {folder}")
     if any(not _whole(folder / OUTPUTS / file, digest) for file, digest in index.items()):
         return False
-    for output in map(Path, outputs):
-        temporary = output.with_name(output.name + ".tmp")
+    temporaries = {output: output.with_name(output.name + ".tmp") for output in map(Path, outputs)}
+    for output, temporary in temporaries.items():
         _clear(temporary)
-        for file in (Path(file) for file in index):
-            if file.is_relative_to(output):
-                _copy(folder / OUTPUTS / file, temporary / file.relative_to(output) if file != output else temporary)
+        its = [Path(file) for file in index if Path(file).is_relative_to(output)]
+        for file in its:
+            _copy(folder / OUTPUTS / file, temporary / file.relative_to(output) if file != output else temporary)
+        if not its:  # an empty folder: a file names itself
+            temporary.mkdir(parents=True)
+    for output, temporary in temporaries.items():
         _clear(output)
         os.replace(temporary, output)
         files.settle(output.parent)

@@ -75,13 +75,22 @@ class Holder:
 
 
 def take(folder: Path) -> IO[str] | None:
-    """A folder's open lock, the folder made where it is missing; None where another process holds it."""
+    """A folder's open lock, the folder made where it is missing; None where another process holds it.
+
+    Raises:
+        PermissionError: the folder, or the one it lies in, is another user's; the message says what helps.
+    """
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             return _locked(folder / LOCK, fcntl.LOCK_EX)
         except BlockingIOError:
             return None
+        except PermissionError as error:
+            raise PermissionError(
+                f"{error.filename} is another user's: who share a .work need one group, `chmod g+rwxs` on it, and "
+                "umask 002 (docs/sharing.md)"
+            ) from None
         except FileNotFoundError:
             continue
 
@@ -122,11 +131,14 @@ def remove(folder: Path) -> bool:
 
 def remove_unused(folder: Path) -> bool:
     """Remove a folder unless a process works on the run or waits for it; returns whether it is gone."""
-    lock = take(folder)
-    if lock is None:
+    try:
+        lock = take(folder)
+        if lock is None:
+            return False
+        with lock:
+            return remove(folder)
+    except PermissionError:  # another user's
         return False
-    with lock:
-        return remove(folder)
 
 
 def _locked(path: Path, kind: int) -> IO[str]:
@@ -148,11 +160,11 @@ def _locked(path: Path, kind: int) -> IO[str]:
 
 
 def _held(path: Path, kind: int) -> bool:
-    """Whether the lock cannot be had; it is had for a moment otherwise."""
+    """Whether the lock cannot be had, as one of another user's cannot; it is had for a moment otherwise."""
     try:
         with path.open("r+") as lock:
             fcntl.flock(lock, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except (BlockingIOError, PermissionError):
         return True
     except FileNotFoundError:
         pass

@@ -1,5 +1,6 @@
 """What can be seen of an unfinished run from outside: how far it is, how large, how old, and who has it."""
 
+import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,10 +41,10 @@ class Unfinished:
     def of(cls, folder: Path) -> "Unfinished":
         """Look at a folder; a run may be writing into it meanwhile."""
         steps, shards, size, newest = [], 0, 0, 0.0
-        for path in folder.rglob("*"):
+        for path in (Path(parent, name) for parent, _, names in os.walk(folder) for name in names):
             with suppress(FileNotFoundError):
                 about = path.stat()
-                size += about.st_size if path.is_file() else 0
+                size += about.st_size
                 newest = max(newest, about.st_mtime if path.name not in (locks.LOCK, locks.WAITERS) else 0.0)
             if path.match("state-*.safetensors"):
                 steps.append(int(path.stem.removeprefix("state-")))
