@@ -53,7 +53,8 @@ def compare(results: dict[str, dict[str, Any]]) -> str:
         rows.append((name, {part: value / end[key] for part, value in own.items()}))
         rows[-1][1].update({f"acc {part}": s["accuracy"] for part, s in parts.items() if "accuracy" in s})
     columns = list(rows[0][1])
-    rows.append(("median", {c: statistics.median(scores[c] for _, scores in rows if c in scores) for c in columns}))
+    if len(rows) > 2:
+        rows.append(("median", {c: statistics.median(scores[c] for _, scores in rows if c in scores) for c in columns}))
     return _align(rows, columns)
 
 
@@ -88,6 +89,7 @@ def main() -> None:
         print(render(_read(".")))
         return
     print(compare({revision: _read(revision) for revision in arguments.revisions}))
+    print("distances as fractions of that of the class means (without classes: of the pixel mean)")
 
 
 if __name__ == "__main__":

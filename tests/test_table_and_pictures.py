@@ -96,6 +96,8 @@ def test_runs_are_compared_as_fractions_of_the_class_means_with_their_median() -
     assert [row["nfe1"] for row in rows.values()] == ["0.2000", "0.6000", "0.4000", "0.4000"]
     assert rows["median", 0]["teacher"] == "0.1000" and rows["median", 0]["acc_nfe2"] == "0.9800"
     assert results["seed1"]["student"]["nfe1"]["fd"] == 6.0
+    two = {name: results[name] for name in ("seed0", "seed1")}
+    assert [name for name, _ in cells(table.compare(two).replace("acc ", "acc_"))] == ["seed0", "seed1"]
 
 
 def test_runs_without_a_distance_are_refused() -> None:
