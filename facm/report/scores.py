@@ -46,7 +46,7 @@ def section(groups: Sequence[Group], view: View) -> Html:
         words.append("Bold: the best of its NFE; ≈: no farther from it than their pooled standard deviation.")
     if any(len(group.runs) > 1 for group in groups):
         words.append("± is the standard deviation over runs that differ by their seeds only.")
-    floors = {str(group.runs[0].result.get("floor")) for group in groups}
+    floors = {str(run.result.get("floor")) for group in groups for run in group.runs}
     if len(floors) > 1:
         words.append("The yardsticks of these runs differ: their distances do not compare.")
     return join(

@@ -121,9 +121,16 @@ def test_seeds_are_told_with_their_spread_and_groups_by_letters(tmp_path: Path) 
 
 
 def test_other_yardsticks_are_told(tmp_path: Path, run: Run) -> None:
-    other = write_run(tmp_path, reference__seed=5, distill__alpha="cos", result={"floor": {"fd": 0.7}})
-    assert "their distances do not compare" in shown(run, other)[0]
+    other = write_run(tmp_path, reference__seed=5, factor=3.0, result={"floor": {"fd": 0.7}})
+    text, parsed = shown(run, other)
+    assert "their distances do not compare" in text and "reference.seed 5" in parsed.text
+    assert "±" not in text, "figures under two networks are no sample of two"
     assert "their distances do not compare" not in shown(run)[0]
+
+
+def test_a_yardstick_that_only_the_second_run_of_a_group_has_is_told(tmp_path: Path, run: Run) -> None:
+    other = write_run(tmp_path, distill__seed=1, result={"floor": {"fd": 0.7}})
+    assert len(grouped([run, other])) == 1 and "their distances do not compare" in shown(run, other)[0]
 
 
 def test_many_groups_stay_within_the_page(tmp_path: Path) -> None:

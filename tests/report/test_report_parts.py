@@ -84,6 +84,7 @@ def test_params_are_told_as_yaml_has_them() -> None:
     mapping = {"a": {"b": [1, [0.5, None]], "c": True}, "d": 1e-3, "e": 0.1 + 0.2}
     assert flat(mapping) == {"a.b": "[1, [0.5, null]]", "a.c": "true", "d": "0.001", "e": str(0.1 + 0.2)}
     assert told("x") == "x" and seedless({"a.seed": "1", "seeds": "2"}) == {"seeds": "2"}
+    assert seedless({"reference.seed": "1"}) == {"reference.seed": "1"}, "no seed of the run: its yardstick"
     assert differing([{"a": "1", "b": "2"}, {"a": "1"}]) == ["b"]
 
 
