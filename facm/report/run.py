@@ -238,14 +238,19 @@ def teachers(groups: Sequence[Group]) -> list[list[int]]:
 
 
 def used(params: dict[str, Any]) -> dict[str, Any]:
-    """Blocks and keys on which some stage's result depends, as dvc.yaml lists them; without a teacher less of them."""
+    """Blocks and keys on which some stage's result depends, as dvc.yaml lists them; without a teacher less of them.
+
+    Older revisions lack blocks and keys that came later: those are left out.
+    """
     kept = {name: block for name, block in params.items() if name not in (*BLOCKS, "report", "train", "runtime")}
     for blocks, place in BLOCKS.items():
         block, key = place.split(".")
-        name = params[block][key]
-        kept[blocks] = {name: params[blocks].get(name, {})}
-    kept["train"] = {"precision": params["train"]["precision"]}
-    kept["runtime"] = {"threads": params["runtime"]["threads"]}
+        name = params.get(block, {}).get(key)
+        if name is not None and blocks in params:
+            kept[blocks] = {name: params[blocks].get(name, {})}
+    for block, key in (("train", "precision"), ("runtime", "threads")):
+        if key in params.get(block, {}):
+            kept[block] = {key: params[block][key]}
     scratch = params["distill"]["mode"] == "scratch"
     imported = not scratch and params["teacher"].get("stage") == "import_teacher"
     dropped = (*(OF_TEACHER if scratch else ()), *(() if imported else ("imported",)))
