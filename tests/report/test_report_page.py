@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from miniature import ROOT, truncate
-from runs import SCRATCH, Page, result, write_run
+from miniature import ROOT, SCRATCH, truncate
+from runs import Page, result, write_run
 
 from facm import check, dist
 from facm.files import save_tensors

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from miniature import ROOT
+from miniature import ROOT, SCRATCH
 from PIL import Image
-from runs import SCRATCH, write_run
+from runs import write_run
 
 from facm import copies, preset
 from facm.params import mapping_of
