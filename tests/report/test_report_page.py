@@ -81,6 +81,13 @@ def test_scores_stand_in_the_table_with_the_ends_of_the_scale(made: tuple[str, P
     assert "fd compares runs with one data/reference" in text and "± is the standard" not in text
 
 
+def test_each_rows_own_number_of_samples_is_told(tmp_path: Path, made: tuple[str, Page]) -> None:
+    scores = {"teacher": {"nfe": 29, "w": 1.25, "num": 31, "fd": 1.0}}
+    text, _ = shown(write_run(tmp_path, reference__num=32, result=scores))
+    assert "Samples: student 30, teacher 31, class means and noise 32, held-out data all that there is;" in text
+    assert "30 samples" not in text[: text.index('id="distance"')]
+
+
 def test_one_noise_goes_through_teacher_and_student_in_rows_of_one_strip(made: tuple[str, Page]) -> None:
     alts = [a["alt"] for a in made[1].all("img")]
     for whose in ("teacher, NFE 29", *(f"student, NFE {nfe}" for nfe in (1, 2, 4))):
