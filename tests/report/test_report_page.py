@@ -183,6 +183,18 @@ def test_other_noise_of_the_teacher_is_left_out_with_the_seeds(tmp_path: Path) -
     assert not any(a["alt"].startswith("teacher") for a in parsed.all("img"))
 
 
+def test_another_network_than_the_students_teacher_is_left_out(tmp_path: Path) -> None:
+    write_run(tmp_path, distill__teacher="data/other")
+    (tmp_path / "data/other").mkdir()
+    (tmp_path / "data/other/config.json").write_text('{"sha256": "0123456789abcdef"}')
+    text, parsed = shown(Run.of("this run", Workspace(tmp_path)))
+    assert "could not be shown" not in text and "teacher, NFE" not in text
+    assert not any(a["alt"].startswith("teacher") for a in parsed.all("img"))
+    assert not any("the teacher's training" in a.get("aria-label", "") for a in parsed.all("svg"))
+    assert text.count("Distilled from data/other: data/teacher, another network, is left out.") == 3
+    assert "sha256 0123456789ab" in text, "of the network that it was distilled from"
+
+
 def test_a_training_that_was_given_up_is_told(tmp_path: Path) -> None:
     text, _ = shown(write_run(tmp_path, result={"stable": False, "diverged_at": 123}))
     assert "the student&#x27;s training was given up at step 123" in text
