@@ -17,6 +17,8 @@ from facm.schedules import TIME_SAMPLERS
 from facm.velocity import Guidance
 from facm.work import located, repository_root
 
+WITHOUT_TEACHER = ("data/samples", "metrics/distill")  # report.pictures and report.curves from scratch
+
 
 def read(path: str | Path = PATH) -> Params:
     """params.yaml, checked as far as it can be without data.
@@ -290,8 +292,15 @@ def _check_stages(p: Params, objective: Any) -> None:
     if (distill.mode == "scratch") != (distill.teacher == "data/latents"):
         raise ParamsError(
             f"{PATH}, distill: mode '{distill.mode}' with teacher '{distill.teacher}': mode scratch has no teacher "
-            "(teacher: data/latents, evaluate.baseline: metrics/reference.json; `python -m facm.preset digits scratch` "
-            "sets them), mode distill names its checkpoint (data/teacher)"
+            "(teacher: data/latents, evaluate.baseline: metrics/reference.json, report.pictures: data/samples, "
+            "report.curves: metrics/distill; `python -m facm.preset digits scratch` sets them), mode distill names its "
+            "checkpoint (data/teacher)"
+        )
+    if distill.mode == "scratch" and (p.report.pictures, p.report.curves) != WITHOUT_TEACHER:
+        raise ParamsError(
+            f"{PATH}, report: pictures '{p.report.pictures}' and curves '{p.report.curves}' with distill.mode scratch: "
+            "a teacher would be trained and drawn for the page alone; set pictures data/samples and curves "
+            "metrics/distill, as `python -m facm.preset digits scratch` does"
         )
     if p.train.compile and getattr(objective, "ragged", False):
         raise ParamsError(

@@ -10,6 +10,7 @@ import yaml
 FOLDER = Path(__file__).parent
 TUNED = FOLDER / "tuned"
 ALWAYS = {"distill.if_diverged": "record"}
+FROM_SCRATCH = {"report.pictures": "data/samples", "report.curves": "metrics/distill"}
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,14 @@ def seeded(seed: int) -> dict[str, Any]:
     """The overrides that a seed stands for; teacher and student share it, pictures are drawn with the next one."""
     own = {"teacher.seed": seed, "distill.seed": seed, "baseline.seed": seed + 1, "sample.seed": seed + 1}
     return own | ALWAYS
+
+
+def complete(sets: dict[str, Any]) -> dict[str, Any]:
+    """Overrides with what the check asks beside them from scratch.
+
+    No study runs the stage `report`, hence no result depends on it, and no record tells it.
+    """
+    return (FROM_SCRATCH if sets.get("distill.mode") == "scratch" else {}) | sets
 
 
 def override(mapping: dict[str, Any], sets: dict[str, Any]) -> dict[str, Any]:

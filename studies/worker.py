@@ -19,7 +19,7 @@ from typing import IO, Any
 import torch
 import yaml
 
-from studies.plan import Run, override
+from studies.plan import Run, complete, override
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / ".work/studies"
@@ -94,7 +94,7 @@ class Worker:
             log.write(f"== {run.name}, {target}\n")
             log.flush()
             if target == "evaluate":
-                sets = [part for key, value in run.set.items() for part in ("-S", f"{key}={text(value)}")]
+                sets = [part for key, value in complete(run.set).items() for part in ("-S", f"{key}={text(value)}")]
                 code, cpu_s = self._dvc(["exp", "run", "-n", run.name, *sets, target], log)
             else:  # an experiment of some stages fails where the others' outputs are nowhere, as in a fresh clone
                 self._set(run)
@@ -131,7 +131,7 @@ class Worker:
     def _set(self, run: Run) -> None:
         """Write a run's overrides into the clone's params.yaml."""
         path = self.path / "params.yaml"
-        path.write_text(yaml.safe_dump(override(yaml.safe_load(path.read_text()), run.set), sort_keys=False))
+        path.write_text(yaml.safe_dump(override(yaml.safe_load(path.read_text()), complete(run.set)), sort_keys=False))
 
     def _dvc(self, arguments: list[str], log: IO[str]) -> tuple[int, float]:
         """Exit status of a DVC command, and CPU seconds of it and what it started."""

@@ -55,6 +55,14 @@ MIXTURE = {  # points in place of pictures
     "backbone__name": "mlp",
     "evaluate__copies": False,
 }
+SCRATCH = {  # presets/scratch.yaml
+    "distill__mode": "scratch",
+    "distill__teacher": "data/latents",
+    "evaluate__baseline": "metrics/reference.json",
+    "report__pictures": "data/samples",
+    "report__curves": "metrics/distill",
+    "distill__label_dropout": 0.1,
+}
 
 
 def plain(**changes: Any) -> dict[str, Any]:

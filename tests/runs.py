@@ -28,14 +28,6 @@ POINTS = {
     "backbone__name": "mlp",
     "evaluate__copies": False,
 }
-SCRATCH = {
-    "distill__mode": "scratch",
-    "distill__teacher": "data/latents",
-    "evaluate__baseline": "metrics/reference.json",
-    "report__pictures": "data/samples",
-    "report__curves": "metrics/distill",
-    "distill__label_dropout": 0.1,
-}
 
 
 def write_run(

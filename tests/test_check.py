@@ -44,6 +44,8 @@ def test_every_preset_is_in_order(names: list[str]) -> None:
         {
             "distill__mode": "scratch",
             "distill__teacher": "data/latents",
+            "report__pictures": "data/samples",
+            "report__curves": "metrics/distill",
             "distill__scratch_source": "ema",
             "distill__label_dropout": 0.1,
         },
@@ -101,6 +103,15 @@ CONFLICTS = [
     ({"teacher__label_dropout": 0.0}, "params.yaml, teacher.label_dropout: 0 never trains the null label, from which"),
     (
         {"distill__mode": "scratch", "distill__teacher": "data/latents"},
+        "params.yaml, report: pictures 'data/baseline' and curves 'metrics/teacher' with distill.mode scratch",
+    ),
+    (
+        {"distill__mode": "scratch", "distill__teacher": "data/latents", "report__pictures": "data/samples"},
+        "params.yaml, report: pictures 'data/samples' and curves 'metrics/teacher' with distill.mode scratch",
+    ),
+    (
+        {"distill__mode": "scratch", "distill__teacher": "data/latents"}
+        | {"report__pictures": "data/samples", "report__curves": "metrics/distill"},
         "params.yaml, distill.label_dropout: 0 never trains the null label, from which distill.w 1.75 guides away",
     ),
     (

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from miniature import BASE, ROOT
 from picture_files import fill
 
@@ -116,6 +117,14 @@ def test_the_backbone_of_the_page_trains_a_teacher_and_a_student(here: Path) -> 
     done = subprocess.run([sys.executable, "-c", TRAIN], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert '"backbone": "convnet"' in (here / "data/student/config.json").read_text()
+
+
+def test_the_tour_tells_the_stages_that_run() -> None:
+    text, stages = (ROOT / "docs/tour.md").read_text(), yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    words = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten")
+    assert f"{words[len(stages)]} stages run, each once" in text
+    ran, skipped = re.findall(r"Running stage '(\w+)'", text), re.findall(r"Stage '(\w+)' didn't change", text)
+    assert f"only {words[len(ran)].lower()} stages run" in text and [*skipped, *ran] == list(stages)
 
 
 PAGES = ("tour", "concepts", "dataset", "objective", "backbone", "weights", "traps", "reproduced")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import NETWORKS
-from miniature import write_params
+from miniature import SCRATCH, write_params
 from test_precomputed import shard
 from torch import Tensor
 
@@ -192,10 +192,7 @@ def test_the_stages_score_against_a_published_reference_under_several_networks(
         reference__source="r.npz",
         reference__sha256=published.sha256,
         reference__num=20,
-        evaluate__baseline="metrics/reference.json",
-        distill__mode="scratch",
-        distill__label_dropout=0.1,
-        distill__teacher="data/latents",
+        **SCRATCH,
     )
     try:
         stages.reference.main()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from miniature import NETWORK, parsed, randomised, write_latents, write_params
+from miniature import NETWORK, SCRATCH, parsed, randomised, write_latents, write_params
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -381,12 +381,7 @@ def test_params_that_cannot_be_run_are_refused(changes: dict[str, Any], message:
     "changes",
     [
         {"backbone__name": "repa", "backbones__repa__coefficient": 0.0},
-        {
-            "backbone__name": "repa",
-            "distill__mode": "scratch",
-            "distill__teacher": "data/latents",
-            "distill__label_dropout": 0.1,
-        },
+        {"backbone__name": "repa", **SCRATCH},
         {"backbone__name": "sit", "backbones__sit__size": "S/8"},
         {"backbone__name": "dit"},
     ],

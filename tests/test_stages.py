@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from miniature import ROOT, plain, write_checkpoint, write_latents, write_params
+from miniature import ROOT, SCRATCH, plain, write_checkpoint, write_latents, write_params
 from safetensors.torch import load_file
 
 import facm
@@ -101,8 +101,8 @@ def test_a_student_learns_from_every_kind_of_teacher(changes: dict, here: Path) 
 
 @pytest.mark.parametrize("which", ["online", "ema"])
 def test_a_student_from_scratch_needs_no_teacher(which: str, here: Path) -> None:
-    changes = {"distill__mode": "scratch", "distill__teacher": "data/latents", "distill__dropout": 0.1}
-    config, _ = trained(distill, here, **changes, distill__scratch_source=which, distill__label_dropout=0.1)
+    changes = SCRATCH | {"distill__dropout": 0.1}
+    config, _ = trained(distill, here, **changes, distill__scratch_source=which)
     assert config.kind == "student" and not Path("data/teacher").exists()
 
 
@@ -235,7 +235,7 @@ def test_the_guided_teacher_is_drawn_with_the_nfe_it_counts(here: Path, monkeypa
 
 def test_two_processes_train_the_student_of_one_up_to_rounding(here: Path) -> None:
     """`FACM_NPROC=2 python -m facm.launch stages.distill`: gloo, global batch, rank 0 writes."""
-    changes = {"distill__mode": "scratch", "distill__teacher": "data/latents", "distill__label_dropout": 0.3}
+    changes = SCRATCH | {"distill__label_dropout": 0.3}
     _, weights = trained(distill, here, **changes)
     rows = {path.name: np.loadtxt(path, skiprows=1) for path in Path("metrics/distill").rglob("*.tsv")}
     one = {path.name: load_file(path) for path in Path("data/student/ema").iterdir()}

@@ -24,7 +24,17 @@ def test_every_cell_is_accepted_by_the_check(path: Path) -> None:
     study = plan.read(path)
     raw = raw_of(study)
     for run in plan.runs(study):
-        check.check(params.parse(plan.override(copy.deepcopy(raw), run.set)))
+        check.check(params.parse(plan.override(copy.deepcopy(raw), plan.complete(run.set))))
+
+
+def test_a_run_from_scratch_needs_no_word_of_the_report(tmp_path: Path) -> None:
+    clone = object.__new__(worker.Worker)
+    clone.path = tmp_path
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    sets = {"distill.mode": "scratch", "distill.teacher": "data/latents", "distill.label_dropout": 0.1}
+    clone._set(run_of(**sets))
+    check.read(tmp_path / "params.yaml")
+    assert plan.complete({"distill.seed": 1}) == {"distill.seed": 1}
 
 
 def raw_of(study: plan.Study) -> dict[str, Any]:

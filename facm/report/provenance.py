@@ -41,8 +41,9 @@ def section(groups: Sequence[Group], view: View) -> Html:
 def facts(run: Run) -> dict[str, str]:
     """What is known of a run, by name."""
     known = dict(run.origin.facts)
-    for who in ("student", *(() if run.scratch else ("teacher",))):
-        config = run.json(f"data/{who}/config.json")
+    folders = {"student": "data/student"} | ({} if run.scratch else {"teacher": run.teacher})
+    for who, folder in folders.items():
+        config = run.json(f"{folder}/config.json")
         if config is not None:
             known |= _of_checkpoint(who, config)
     meta = run.json("data/latents/meta.json")

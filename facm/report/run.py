@@ -20,6 +20,7 @@ from facm.samples import Stored, load_samples
 CURVES = {"teacher": "metrics/teacher", "student": "metrics/distill"}
 BLOCKS = {"backbones": "backbone.name", "preconds": "backbone.precond", "objectives": "distill.objective"}
 OF_TEACHER = ("teacher", "baseline")
+TEACHER = "data/teacher"  # whose pictures, scores and curves the pipeline has
 
 
 class Origin(Protocol):
@@ -97,7 +98,7 @@ class Run:
         name: as the user calls it.
         origin: where its files are.
         params: its params.yaml.
-        result: its metrics/evaluate.json.
+        result: its metrics/evaluate.json, of `Run.of` without a teacher that is not the student's.
     """
 
     name: str
@@ -124,7 +125,10 @@ class Run:
                 raise ValueError("no student's scores")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{name}: metrics/evaluate.json is damaged ({error}): run `dvc repro`") from None
-        return cls(name, origin, mapping_of(texts["params.yaml"], f"{name}: params.yaml"), result)
+        run = cls(name, origin, mapping_of(texts["params.yaml"], f"{name}: params.yaml"), result)
+        if run.apart:
+            result.pop("teacher", None)
+        return run
 
     @functools.cached_property
     def used(self) -> dict[str, str]:
@@ -142,6 +146,18 @@ class Run:
         return bool(self.params["distill"]["mode"] == "scratch")
 
     @property
+    def teacher(self) -> str:
+        """The checkpoint that the student was distilled from."""
+        return str(self.params["distill"].get("teacher", TEACHER))
+
+    @property
+    def apart(self) -> str:
+        """A sentence where the student was distilled from another network than the pipeline's teacher, else nothing."""
+        if self.scratch or self.teacher == TEACHER:
+            return ""
+        return f"Distilled from {self.teacher}: {TEACHER}, another network, is left out."
+
+    @property
     def nfes(self) -> list[int]:
         """Numbers of function evaluations at which the student was scored, ascending."""
         return sorted(int(name.removeprefix("nfe")) for name in self.result["student"])
@@ -149,7 +165,7 @@ class Run:
     def samples(self, nfe: int | None) -> tuple[Stored, np.ndarray | None] | None:
         """The student's samples at an NFE, or the teacher's (None), with labels; None where they are not at hand."""
         name = "data/baseline/teacher.npz" if nfe is None else f"data/samples/nfe{nfe}.npz"
-        path = None if nfe is None and self.scratch else self.origin.path(name)
+        path = None if nfe is None and (self.scratch or self.apart) else self.origin.path(name)
         return None if path is None else load_samples(path)
 
     def json(self, name: str) -> Any:
@@ -161,7 +177,7 @@ class Run:
         """Of each training, by figure."""
         found: dict[str, dict[str, Curve]] = {}
         for who, folder in CURVES.items():
-            if who == "teacher" and self.scratch:
+            if who == "teacher" and (self.scratch or self.apart):
                 continue
             files = [name for name in self.origin.names(folder) if name.endswith(".tsv")]
             paths = {Path(name).stem: self.origin.path(f"{folder}/{name}") for name in files}
@@ -238,14 +254,19 @@ def teachers(groups: Sequence[Group]) -> list[list[int]]:
 
 
 def used(params: dict[str, Any]) -> dict[str, Any]:
-    """Blocks and keys on which some stage's result depends, as dvc.yaml lists them; without a teacher less of them."""
+    """Blocks and keys on which some stage's result depends, as dvc.yaml lists them; without a teacher less of them.
+
+    Older revisions lack blocks and keys that came later: those are left out.
+    """
     kept = {name: block for name, block in params.items() if name not in (*BLOCKS, "report", "train", "runtime")}
     for blocks, place in BLOCKS.items():
         block, key = place.split(".")
-        name = params[block][key]
-        kept[blocks] = {name: params[blocks].get(name, {})}
-    kept["train"] = {"precision": params["train"]["precision"]}
-    kept["runtime"] = {"threads": params["runtime"]["threads"]}
+        name = params.get(block, {}).get(key)
+        if name is not None and blocks in params:
+            kept[blocks] = {name: params[blocks].get(name, {})}
+    for block, key in (("train", "precision"), ("runtime", "threads")):
+        if key in params.get(block, {}):
+            kept[block] = {key: params[block][key]}
     scratch = params["distill"]["mode"] == "scratch"
     imported = not scratch and params["teacher"].get("stage") == "import_teacher"
     dropped = (*(OF_TEACHER if scratch else ()), *(() if imported else ("imported",)))

@@ -57,6 +57,8 @@ def _group(run: Run, view: View) -> Html:
     words = []
     if run.scratch:
         words.append("Trained from scratch: there is no teacher to compare with.")
+    elif run.apart:
+        words.append(run.apart)
     elif run.samples(None) is None:
         words.append("The teacher's samples are not at hand.")
     elif not shares(run):

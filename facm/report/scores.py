@@ -37,16 +37,15 @@ def section(groups: Sequence[Group], view: View) -> Html:
     """The table, what its columns mean, and each seed's distance where there are several."""
     columns = [name for name in ordered(groups)]
     rows = [*_ends(groups[0], columns), *_parts(groups, view, columns)]
-    run, words = groups[0].runs[0], []
-    num, features = run.result.get("num"), run.result.get("features")
-    words.append(f"{num} samples per row, features of {features}.")
+    words = [f"{_numbers(groups)}; features of {groups[0].runs[0].result.get('features')}."]
     if any(name == "fd" for name in columns):
         words.append("fd compares runs with one data/reference, and nothing else.")
     if len(groups) > 1:
         words.append("Bold: the best of its NFE; ≈: no farther from it than their pooled standard deviation.")
     if any(len(group.runs) > 1 for group in groups):
         words.append("± is the standard deviation over runs that differ by their seeds only.")
-    floors = {str(group.runs[0].result.get("floor")) for group in groups}
+    words += [told for group in groups for run in group.runs if (told := run.apart) and told not in words]
+    floors = {str(run.result.get("floor")) for group in groups for run in group.runs}
     if len(floors) > 1:
         words.append("The yardsticks of these runs differ: their distances do not compare.")
     return join(
@@ -140,6 +139,21 @@ def _parts(groups: Sequence[Group], view: View, columns: list[str]) -> list[list
         for i, row in zip(having, _rows([groups[i] for i in having], ("student", f"nfe{nfe}"), columns), strict=True):
             rows.append([view.label(i, f"student, NFE {nfe}"), *row[1:]])
     return rows
+
+
+def _numbers(groups: Sequence[Group]) -> str:
+    """How many samples the rows are of: those of student, teacher and the ends of the scale are params of their own."""
+    runs = [run for group in groups for run in group.runs]
+    found = {
+        "student": {run.result.get("num") for run in runs},
+        "teacher": {run.result["teacher"].get("num") for run in runs if run.result.get("teacher")},
+    }
+    ends = [title for name, title in ENDS.items() if name != "floor" and name in groups[0].runs[0].result]
+    if ends:  # of the first run, as their rows are
+        found[" and ".join(ends)] = {groups[0].runs[0].params["reference"].get("num")}
+    told = [f"{who} {' or '.join(sorted(map(str, numbers)))}" for who, numbers in found.items() if numbers]
+    held_out = ", held-out data all that there is" if "floor" in groups[0].runs[0].result else ""
+    return f"Samples: {', '.join(told)}{held_out}"
 
 
 def _rows(groups: Sequence[Group], part: tuple[str, ...], columns: list[str]) -> list[list[str]]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+YARDSTICK = "reference.seed"  # of the network whose features are compared: figures of two do not average
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -53,8 +55,8 @@ def number(value: float) -> str:
 
 
 def seedless(flat: dict[str, str]) -> dict[str, str]:
-    """Params, by dotted names, without the seeds."""
-    return {name: value for name, value in flat.items() if name.rsplit(".", 1)[-1] != "seed"}
+    """Params, by dotted names, without the seeds, but with that of the yardstick."""
+    return {name: value for name, value in flat.items() if name == YARDSTICK or name.rsplit(".", 1)[-1] != "seed"}
 
 
 def differing(runs: Sequence[dict[str, str]]) -> list[str]:

@@ -30,7 +30,11 @@ def section(groups: Sequence[Group], view: View) -> Html:
         shown = sorted((name for name in names if name not in SILENT or _skipped(found, who, name)), key=_order)
         if not shown:
             if who == "student" or not scratch:
-                parts.append(tag("p", f"There are no curves of the {who}: it was imported, or they are not at hand."))
+                apart = next(
+                    (run.apart for group in groups for run in group.runs if who == "teacher" and run.apart), ""
+                )
+                absent = f"There are no curves of the {who}: it was imported, or they are not at hand."
+                parts.append(tag("p", apart or absent))
             continue
         panels = [_panel(who, name, found, view) for name in shown]
         parts += [tag("h3", f"The {who}'s training"), tag("div", *panels, class_="panels")]

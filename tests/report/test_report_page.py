@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from miniature import ROOT, truncate
-from runs import SCRATCH, Page, result, write_run
+from miniature import ROOT, SCRATCH, truncate
+from runs import Page, result, write_run
 
 from facm import check, dist
 from facm.files import save_tensors
@@ -81,6 +81,13 @@ def test_scores_stand_in_the_table_with_the_ends_of_the_scale(made: tuple[str, P
     assert "fd compares runs with one data/reference" in text and "± is the standard" not in text
 
 
+def test_each_rows_own_number_of_samples_is_told(tmp_path: Path, made: tuple[str, Page]) -> None:
+    scores = {"teacher": {"nfe": 29, "w": 1.25, "num": 31, "fd": 1.0}}
+    text, _ = shown(write_run(tmp_path, reference__num=32, result=scores))
+    assert "Samples: student 30, teacher 31, class means and noise 32, held-out data all that there is;" in text
+    assert "30 samples" not in text[: text.index('id="distance"')]
+
+
 def test_one_noise_goes_through_teacher_and_student_in_rows_of_one_strip(made: tuple[str, Page]) -> None:
     alts = [a["alt"] for a in made[1].all("img")]
     for whose in ("teacher, NFE 29", *(f"student, NFE {nfe}" for nfe in (1, 2, 4))):
@@ -121,9 +128,16 @@ def test_seeds_are_told_with_their_spread_and_groups_by_letters(tmp_path: Path) 
 
 
 def test_other_yardsticks_are_told(tmp_path: Path, run: Run) -> None:
-    other = write_run(tmp_path, reference__seed=5, distill__alpha="cos", result={"floor": {"fd": 0.7}})
-    assert "their distances do not compare" in shown(run, other)[0]
+    other = write_run(tmp_path, reference__seed=5, factor=3.0, result={"floor": {"fd": 0.7}})
+    text, parsed = shown(run, other)
+    assert "their distances do not compare" in text and "reference.seed 5" in parsed.text
+    assert "±" not in text, "figures under two networks are no sample of two"
     assert "their distances do not compare" not in shown(run)[0]
+
+
+def test_a_yardstick_that_only_the_second_run_of_a_group_has_is_told(tmp_path: Path, run: Run) -> None:
+    other = write_run(tmp_path, distill__seed=1, result={"floor": {"fd": 0.7}})
+    assert len(grouped([run, other])) == 1 and "their distances do not compare" in shown(run, other)[0]
 
 
 def test_many_groups_stay_within_the_page(tmp_path: Path) -> None:
@@ -167,6 +181,18 @@ def test_other_noise_of_the_teacher_is_left_out_with_the_seeds(tmp_path: Path) -
     text, parsed = shown(write_run(tmp_path, baseline__seed=3))
     assert "(baseline.seed 3, sample.seed 1): it is left out" in text
     assert not any(a["alt"].startswith("teacher") for a in parsed.all("img"))
+
+
+def test_another_network_than_the_students_teacher_is_left_out(tmp_path: Path) -> None:
+    write_run(tmp_path, distill__teacher="data/other")
+    (tmp_path / "data/other").mkdir()
+    (tmp_path / "data/other/config.json").write_text('{"sha256": "0123456789abcdef"}')
+    text, parsed = shown(Run.of("this run", Workspace(tmp_path)))
+    assert "could not be shown" not in text and "teacher, NFE" not in text
+    assert not any(a["alt"].startswith("teacher") for a in parsed.all("img"))
+    assert not any("the teacher's training" in a.get("aria-label", "") for a in parsed.all("svg"))
+    assert text.count("Distilled from data/other: data/teacher, another network, is left out.") == 3
+    assert "sha256 0123456789ab" in text, "of the network that it was distilled from"
 
 
 def test_a_training_that_was_given_up_is_told(tmp_path: Path) -> None:
@@ -224,54 +250,7 @@ def test_no_param_name_or_score_can_become_markup(tmp_path: Path, run: Run) -> N
     for runs in ((named,), (named, other)):
         text, parsed = shown(*runs)
         assert "could not be shown" not in text
-        assert {tag for tag, _ in parsed.tags} <= set(
-            [
-                "html",
-                "head",
-                "meta",
-                "title",
-                "style",
-                "body",
-                "header",
-                "main",
-                "footer",
-                "nav",
-                "section",
-                "h1",
-                "h2",
-                "h3",
-                "h4",
-                "p",
-                "ul",
-                "li",
-                "a",
-                "b",
-                "span",
-                "strong",
-                "code",
-                "br",
-                "dl",
-                "dt",
-                "dd",
-                "div",
-                "table",
-                "caption",
-                "thead",
-                "tbody",
-                "tr",
-                "th",
-                "td",
-                "details",
-                "summary",
-                "figure",
-                "figcaption",
-                "img",
-                "svg",
-                "path",
-                "rect",
-                "text",
-            ]
-        )
+        assert {tag for tag, _ in parsed.tags} <= ELEMENTS
         assert all(a["src"].startswith("data:") for a in parsed.all("img"))
         assert not any(name.startswith("on") for _, attributes in parsed.tags for name in attributes)
         assert EVIL in "".join(parsed.words)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from miniature import ROOT
+from miniature import ROOT, SCRATCH
 from PIL import Image
-from runs import SCRATCH, write_run
+from runs import write_run
 
 from facm import copies, preset
 from facm.params import mapping_of
-from facm.report import near
+from facm.report import near, page
 from facm.report.changes import nearest_preset, overlaid
 from facm.report.chart import Axis, Line, chart, nice
 from facm.report.failures import worst
@@ -84,6 +84,7 @@ def test_params_are_told_as_yaml_has_them() -> None:
     mapping = {"a": {"b": [1, [0.5, None]], "c": True}, "d": 1e-3, "e": 0.1 + 0.2}
     assert flat(mapping) == {"a.b": "[1, [0.5, null]]", "a.c": "true", "d": "0.001", "e": str(0.1 + 0.2)}
     assert told("x") == "x" and seedless({"a.seed": "1", "seeds": "2"}) == {"seeds": "2"}
+    assert seedless({"reference.seed": "1"}) == {"reference.seed": "1"}, "no seed of the run: its yardstick"
     assert differing([{"a": "1", "b": "2"}, {"a": "1"}]) == ["b"]
 
 
@@ -133,6 +134,19 @@ def test_the_params_of_a_report_are_those_that_dvc_tracks_for_it(tmp_path: Path)
 def test_from_scratch_the_teachers_params_do_not_count(tmp_path: Path) -> None:
     names = set(used(write_run(tmp_path, **SCRATCH).params))
     assert not names & {"teacher", "baseline", "imported"} and {"distill", "sample", "objectives"} <= names
+
+
+@pytest.mark.parametrize(
+    "later", [("train",), ("preconds", "backbone.precond"), ("imported", "teacher.stage", "report")]
+)
+def test_a_run_from_before_some_params_is_compared_with_one_of_today(tmp_path: Path, later: tuple[str, ...]) -> None:
+    old, new = write_run(tmp_path / "old", factor=2.0), write_run(tmp_path / "new")
+    for name in later:
+        block, _, key = name.partition(".")
+        del (old.params[block] if key else old.params)[key or block]
+    text = page.page(grouped([old, new]))
+    assert "could not be shown" not in text and "B: student, NFE 1" in text
+    assert '<td class="words">–</td>' in text, "what it has not is told as absent"
 
 
 def test_a_run_without_scores_is_refused_with_its_name(tmp_path: Path) -> None:

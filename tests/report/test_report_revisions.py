@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 from clone import PYTHON, Clone, make, ran
-from miniature import ROOT
-from runs import SCRATCH, write_run
+from miniature import ROOT, SCRATCH
+from runs import write_run
 
 from facm.report import revision
 from facm.report.run import Workspace
