@@ -242,6 +242,51 @@ def test_what_is_killed_while_it_writes_leaves_the_folder_before(run, tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
 
 
+def test_what_lies_beside_an_export_stays(run, tmp_path: Path) -> None:
+    out = tmp_path / "student"
+    run("student", "--out", str(out))
+    beside = [tmp_path / name / "precious" for name in ("student.old", "student.tmp", ".student")]
+    for path in beside:
+        path.parent.mkdir()
+        path.write_text("years of work")
+    run("student", "--out", str(out), "--name", "Other")
+    assert "# Other" in (out / "README.md").read_text()
+    assert all(path.read_text() == "years of work" for path in beside)
+    assert len(list(tmp_path.iterdir())) == 4, "and nothing is left over"
+    assert out.stat().st_mode & 0o777 == beside[0].parent.stat().st_mode & 0o777, "a folder like any other"
+
+
+def test_an_export_into_a_clone_of_its_repository_leaves_the_clone(run, tmp_path: Path) -> None:
+    out = tmp_path / "student"
+    run("student", "--out", str(out))
+    kept = {".git/HEAD": "ref: refs/heads/main", ".gitattributes": "*.safetensors filter=lfs", "LICENSE": "theirs"}
+    for name, text in (kept | {"onnx/onestep.onnx": "of the earlier weights"}).items():
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text(text)
+    run("student", "--out", str(out), "--sigma-rel", "0.1")
+    assert exported.read_config(out).sigma_rel == 0.1
+    assert {name: (out / name).read_text() for name in kept} == kept
+    assert not (out / "onnx").exists(), "what an export did write is replaced as a whole"
+
+
+def test_a_move_that_fails_leaves_the_export_before(run, tmp_path: Path, monkeypatch) -> None:
+    out = tmp_path / "student"
+    run("student", "--out", str(out))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    replace, gone = export.os.replace, out / "samples.png"
+
+    def fail(source: Path, target: Path) -> None:
+        if target == gone and source.parent.name == "new":
+            raise OSError("disk full")
+        replace(source, target)
+
+    monkeypatch.setattr(export.os, "replace", fail)
+    with pytest.raises(SystemExit, match="disk full"):
+        run("student", "--out", str(out), "--name", "Other")
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
 def test_an_export_that_is_damaged_or_another_s_is_refused(folder: Path, tmp_path: Path) -> None:
     def copied(name: str) -> Path:
         shutil.copytree(folder / "student-out", tmp_path / name)
