@@ -168,6 +168,8 @@ def _refuse(folder: Path, out: Path) -> None:
     """Raise ValueError where writing would lose something, or must fail."""
     if out.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise ValueError(f"--out {out} is the checkpoint's own folder, or above it: choose another")
+    if folder.resolve() in out.resolve().parents:
+        raise ValueError(f"--out {out} lies in the checkpoint's own folder, which DVC tracks: choose another")
     if not out.resolve().parent.is_dir():
         raise ValueError(f"--out {out}: there is no folder {out.resolve().parent}")
     if out.is_file():

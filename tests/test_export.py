@@ -214,6 +214,8 @@ EXPORTS = [
     (("student", "--out", "latents"), "error: --out latents is a folder that is no earlier export: remove it"),
     (("student", "--out", "student"), "error: --out student is the checkpoint's own folder, or above it"),
     (("student", "--out", "."), "error: --out . is the checkpoint's own folder, or above it"),
+    (("student", "--out", "student/export"), "error: --out student/export lies in the checkpoint's own folder"),
+    (("student", "--out", "student/ema/x"), "error: --out student/ema/x lies in the checkpoint's own folder"),
     (("student", "--out", "no/x"), "error: --out no/x: there is no folder"),
     (("student", "--out", "vae.safetensors"), "error: --out vae.safetensors is a file"),
     (("student", "--sigma-rel", "0.4", "--out", "x"), "sigma_rel: 0.4 must lie between 0 and 0.2887"),
@@ -267,6 +269,16 @@ def test_an_export_into_a_clone_of_its_repository_leaves_the_clone(run, tmp_path
     assert exported.read_config(out).sigma_rel == 0.1
     assert {name: (out / name).read_text() for name in kept} == kept
     assert not (out / "onnx").exists(), "what an export did write is replaced as a whole"
+
+
+def test_the_folder_where_one_is_can_be_exported_into(run, folder: Path, tmp_path: Path, monkeypatch) -> None:
+    out = tmp_path / "here"
+    out.mkdir()
+    monkeypatch.chdir(out)
+    run(str(folder / "student"), "--out", ".")
+    assert exported.is_exported(Path()) and "# here" in Path("README.md").read_text()
+    run(str(folder / "student"), "--out", ".", "--name", "Other")
+    assert "# Other" in Path("README.md").read_text(), "the folder is still the same"
 
 
 def test_a_move_that_fails_leaves_the_export_before(run, tmp_path: Path, monkeypatch) -> None:
