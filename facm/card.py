@@ -157,17 +157,20 @@ def guided(known: Provenance) -> dict[str, Any]:
 def _figures(config: Config, known: Provenance) -> str:
     if not known.figures:
         return f"## Figures\n\nThere are none with this export: {known.why}."
-    result, rows = known.figures, []
-    rows += [(title, dict(result[name])) for name, title in ENDS if name in result]
-    if "teacher" in result:
-        rows.append(("this teacher" if config.kind == "teacher" else "its teacher", result["teacher"]))
-    for name, scores in result.get("student", {}).items():
-        rows.append((f"this student, NFE {name.removeprefix('nfe')}", scores))
+    result = known.figures
+    rows = [(title, {"samples": known.ends} | result[name]) for name, title in ENDS if name in result]
     for title, scores in rows:
         if title == "held-out":
-            scores |= {key: result[f"heldout_{key}"] for key in ("accuracy", "copies") if f"heldout_{key}" in result}
+            heldout = {key: result[f"heldout_{key}"] for key in ("accuracy", "copies") if f"heldout_{key}" in result}
+            scores |= heldout | {"samples": None}
+    if "teacher" in result:
+        title = "this teacher" if config.kind == "teacher" else "its teacher"
+        rows.append((title, {"samples": result["teacher"].get("num")} | result["teacher"]))
+    for name, scores in result.get("student", {}).items():
+        rows.append((f"this student, NFE {name.removeprefix('nfe')}", {"samples": result.get("num")} | scores))
     keys = {key for _, scores in rows for key in scores if not key.endswith("_second")} - {"nfe"}
     columns = [c for c in COLUMNS if c in keys] + sorted(key for key in keys - set(COLUMNS) if key.startswith(MORE))
+    columns.append("samples")
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     lines += [f"| {title} | " + " | ".join(_cell(scores.get(c)) for c in columns) + " |" for title, scores in rows]
     drawn = {name: known.drawn.get(name) for name in DRAWING}
@@ -177,9 +180,9 @@ def _figures(config: Config, known: Provenance) -> str:
         [
             "## Figures",
             "",
-            f"Features `{result.get('features', 'not told')}`, {result.get('num', 'an untold number of')} samples. "
-            "The rows above the network's own are the ends of the scale: held-out data, and what knows nothing. `fd` "
-            "compares runs that have the same features and reference, nothing else.",
+            f"Features `{result.get('features', 'not told')}`; `samples` is each row's number of them. The rows above "
+            "the network's own are the ends of the scale: all held-out data, and what knows nothing. `fd` compares "
+            "runs that have the same features, reference and number of samples, nothing else.",
             "",
             *lines,
             "",

@@ -17,6 +17,7 @@ from facm.checkpoint import Config
 
 LOCK = "dvc.lock"
 STAGES = {"student": "distill", "teacher": "teacher"}
+SCORED = {"student": "evaluate", "teacher": "baseline"}
 EVALUATE, BASELINE, REFERENCE = "metrics/evaluate.json", "metrics/baseline.json", "metrics/reference.json"
 
 
@@ -29,7 +30,8 @@ class Provenance:
         dirty: whether params.yaml, dvc.lock or the code differ from that commit.
         data: the block `data` of params.yaml that it was trained on; empty where it is not known.
         figures: as metrics/evaluate.json has them, for a teacher with its own row alone; empty where there are none.
-        drawn: how they were drawn: the block `baseline`, or what is known of `sample`.
+        drawn: how they were drawn: the block `baseline` without what had no effect, or what is known of `sample`.
+        ends: samples of each end of the scale, held-out data apart; None where it is not known.
         why: reason for which there are no figures.
     """
 
@@ -38,6 +40,7 @@ class Provenance:
     data: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
     drawn: dict[str, Any] = field(default_factory=dict)
+    ends: int | None = None
     why: str = ""
 
 
@@ -69,7 +72,9 @@ def of(folder: Path, config: Config, sigma_rel: float | None = None) -> Provenan
         figures, drawn = (_student if config.kind == "student" else _teacher)(lock, trained, root)
     except (Broken, ValueError, OSError) as error:
         return Provenance(commit, dirty, data, why=str(error))
-    return Provenance(commit, dirty, data, figures, drawn)
+    scored = lock.leads("reference", SCORED[config.kind])
+    ends = lock.params("reference").get("reference", {}).get("num") if scored else None
+    return Provenance(commit, dirty, data, figures, drawn, ends)
 
 
 class Lock:

@@ -17,8 +17,8 @@ from miniature import ROOT, write_checkpoint, write_latents
 from facm import card, checkpoint, export, params, provenance
 
 END = {"fd": 0.5, "kid": 0.1, "precision": 0.9, "recall": 0.8}
-REFERENCE = {"reference": {"features": "digits_cnn", "num": 20, "floor": END, "noise": END | {"fd": 62.0}}}
-TEACHER = {"nfe": 29, "w": 1.25, "num": 20, **END, "fd": 0.567, "copies": 0.0005}
+REFERENCE = {"reference": {"features": "digits_cnn", "num": 30, "floor": END, "noise": END | {"fd": 62.0}}}
+TEACHER = {"nfe": 29, "w": 1.25, "num": 10, **END, "fd": 0.567, "copies": 0.0005}
 EVALUATE = {
     "features": "digits_cnn",
     "num": 20,
@@ -68,17 +68,18 @@ def lock_of(root: Path) -> dict[str, Any]:
     def stage(deps: dict[str, str], outs: dict[str, str], **blocks: Any) -> dict[str, Any]:
         return {"deps": listed(deps), "outs": listed(outs), "params": {params.PATH: blocks}}
 
+    scored = {f"metrics/{name}.json": files[name] for name in ("baseline", "reference")}
     drawn, seen = {"data/samples": "a.dir"}, {"data/reference": "b.dir"}
     guided = {"sampler": "heun", "steps": 3, "w": 1.25, "t_low": 0.125, "t_high": 1.0, "shift": 0.0, "seed": 1}
     sample = {"sampler": "consistency", "t_grid": [[0.0, 0.7]], "seed": 1, "sigma_rel": None}
     return {
-        "reference": stage({}, seen | {"metrics/reference.json": files["reference"]}),
+        "reference": stage({}, seen | {"metrics/reference.json": files["reference"]}, reference={"num": 30}),
         "latents": stage({}, latents, data=DATA),
         "teacher": stage(latents, teacher),
         "baseline": stage(teacher | seen, {"metrics/baseline.json": files["baseline"]}, baseline=guided),
         "distill": stage(latents | teacher, student),
         "sample": stage(student, drawn, sample=sample),
-        "evaluate": stage(drawn, {"metrics/evaluate.json": files["evaluate"]}),
+        "evaluate": stage(drawn | seen | scored, {"metrics/evaluate.json": files["evaluate"]}),
     }
 
 
@@ -181,8 +182,8 @@ def test_the_student_s_card_has_its_figures_and_how_to_use_it(root: Path) -> Non
     assert head["license"] == "apache-2.0" and head["library_name"] == "facm"
     assert {"student", "facm", "lightningdit", "consistency-model", "class-conditional"} <= set(head["tags"])
     assert "| | fd | kid | precision | recall | copies |" in text
-    assert "| this student, NFE 2 | 0.7623 | 0.1000 | 0.9000 | 0.8000 | 0.0020 |" in text
-    assert "| held-out | 0.5000 | 0.1000 | 0.9000 | 0.8000 | 0.0067 |" in text
+    assert "| this student, NFE 2 | 0.7623 | 0.1000 | 0.9000 | 0.8000 | 0.0020 | 20 |" in text
+    assert "| held-out | 0.5000 | 0.1000 | 0.9000 | 0.8000 | 0.0067 | - |" in text
     assert "| its teacher | 0.5670 |" in text
     assert "nfe=2, t_grid=(0.0, 0.7), seed=0)" in text and "like those of the dataset `digits`" in text
     assert "254,688 weights" in text and "onnx" not in text
@@ -209,6 +210,18 @@ def test_how_the_run_drew_is_what_the_card_says_to_do(root: Path) -> None:
         text = card.render(config, provenance.Provenance(drawn=drawn, why="-"), EXPORTED)
         assert f"generate([0, 1, 2], {ours}" in text, drawn
         assert f"pipeline([0, 1, 2], num_inference_{theirs}" in text, drawn
+
+
+@pytest.mark.parametrize("kind", ["student", "teacher"])
+def test_each_row_tells_its_own_number_of_samples(kind: str, root: Path) -> None:
+    text = card.render(checkpoint.read_config(root / "data" / kind), known(root, kind), EXPORTED)
+    numbers = {}
+    for line in text.split("## Figures")[1].split("## Training")[0].splitlines():
+        if line.startswith("| ") and not line.startswith("| |"):
+            cells = line.strip("| ").split(" | ")
+            numbers[cells[0]] = cells[-1]
+    own = {"this student, NFE 1": "20", "this student, NFE 2": "20", "its teacher": "10"}
+    assert numbers == {"held-out": "-", "noise": "30"} | (own if kind == "student" else {"this teacher": "10"})
 
 
 @pytest.mark.slow
