@@ -68,15 +68,19 @@ def _front(config: Config, exported: Exported) -> str:
 
 def _title(config: Config, known: Provenance, exported: Exported) -> str:
     what = "points" if config.codec in codecs.POINTS else "pictures"
-    of = f" like those of the dataset `{known.data['name']}`" if known.data else ""
+    imported = _imported(config)
+    of = f" like those of the dataset `{known.data['name']}`" if known.data and not imported else ""
     classes = f", of {config.num_classes} classes" if config.num_classes else ", without classes"
     how = {
         "student": f"a few-step student, trained with the method `{config.objective}`: it draws in one or a few "
         "evaluations of its network",
-        "teacher": f"a teacher, trained with the method `{config.objective}`: it draws by following its flow, in tens "
-        "of evaluations of its network",
+        "teacher": "a teacher, "
+        + (f"imported from {_from(imported)}" if imported else f"trained with the method `{config.objective}`")
+        + ": it draws by following its flow, in tens of evaluations of its network",
     }[config.kind]
     first = f"# {exported.name}\n\nA generator of {what}{of}{classes}: {how}."
+    if known.imported:
+        first += f" Its teacher was imported from {_from(known.imported)}; its licence may bind this network too."
     return f"{first}\n\n![{exported.samples}](samples.png)\n\n{exported.samples}"
 
 
@@ -193,7 +197,8 @@ def _figures(config: Config, known: Provenance) -> str:
 
 def _training(config: Config, known: Provenance, exported: Exported) -> str:
     stage = {"student": "distill", "teacher": "teacher"}[config.kind]
-    settings = config.params.get(stage, {})
+    imported = _imported(config)
+    settings = {} if imported else config.params.get(stage, {})
     commit = "not known" if known.commit is None else f"`{known.commit}`" + (", with changes" if known.dirty else "")
     stored = "not known" if config.sigma_rel is None else f"{config.sigma_rel:g}"
     facts: dict[str, Any] = {
@@ -201,12 +206,12 @@ def _training(config: Config, known: Provenance, exported: Exported) -> str:
         "samples": f"{'x'.join(map(str, config.shape))}, codec `{config.codec}`"
         + (" (in `vae/`)" if exported.vae else ""),
         "conditioning": config.conditioning,
-        "steps": config.step,
+        "steps": "not known" if imported and not config.step else config.step,
         "batch": settings.get("batch_size", "not known"),
         "seed": settings.get("seed", "not known"),
         "EMA length sigma_rel": f"{exported.sigma_rel:g} (synthesised)" if exported.sigma_rel is not None else stored,
         "dataset": f"`{known.data['name']}`, fingerprint `{known.data.get('fingerprint')}`"
-        if known.data
+        if known.data and not imported
         else "not known",
         "commit": commit,
         "sha256 of the checkpoint": f"`{config.sha256}`",
@@ -217,10 +222,10 @@ def _training(config: Config, known: Provenance, exported: Exported) -> str:
     if config.kind == "student" and settings:
         facts["guidance in the weights"] = _plain({k: settings.get(k) for k in ("w", "t_low", "t_high")})
         facts["mode"] = settings.get("mode", "not known")
-    if "imported" in config.params and (config.params["imported"] or {}).get("source"):
-        imported = config.params["imported"]
-        told = {key: imported.get(key) for key in ("format", "sha256")}
-        facts["imported from"] = f"{Path(imported['source']).name}, {_plain(told)}"
+    if imported:
+        facts["imported from"] = _from(imported)
+    if known.imported:
+        facts["teacher imported from"] = _from(known.imported)
     rows = [f"| {name} | {value} |" for name, value in facts.items()]
     return "\n".join(
         [
@@ -230,9 +235,20 @@ def _training(config: Config, known: Provenance, exported: Exported) -> str:
             "|---|---|",
             *rows,
             "",
-            "All params of the training stand in `network/config.json`, under `params`.",
+            f"All params of the {'import' if imported else 'training'} stand in `network/config.json`, under `params`.",
         ]
     )
+
+
+def _imported(config: Config) -> dict[str, Any]:
+    """The block `imported` of a checkpoint that was not trained here, else empty."""
+    block: dict[str, Any] = config.params.get("imported") or {}
+    return block if block.get("source") else {}
+
+
+def _from(imported: Mapping[str, Any]) -> str:
+    """A source without its path."""
+    return f"{Path(imported['source']).name}, {_plain({key: imported.get(key) for key in ('format', 'sha256')})}"
 
 
 def _limits(config: Config, known: Provenance) -> str:

@@ -31,6 +31,7 @@ class Provenance:
         data: the block `data` of params.yaml that it was trained on; empty where it is not known.
         figures: as metrics/evaluate.json has them, for a teacher with its own row alone; empty where there are none.
         drawn: how they were drawn: the block `baseline` without what had no effect, or what is known of `sample`.
+        imported: of a student, the block `imported` of its teacher, where that one was imported; else empty.
         ends: samples of each end of the scale, held-out data apart; None where it is not known.
         why: reason for which there are no figures.
     """
@@ -40,6 +41,7 @@ class Provenance:
     data: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
     drawn: dict[str, Any] = field(default_factory=dict)
+    imported: dict[str, Any] = field(default_factory=dict)
     ends: int | None = None
     why: str = ""
 
@@ -66,15 +68,17 @@ def of(folder: Path, config: Config, sigma_rel: float | None = None) -> Provenan
     except Broken as error:
         return Provenance(commit, dirty, why=str(error))
     data = lock.params("latents").get("data", {}) if lock.leads("latents", STAGES[config.kind]) else {}
+    imported = lock.params("teacher").get("imported") or {} if lock.leads("teacher", STAGES[config.kind]) else {}
+    imported = imported if imported.get("source") else {}
     try:
         if sigma_rel is not None:
             raise Broken(f"the figures of the run are of the stored weights, not of sigma_rel {sigma_rel:g}")
         figures, drawn = (_student if config.kind == "student" else _teacher)(lock, trained, root)
     except (Broken, ValueError, OSError) as error:
-        return Provenance(commit, dirty, data, why=str(error))
+        return Provenance(commit, dirty, data, imported=imported, why=str(error))
     scored = lock.leads("reference", SCORED[config.kind])
     ends = lock.params("reference").get("reference", {}).get("num") if scored else None
-    return Provenance(commit, dirty, data, figures, drawn, ends)
+    return Provenance(commit, dirty, data, figures, drawn, imported, ends)
 
 
 class Lock:

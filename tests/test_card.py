@@ -264,11 +264,33 @@ def test_the_repository_s_own_lock_is_read_as_it_is_written() -> None:
     assert lock.metrics("evaluate", provenance.EVALUATE, ROOT)["student"]
 
 
-def test_an_imported_checkpoint_is_told_without_a_path(root: Path) -> None:
+IMPORTED = {"source": "/some/where/SiT-XL-2.pt", "format": "sit", "sha256": "ab12", "averaged": True, "step": None}
+FROM = 'SiT-XL-2.pt, format "sit", sha256 "ab12"'
+
+
+def test_an_imported_checkpoint_claims_no_training_that_was_not(root: Path) -> None:
+    """stages/import_teacher.py records the block teacher too, which trained nothing."""
     config = checkpoint.read_config(root / "data/teacher")
-    told = {"source": "/some/where/SiT-XL-2.pt", "format": "sit", "sha256": "ab12", "averaged": True, "step": None}
-    text = card.render(
-        replace(config, params={"imported": told}, sigma_rel=None), provenance.Provenance(why="-"), EXPORTED
-    )
-    assert '| imported from | SiT-XL-2.pt, format "sit", sha256 "ab12" |' in text and "/some" not in text
-    assert "| batch | not known |" in text and "| EMA length sigma_rel | not known |" in text
+    assert config.params["teacher"]["batch_size"], "the block that must not be told"
+    config = replace(config, params=config.params | {"imported": IMPORTED}, sigma_rel=None, step=0)
+    text = card.render(config, known(root, "teacher"), EXPORTED)
+    assert f"| imported from | {FROM} |" in text and "/some" not in text
+    for name in ("batch", "seed", "steps", "dataset", "EMA length sigma_rel"):
+        assert f"| {name} | not known |" in text, name
+    assert f"a teacher, imported from {FROM}: it draws" in text and "trained with" not in text
+    assert "`digits`" not in text and "All params of the import stand in" in text
+    assert "| steps | 7 |" in card.render(replace(config, step=7), known(root, "teacher"), EXPORTED)
+
+
+def test_a_student_of_an_imported_teacher_says_so(root: Path) -> None:
+    assert "imported" not in card.render(checkpoint.read_config(root / "data/student"), known(root), EXPORTED)
+    lock = lock_of(root)
+    lock["teacher"]["params"][params.PATH]["imported"] = IMPORTED
+    write_lock(root, lock)
+    text = card.render(checkpoint.read_config(root / "data/student"), known(root), EXPORTED)
+    assert f"| teacher imported from | {FROM} |" in text and "/some" not in text
+    assert f"Its teacher was imported from {FROM}; its licence may bind this network too." in text
+    assert "`digits`" in text and "trained with the method `facm`" in text
+    lock["distill"]["deps"] = [entry for entry in lock["distill"]["deps"] if entry["path"] != "data/teacher"]
+    write_lock(root, lock)
+    assert known(root).imported == {}, "of another teacher"
