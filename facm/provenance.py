@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from facm import files, params
+from facm import codecs, files, params
 from facm.checkpoint import Config
 
 LOCK = "dvc.lock"
@@ -74,6 +74,7 @@ def of(folder: Path, config: Config, sigma_rel: float | None = None) -> Provenan
         if sigma_rel is not None:
             raise Broken(f"the figures of the run are of the stored weights, not of sigma_rel {sigma_rel:g}")
         figures, drawn = (_student if config.kind == "student" else _teacher)(lock, trained, root)
+        drawn = _effective(drawn, figures, config)
     except (Broken, ValueError, OSError) as error:
         return Provenance(commit, dirty, data, imported=imported, why=str(error))
     scored = lock.leads("reference", SCORED[config.kind])
@@ -145,7 +146,19 @@ def _teacher(lock: Lock, checkpoint: str, root: Path) -> tuple[dict[str, Any], d
         raise Broken(f"{LOCK}: stage `baseline` did not run on this data/reference: run `dvc repro`")
     scale = lock.metrics("reference", REFERENCE, root)
     scale = scale.get("reference", scale)
-    return scale | {"teacher": measured["baseline"]}, lock.params("baseline").get("baseline", {})
+    drawn = lock.params("baseline")
+    rounding = {"rounding": drawn["sample.rounding"]} if "sample.rounding" in drawn else {}
+    return scale | {"teacher": measured["baseline"]}, drawn.get("baseline", {}) | rounding
+
+
+def _effective(drawn: dict[str, Any], figures: dict[str, Any], config: Config) -> dict[str, Any]:
+    """How pictures were drawn, with the w that the stage took, and without what a model has no use for."""
+    if config.kind == "teacher":
+        drawn = drawn | {name: figures["teacher"][name] for name in ("w",) if name in figures["teacher"]}
+    unused = {"rounding"} if config.codec in codecs.POINTS else set()
+    if not config.num_classes:
+        unused |= {"w", "t_low", "t_high"}
+    return {name: value for name, value in drawn.items() if name not in unused}
 
 
 def _commit(root: Path) -> tuple[str | None, bool]:

@@ -224,6 +224,20 @@ def test_each_row_tells_its_own_number_of_samples(kind: str, root: Path) -> None
     assert numbers == {"held-out": "-", "noise": "30"} | (own if kind == "student" else {"this teacher": "10"})
 
 
+def test_a_teacher_without_classes_was_not_guided(root: Path) -> None:
+    """stages/baseline.py draws it with w 1, whatever the block says."""
+    measured = {"baseline": TEACHER | {"w": 1.0}}
+    (root / "metrics/baseline.json").write_text(json.dumps(measured))
+    write_lock(root, lock_of(root))
+    folder = root / "data/teacher"
+    config = replace(checkpoint.read_config(folder), num_classes=0)
+    found = provenance.of(folder, config)
+    assert found.figures["teacher"]["w"] == 1 and card.guided(found) == {"steps": 3}
+    text = card.render(config, found, EXPORTED)
+    assert "num=3, steps=3, sampler='heun', seed=0)" in text
+    assert 'Drawn with sampler "heun", steps 3, shift 0.0, seed 1.' in text
+
+
 @pytest.mark.slow
 def test_the_exported_card_s_code_runs_as_it_stands(root: Path, tmp_path: Path) -> None:
     for kind in ("student", "teacher"):
