@@ -17,7 +17,7 @@ from facm.table import COLUMNS, ENDS
 
 LIBRARY = "facm"
 MORE = ("fid_", "is_", "sfid_", "fd_", "map_")  # columns beside the usual ones begin so
-DRAWING = ("sampler", "steps", "w", "t_low", "t_high", "t_grid", "shift", "seed")
+DRAWING = ("sampler", "steps", "w", "t_low", "t_high", "t_grid", "shift", "seed", "rounding")
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,9 @@ def _figures(config: Config, known: Provenance) -> str:
     lines += [f"| {title} | " + " | ".join(_cell(scores.get(c)) for c in columns) + " |" for title, scores in rows]
     drawn = {name: known.drawn.get(name) for name in DRAWING}
     told = ", ".join(f"{key} {json.dumps(value)}" for key, value in drawn.items() if value is not None)
-    nfe = f" NFE {result['teacher']['nfe']}." if config.kind == "teacher" else ""
+    more = f" NFE {result['teacher']['nfe']}." if config.kind == "teacher" else ""
+    if drawn["rounding"] not in (None, "round"):
+        more += " The code above rounds levels to the nearest one instead."
     return "\n".join(
         [
             "## Figures",
@@ -190,7 +192,7 @@ def _figures(config: Config, known: Provenance) -> str:
             "",
             *lines,
             "",
-            f"Drawn with {told}.{nfe}",
+            f"Drawn with {told}.{more}",
         ]
     )
 

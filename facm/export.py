@@ -92,8 +92,8 @@ def export(
     _refuse(folder, out)
     if onnx:
         onestep.check(config)
-    generator = Generator.load(folder, sigma_rel, vae=vae)
     known = provenance.of(folder, config, sigma_rel)
+    generator = Generator.load(folder, sigma_rel, vae=vae, rounding=known.drawn.get("rounding", "round"))
     place = out.resolve()
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as temporary:
         new, before = Path(temporary) / "new", Path(temporary) / "before"

@@ -154,7 +154,7 @@ def _teacher(lock: Lock, checkpoint: str, root: Path) -> tuple[dict[str, Any], d
 def _effective(drawn: dict[str, Any], figures: dict[str, Any], config: Config) -> dict[str, Any]:
     """How pictures were drawn, with the w that the stage took, and without what a model has no use for."""
     if config.kind == "teacher":
-        drawn = drawn | {name: figures["teacher"][name] for name in ("w",) if name in figures["teacher"]}
+        drawn = drawn | {"w": figures["teacher"].get("w", drawn.get("w", 1.0))}
     unused = {"rounding"} if config.codec in codecs.POINTS else set()
     if not config.num_classes:
         unused |= {"w", "t_low", "t_high"}

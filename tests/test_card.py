@@ -71,12 +71,16 @@ def lock_of(root: Path) -> dict[str, Any]:
     scored = {f"metrics/{name}.json": files[name] for name in ("baseline", "reference")}
     drawn, seen = {"data/samples": "a.dir"}, {"data/reference": "b.dir"}
     guided = {"sampler": "heun", "steps": 3, "w": 1.25, "t_low": 0.125, "t_high": 1.0, "shift": 0.0, "seed": 1}
-    sample = {"sampler": "consistency", "t_grid": [[0.0, 0.7]], "seed": 1, "sigma_rel": None}
+    sample = {"sampler": "consistency", "t_grid": [[0.0, 0.7]], "seed": 1, "sigma_rel": None, "rounding": "floor"}
     return {
         "reference": stage({}, seen | {"metrics/reference.json": files["reference"]}, reference={"num": 30}),
         "latents": stage({}, latents, data=DATA),
         "teacher": stage(latents, teacher),
-        "baseline": stage(teacher | seen, {"metrics/baseline.json": files["baseline"]}, baseline=guided),
+        "baseline": stage(
+            teacher | seen,
+            {"metrics/baseline.json": files["baseline"]},
+            **{"baseline": guided, "sample.rounding": "floor"},
+        ),
         "distill": stage(latents | teacher, student),
         "sample": stage(student, drawn, sample=sample),
         "evaluate": stage(drawn | seen | scored, {"metrics/evaluate.json": files["evaluate"]}),
@@ -235,7 +239,18 @@ def test_a_teacher_without_classes_was_not_guided(root: Path) -> None:
     assert found.figures["teacher"]["w"] == 1 and card.guided(found) == {"steps": 3}
     text = card.render(config, found, EXPORTED)
     assert "num=3, steps=3, sampler='heun', seed=0)" in text
-    assert 'Drawn with sampler "heun", steps 3, shift 0.0, seed 1.' in text
+    assert 'Drawn with sampler "heun", steps 3, shift 0.0, seed 1, rounding "floor".' in text
+
+
+@pytest.mark.parametrize("kind", ["student", "teacher"])
+def test_the_rounding_of_the_run_is_told_and_drawn_with(kind: str, root: Path, tmp_path: Path, monkeypatch) -> None:
+    rounded = []
+    real = export.samples
+    monkeypatch.setattr(export, "samples", lambda g, k: (rounded.append(g.codec.rounding), real(g, k))[1])
+    export.export(root / "data" / kind, tmp_path / "out")
+    text = (tmp_path / "out/README.md").read_text()
+    assert ', seed 1, rounding "floor".' in text and "The code above rounds levels to the nearest one instead." in text
+    assert rounded == ["floor"]
 
 
 @pytest.mark.slow
