@@ -29,7 +29,8 @@ class Provenance:
         commit: of the repository, None where it is not known.
         dirty: whether params.yaml, dvc.lock or the code differ from that commit.
         data: the block `data` of params.yaml that it was trained on; empty where it is not known.
-        figures: as metrics/evaluate.json has them, for a teacher with its own row alone; empty where there are none.
+        figures: as metrics/evaluate.json has them, of the teacher only if it is the student's own; for a teacher with
+            its own row alone; empty where there are none.
         drawn: how they were drawn: the block `baseline` without what had no effect, or what is known of `sample`.
         imported: of a student, the block `imported` of its teacher, where that one was imported; else empty.
         ends: samples of each end of the scale, held-out data apart; None where it is not known.
@@ -136,7 +137,11 @@ def _student(lock: Lock, checkpoint: str, root: Path) -> tuple[dict[str, Any], d
     drawn = lock.params("sample").get("sample", {})
     if drawn.get("sigma_rel") is not None:
         raise Broken(f"the run's figures are of sample.sigma_rel {drawn['sigma_rel']}, not of the stored weights")
-    return lock.metrics("evaluate", EVALUATE, root), drawn
+    figures = lock.metrics("evaluate", EVALUATE, root)
+    links = (("teacher", "distill"), ("teacher", "baseline"), ("baseline", "evaluate"))
+    if not all(lock.leads(*link) for link in links):
+        figures = {name: value for name, value in figures.items() if name != "teacher"}  # another network's
+    return figures, drawn
 
 
 def _teacher(lock: Lock, checkpoint: str, root: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -216,6 +216,16 @@ def test_how_the_run_drew_is_what_the_card_says_to_do(root: Path) -> None:
         assert f"pipeline([0, 1, 2], num_inference_{theirs}" in text, drawn
 
 
+@pytest.mark.parametrize("stage", ["distill", "baseline"])
+def test_the_baseline_of_another_teacher_is_not_told_as_the_student_s(stage: str, root: Path) -> None:
+    """distill.teacher may be data/other, while stage baseline always draws from data/teacher."""
+    change(stage, "deps", "data/teacher")(root)
+    found = known(root)
+    assert found.figures == {name: value for name, value in EVALUATE.items() if name != "teacher"}
+    text = card.render(checkpoint.read_config(root / "data/student"), found, EXPORTED)
+    assert "its teacher" not in text and "| this student, NFE 2 | 0.7623 |" in text
+
+
 @pytest.mark.parametrize("kind", ["student", "teacher"])
 def test_each_row_tells_its_own_number_of_samples(kind: str, root: Path) -> None:
     text = card.render(checkpoint.read_config(root / "data" / kind), known(root, kind), EXPORTED)
@@ -287,7 +297,7 @@ def test_the_repository_s_own_lock_is_read_as_it_is_written() -> None:
         ("distill", "sample"),
     ):
         assert lock.leads(first, then), (first, then)
-    assert lock.leads("sample", "evaluate")
+    assert lock.leads("sample", "evaluate") and lock.leads("baseline", "evaluate") and lock.leads("teacher", "distill")
     assert lock.params("latents")["data"]["name"] == "digits"
     assert lock.params("sample")["sample"]["sampler"] and lock.params("baseline")["baseline"]["sampler"]
     assert lock.metrics("evaluate", provenance.EVALUATE, ROOT)["student"]
