@@ -113,6 +113,10 @@ def built(student: Generator, folder: Path, options: argparse.Namespace) -> dict
         exported.write(folder / "export", student.network, student.config, getattr(student.codec, "network", None))
         parts["pipeline"] = FACMPipeline.from_pretrained(folder / "export").to(student.device)
     if not options.no_onnx:
+        try:
+            onestep.check(student.config)
+        except onestep.OnnxError as error:
+            raise ValueError(f"{error}; or leave onnxruntime out: --no-onnx") from None
         import onnxruntime
 
         onestep.write(folder, student)

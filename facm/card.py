@@ -17,7 +17,7 @@ from facm.table import COLUMNS, ENDS
 
 LIBRARY = "facm"
 MORE = ("fid_", "is_", "sfid_", "fd_", "map_")  # columns beside the usual ones begin so
-DRAWING = ("sampler", "steps", "w", "t_low", "t_high", "t_grid", "shift", "seed")
+DRAWING = ("sampler", "steps", "w", "t_low", "t_high", "t_grid", "shift", "seed", "rounding")
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,19 @@ def _front(config: Config, exported: Exported) -> str:
 
 def _title(config: Config, known: Provenance, exported: Exported) -> str:
     what = "points" if config.codec in codecs.POINTS else "pictures"
-    of = f" like those of the dataset `{known.data['name']}`" if known.data else ""
+    imported = _imported(config)
+    of = f" like those of the dataset `{known.data['name']}`" if known.data and not imported else ""
     classes = f", of {config.num_classes} classes" if config.num_classes else ", without classes"
     how = {
         "student": f"a few-step student, trained with the method `{config.objective}`: it draws in one or a few "
         "evaluations of its network",
-        "teacher": f"a teacher, trained with the method `{config.objective}`: it draws by following its flow, in tens "
-        "of evaluations of its network",
+        "teacher": "a teacher, "
+        + (f"imported from {_from(imported)}" if imported else f"trained with the method `{config.objective}`")
+        + ": it draws by following its flow, in tens of evaluations of its network",
     }[config.kind]
     first = f"# {exported.name}\n\nA generator of {what}{of}{classes}: {how}."
+    if known.imported:
+        first += f" Its teacher was imported from {_from(known.imported)}; its licence may bind this network too."
     return f"{first}\n\n![{exported.samples}](samples.png)\n\n{exported.samples}"
 
 
@@ -157,40 +161,46 @@ def guided(known: Provenance) -> dict[str, Any]:
 def _figures(config: Config, known: Provenance) -> str:
     if not known.figures:
         return f"## Figures\n\nThere are none with this export: {known.why}."
-    result, rows = known.figures, []
-    rows += [(title, dict(result[name])) for name, title in ENDS if name in result]
-    if "teacher" in result:
-        rows.append(("this teacher" if config.kind == "teacher" else "its teacher", result["teacher"]))
-    for name, scores in result.get("student", {}).items():
-        rows.append((f"this student, NFE {name.removeprefix('nfe')}", scores))
+    result = known.figures
+    rows = [(title, {"samples": known.ends} | result[name]) for name, title in ENDS if name in result]
     for title, scores in rows:
         if title == "held-out":
-            scores |= {key: result[f"heldout_{key}"] for key in ("accuracy", "copies") if f"heldout_{key}" in result}
+            heldout = {key: result[f"heldout_{key}"] for key in ("accuracy", "copies") if f"heldout_{key}" in result}
+            scores |= heldout | {"samples": None}
+    if "teacher" in result:
+        title = "this teacher" if config.kind == "teacher" else "its teacher"
+        rows.append((title, {"samples": result["teacher"].get("num")} | result["teacher"]))
+    for name, scores in result.get("student", {}).items():
+        rows.append((f"this student, NFE {name.removeprefix('nfe')}", {"samples": result.get("num")} | scores))
     keys = {key for _, scores in rows for key in scores if not key.endswith("_second")} - {"nfe"}
     columns = [c for c in COLUMNS if c in keys] + sorted(key for key in keys - set(COLUMNS) if key.startswith(MORE))
+    columns.append("samples")
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     lines += [f"| {title} | " + " | ".join(_cell(scores.get(c)) for c in columns) + " |" for title, scores in rows]
     drawn = {name: known.drawn.get(name) for name in DRAWING}
     told = ", ".join(f"{key} {json.dumps(value)}" for key, value in drawn.items() if value is not None)
-    nfe = f" NFE {result['teacher']['nfe']}." if config.kind == "teacher" else ""
+    more = f" NFE {result['teacher']['nfe']}." if config.kind == "teacher" else ""
+    if drawn["rounding"] not in (None, "round"):
+        more += " The code above rounds levels to the nearest one instead."
     return "\n".join(
         [
             "## Figures",
             "",
-            f"Features `{result.get('features', 'not told')}`, {result.get('num', 'an untold number of')} samples. "
-            "The rows above the network's own are the ends of the scale: held-out data, and what knows nothing. `fd` "
-            "compares runs that have the same features and reference, nothing else.",
+            f"Features `{result.get('features', 'not told')}`; `samples` is each row's number of them. The rows above "
+            "the network's own are the ends of the scale: all held-out data, and what knows nothing. `fd` compares "
+            "runs that have the same features, reference and number of samples, nothing else.",
             "",
             *lines,
             "",
-            f"Drawn with {told}.{nfe}",
+            f"Drawn with {told}.{more}",
         ]
     )
 
 
 def _training(config: Config, known: Provenance, exported: Exported) -> str:
     stage = {"student": "distill", "teacher": "teacher"}[config.kind]
-    settings = config.params.get(stage, {})
+    imported = _imported(config)
+    settings = {} if imported else config.params.get(stage, {})
     commit = "not known" if known.commit is None else f"`{known.commit}`" + (", with changes" if known.dirty else "")
     stored = "not known" if config.sigma_rel is None else f"{config.sigma_rel:g}"
     facts: dict[str, Any] = {
@@ -198,12 +208,12 @@ def _training(config: Config, known: Provenance, exported: Exported) -> str:
         "samples": f"{'x'.join(map(str, config.shape))}, codec `{config.codec}`"
         + (" (in `vae/`)" if exported.vae else ""),
         "conditioning": config.conditioning,
-        "steps": config.step,
+        "steps": "not known" if imported and not config.step else config.step,
         "batch": settings.get("batch_size", "not known"),
         "seed": settings.get("seed", "not known"),
         "EMA length sigma_rel": f"{exported.sigma_rel:g} (synthesised)" if exported.sigma_rel is not None else stored,
         "dataset": f"`{known.data['name']}`, fingerprint `{known.data.get('fingerprint')}`"
-        if known.data
+        if known.data and not imported
         else "not known",
         "commit": commit,
         "sha256 of the checkpoint": f"`{config.sha256}`",
@@ -214,10 +224,10 @@ def _training(config: Config, known: Provenance, exported: Exported) -> str:
     if config.kind == "student" and settings:
         facts["guidance in the weights"] = _plain({k: settings.get(k) for k in ("w", "t_low", "t_high")})
         facts["mode"] = settings.get("mode", "not known")
-    if "imported" in config.params and (config.params["imported"] or {}).get("source"):
-        imported = config.params["imported"]
-        told = {key: imported.get(key) for key in ("format", "sha256")}
-        facts["imported from"] = f"{Path(imported['source']).name}, {_plain(told)}"
+    if imported:
+        facts["imported from"] = _from(imported)
+    if known.imported:
+        facts["teacher imported from"] = _from(known.imported)
     rows = [f"| {name} | {value} |" for name, value in facts.items()]
     return "\n".join(
         [
@@ -227,9 +237,20 @@ def _training(config: Config, known: Provenance, exported: Exported) -> str:
             "|---|---|",
             *rows,
             "",
-            "All params of the training stand in `network/config.json`, under `params`.",
+            f"All params of the {'import' if imported else 'training'} stand in `network/config.json`, under `params`.",
         ]
     )
+
+
+def _imported(config: Config) -> dict[str, Any]:
+    """The block `imported` of a checkpoint that was not trained here, else empty."""
+    block: dict[str, Any] = config.params.get("imported") or {}
+    return block if block.get("source") else {}
+
+
+def _from(imported: Mapping[str, Any]) -> str:
+    """A source without its path."""
+    return f"{Path(imported['source']).name}, {_plain({key: imported.get(key) for key in ('format', 'sha256')})}"
 
 
 def _limits(config: Config, known: Provenance) -> str:

@@ -5,12 +5,13 @@
     python -m facm.export data/teacher --out teacher --license cc-by-4.0
 
 The folder is read by `facm.load`, by `FACMPipeline.from_pretrained`, and by the hub. It is written beside its place and
-moved there when it is whole; an earlier export there is replaced, any other folder is refused.
+moved there when it is whole; an earlier export there is replaced, any other folder is refused. What else lies in an
+earlier export's folder, such as .git, stays.
 """
 
 import argparse
 import os
-import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ from facm.provenance import Provenance
 NFES = (1, 2, 4)  # rows of a student's samples, where the run does not tell its own
 ROWS, COLUMNS, SEED, POINTS = 4, 10, 0, 1000  # at most
 LICENSE = "apache-2.0"
+CARD, SAMPLES, CODE, ONNX = "README.md", "samples.png", "pipeline.py", "onnx"
+WRITTEN = (exported.INDEX, exported.NETWORK, exported.VAE, CARD, SAMPLES, CODE, ONNX)
+"""What an export may hold; the first one makes a folder an export: taken away first, put there last."""
+
 REMOTE_CODE = '''\
 """For `DiffusionPipeline.from_pretrained(..., custom_pipeline=...)`; needs the package facm."""
 
@@ -87,15 +92,13 @@ def export(
     _refuse(folder, out)
     if onnx:
         onestep.check(config)
-    generator = Generator.load(folder, sigma_rel, vae=vae)
     known = provenance.of(folder, config, sigma_rel)
-    temporary = out.with_name(out.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        _write(temporary, generator, known, onnx, sigma_rel, name or out.resolve().name, license)
-        _move(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    generator = Generator.load(folder, sigma_rel, vae=vae, rounding=known.drawn.get("rounding", "round"))
+    place = out.resolve()
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as temporary:
+        new, before = Path(temporary) / "new", Path(temporary) / "before"
+        _write(new, generator, known, onnx, sigma_rel, name or place.name, license)
+        _move(new, place, before)
     figures = "with its figures" if known.figures else f"without figures ({known.why})"
     say(f"{out}: {config.kind} by {config.objective}, {figures}")
 
@@ -114,12 +117,12 @@ def _write(
     told_length = config if sigma_rel is None else replace(config, sigma_rel=sigma_rel)
     exported.write(folder, network, told_length, autoencoder)
     shown, told = samples(generator, known)
-    picture.save(picture.sheet(shown, COLUMNS), folder / "samples.png")
-    _text(folder / "pipeline.py", REMOTE_CODE)
+    picture.save(picture.sheet(shown, COLUMNS), folder / SAMPLES)
+    _text(folder / CODE, REMOTE_CODE)
     error = None
     if onnx:
-        (folder / "onnx").mkdir()
-        error = onestep.write(folder / "onnx", generator)
+        (folder / ONNX).mkdir()
+        error = onestep.write(folder / ONNX, generator)
     made = card.Exported(
         name=name,
         license=license,
@@ -129,7 +132,7 @@ def _write(
         onnx_error=error,
         vae=autoencoder is not None,
     )
-    _text(folder / "README.md", card.render(config, known, made))
+    _text(folder / CARD, card.render(config, known, made))
 
 
 def samples(generator: Generator, known: Provenance) -> tuple[np.ndarray, str]:
@@ -165,6 +168,8 @@ def _refuse(folder: Path, out: Path) -> None:
     """Raise ValueError where writing would lose something, or must fail."""
     if out.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise ValueError(f"--out {out} is the checkpoint's own folder, or above it: choose another")
+    if folder.resolve() in out.resolve().parents:
+        raise ValueError(f"--out {out} lies in the checkpoint's own folder, which DVC tracks: choose another")
     if not out.resolve().parent.is_dir():
         raise ValueError(f"--out {out}: there is no folder {out.resolve().parent}")
     if out.is_file():
@@ -179,15 +184,30 @@ def _refuse(folder: Path, out: Path) -> None:
         raise ValueError(f"--out {out} is a folder that is no earlier export: remove it, or choose another")
 
 
-def _move(temporary: Path, out: Path) -> None:
-    """Put a whole folder in its place; what was there is taken away last."""
-    before = out.with_name(out.name + ".old")
-    shutil.rmtree(before, ignore_errors=True)
-    if out.exists():
-        os.replace(out, before)
-    os.replace(temporary, out)
-    files.settle(out.resolve().parent)
-    shutil.rmtree(before, ignore_errors=True)
+def _move(new: Path, out: Path, before: Path) -> None:
+    """Put a whole folder in its place, or what it holds in the place of what an earlier export holds.
+
+    Args:
+        new: what was written.
+        out: where to; the folder itself stays if it is there, as it may be a repository, or where somebody is.
+        before: folder to make for what is replaced; from there it is put back if something fails.
+    """
+    if not out.exists():
+        os.replace(new, out)
+        files.settle(out.parent)
+        return
+    before.mkdir()
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for name, source, target in [(n, out, before) for n in WRITTEN] + [(n, new, out) for n in reversed(WRITTEN)]:
+            if (source / name).exists():
+                os.replace(source / name, target / name)
+                moved.append((source / name, target / name))
+    except OSError:
+        for source, target in reversed(moved):
+            os.replace(target, source)
+        raise
+    files.settle(out)
 
 
 def _text(path: Path, text: str) -> None:

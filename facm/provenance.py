@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from facm import files, params
+from facm import codecs, files, params
 from facm.checkpoint import Config
 
 LOCK = "dvc.lock"
 STAGES = {"student": "distill", "teacher": "teacher"}
+SCORED = {"student": "evaluate", "teacher": "baseline"}
 EVALUATE, BASELINE, REFERENCE = "metrics/evaluate.json", "metrics/baseline.json", "metrics/reference.json"
 
 
@@ -28,8 +29,11 @@ class Provenance:
         commit: of the repository, None where it is not known.
         dirty: whether params.yaml, dvc.lock or the code differ from that commit.
         data: the block `data` of params.yaml that it was trained on; empty where it is not known.
-        figures: as metrics/evaluate.json has them, for a teacher with its own row alone; empty where there are none.
-        drawn: how they were drawn: the block `baseline`, or what is known of `sample`.
+        figures: as metrics/evaluate.json has them, of the teacher only if it is the student's own; for a teacher with
+            its own row alone; empty where there are none.
+        drawn: how they were drawn: the block `baseline` without what had no effect, or what is known of `sample`.
+        imported: of a student, the block `imported` of its teacher, where that one was imported; else empty.
+        ends: samples of each end of the scale, held-out data apart; None where it is not known.
         why: reason for which there are no figures.
     """
 
@@ -38,6 +42,8 @@ class Provenance:
     data: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
     drawn: dict[str, Any] = field(default_factory=dict)
+    imported: dict[str, Any] = field(default_factory=dict)
+    ends: int | None = None
     why: str = ""
 
 
@@ -63,13 +69,18 @@ def of(folder: Path, config: Config, sigma_rel: float | None = None) -> Provenan
     except Broken as error:
         return Provenance(commit, dirty, why=str(error))
     data = lock.params("latents").get("data", {}) if lock.leads("latents", STAGES[config.kind]) else {}
+    imported = lock.params("teacher").get("imported") or {} if lock.leads("teacher", STAGES[config.kind]) else {}
+    imported = imported if imported.get("source") else {}
     try:
         if sigma_rel is not None:
             raise Broken(f"the figures of the run are of the stored weights, not of sigma_rel {sigma_rel:g}")
         figures, drawn = (_student if config.kind == "student" else _teacher)(lock, trained, root)
+        drawn = _effective(drawn, figures, config)
     except (Broken, ValueError, OSError) as error:
-        return Provenance(commit, dirty, data, why=str(error))
-    return Provenance(commit, dirty, data, figures, drawn)
+        return Provenance(commit, dirty, data, imported=imported, why=str(error))
+    scored = lock.leads("reference", SCORED[config.kind])
+    ends = lock.params("reference").get("reference", {}).get("num") if scored else None
+    return Provenance(commit, dirty, data, figures, drawn, imported, ends)
 
 
 class Lock:
@@ -126,7 +137,11 @@ def _student(lock: Lock, checkpoint: str, root: Path) -> tuple[dict[str, Any], d
     drawn = lock.params("sample").get("sample", {})
     if drawn.get("sigma_rel") is not None:
         raise Broken(f"the run's figures are of sample.sigma_rel {drawn['sigma_rel']}, not of the stored weights")
-    return lock.metrics("evaluate", EVALUATE, root), drawn
+    figures = lock.metrics("evaluate", EVALUATE, root)
+    links = (("teacher", "distill"), ("teacher", "baseline"), ("baseline", "evaluate"))
+    if not all(lock.leads(*link) for link in links):
+        figures = {name: value for name, value in figures.items() if name != "teacher"}  # another network's
+    return figures, drawn
 
 
 def _teacher(lock: Lock, checkpoint: str, root: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -136,7 +151,19 @@ def _teacher(lock: Lock, checkpoint: str, root: Path) -> tuple[dict[str, Any], d
         raise Broken(f"{LOCK}: stage `baseline` did not run on this data/reference: run `dvc repro`")
     scale = lock.metrics("reference", REFERENCE, root)
     scale = scale.get("reference", scale)
-    return scale | {"teacher": measured["baseline"]}, lock.params("baseline").get("baseline", {})
+    drawn = lock.params("baseline")
+    rounding = {"rounding": drawn["sample.rounding"]} if "sample.rounding" in drawn else {}
+    return scale | {"teacher": measured["baseline"]}, drawn.get("baseline", {}) | rounding
+
+
+def _effective(drawn: dict[str, Any], figures: dict[str, Any], config: Config) -> dict[str, Any]:
+    """How pictures were drawn, with the w that the stage took, and without what a model has no use for."""
+    if config.kind == "teacher":
+        drawn = drawn | {"w": figures["teacher"].get("w", drawn.get("w", 1.0))}
+    unused = {"rounding"} if config.codec in codecs.POINTS else set()
+    if not config.num_classes:
+        unused |= {"w", "t_low", "t_high"}
+    return {name: value for name, value in drawn.items() if name not in unused}
 
 
 def _commit(root: Path) -> tuple[str | None, bool]:

@@ -5,6 +5,7 @@ Times are not tested: they belong to a quiet machine.
 
 import copy
 import json
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from oracle import golden, golden_losses, golden_network
 from benchmarks import generation, meter, step
 from benchmarks.published import Published, WrittenOut
 from benchmarks.variants import SIZES, Size, Variant, Workload, backward, gradient
+from facm import onestep
 from facm.passes import Plan
 
 CPU = torch.device("cpu")
@@ -191,6 +193,15 @@ def test_every_way_to_generate_draws_the_same_pictures(trained: Path, capsys):
     generation.main([str(trained / "student"), "--rounds", "1", "--batch", "3"])
     told = capsys.readouterr().out
     assert "| FACMPipeline NFE 4 | " in told and "| ONNX NFE 1 | " in told
+
+
+def test_without_the_packages_of_onnx_it_is_refused_in_one_line(trained: Path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(onestep, "_installed", lambda name: name != "onnxruntime")
+    with pytest.raises(SystemExit) as ended:
+        generation.main([str(trained / "student"), "--no-pipeline", "--rounds", "1"])
+    told = "error: --onnx needs the packages onnxruntime: pip install 'facm[onnx]'; or leave onnxruntime out: --no-onnx"
+    assert ended.value.code == told
 
 
 def test_a_way_that_draws_other_pictures_is_refused():

@@ -17,8 +17,8 @@ from miniature import ROOT, write_checkpoint, write_latents
 from facm import card, checkpoint, export, params, provenance
 
 END = {"fd": 0.5, "kid": 0.1, "precision": 0.9, "recall": 0.8}
-REFERENCE = {"reference": {"features": "digits_cnn", "num": 20, "floor": END, "noise": END | {"fd": 62.0}}}
-TEACHER = {"nfe": 29, "w": 1.25, "num": 20, **END, "fd": 0.567, "copies": 0.0005}
+REFERENCE = {"reference": {"features": "digits_cnn", "num": 30, "floor": END, "noise": END | {"fd": 62.0}}}
+TEACHER = {"nfe": 29, "w": 1.25, "num": 10, **END, "fd": 0.567, "copies": 0.0005}
 EVALUATE = {
     "features": "digits_cnn",
     "num": 20,
@@ -68,17 +68,22 @@ def lock_of(root: Path) -> dict[str, Any]:
     def stage(deps: dict[str, str], outs: dict[str, str], **blocks: Any) -> dict[str, Any]:
         return {"deps": listed(deps), "outs": listed(outs), "params": {params.PATH: blocks}}
 
+    scored = {f"metrics/{name}.json": files[name] for name in ("baseline", "reference")}
     drawn, seen = {"data/samples": "a.dir"}, {"data/reference": "b.dir"}
     guided = {"sampler": "heun", "steps": 3, "w": 1.25, "t_low": 0.125, "t_high": 1.0, "shift": 0.0, "seed": 1}
-    sample = {"sampler": "consistency", "t_grid": [[0.0, 0.7]], "seed": 1, "sigma_rel": None}
+    sample = {"sampler": "consistency", "t_grid": [[0.0, 0.7]], "seed": 1, "sigma_rel": None, "rounding": "floor"}
     return {
-        "reference": stage({}, seen | {"metrics/reference.json": files["reference"]}),
+        "reference": stage({}, seen | {"metrics/reference.json": files["reference"]}, reference={"num": 30}),
         "latents": stage({}, latents, data=DATA),
         "teacher": stage(latents, teacher),
-        "baseline": stage(teacher | seen, {"metrics/baseline.json": files["baseline"]}, baseline=guided),
+        "baseline": stage(
+            teacher | seen,
+            {"metrics/baseline.json": files["baseline"]},
+            **{"baseline": guided, "sample.rounding": "floor"},
+        ),
         "distill": stage(latents | teacher, student),
         "sample": stage(student, drawn, sample=sample),
-        "evaluate": stage(drawn, {"metrics/evaluate.json": files["evaluate"]}),
+        "evaluate": stage(drawn | seen | scored, {"metrics/evaluate.json": files["evaluate"]}),
     }
 
 
@@ -181,8 +186,8 @@ def test_the_student_s_card_has_its_figures_and_how_to_use_it(root: Path) -> Non
     assert head["license"] == "apache-2.0" and head["library_name"] == "facm"
     assert {"student", "facm", "lightningdit", "consistency-model", "class-conditional"} <= set(head["tags"])
     assert "| | fd | kid | precision | recall | copies |" in text
-    assert "| this student, NFE 2 | 0.7623 | 0.1000 | 0.9000 | 0.8000 | 0.0020 |" in text
-    assert "| held-out | 0.5000 | 0.1000 | 0.9000 | 0.8000 | 0.0067 |" in text
+    assert "| this student, NFE 2 | 0.7623 | 0.1000 | 0.9000 | 0.8000 | 0.0020 | 20 |" in text
+    assert "| held-out | 0.5000 | 0.1000 | 0.9000 | 0.8000 | 0.0067 | - |" in text
     assert "| its teacher | 0.5670 |" in text
     assert "nfe=2, t_grid=(0.0, 0.7), seed=0)" in text and "like those of the dataset `digits`" in text
     assert "254,688 weights" in text and "onnx" not in text
@@ -209,6 +214,53 @@ def test_how_the_run_drew_is_what_the_card_says_to_do(root: Path) -> None:
         text = card.render(config, provenance.Provenance(drawn=drawn, why="-"), EXPORTED)
         assert f"generate([0, 1, 2], {ours}" in text, drawn
         assert f"pipeline([0, 1, 2], num_inference_{theirs}" in text, drawn
+
+
+@pytest.mark.parametrize("stage", ["distill", "baseline"])
+def test_the_baseline_of_another_teacher_is_not_told_as_the_student_s(stage: str, root: Path) -> None:
+    """distill.teacher may be data/other, while stage baseline always draws from data/teacher."""
+    change(stage, "deps", "data/teacher")(root)
+    found = known(root)
+    assert found.figures == {name: value for name, value in EVALUATE.items() if name != "teacher"}
+    text = card.render(checkpoint.read_config(root / "data/student"), found, EXPORTED)
+    assert "its teacher" not in text and "| this student, NFE 2 | 0.7623 |" in text
+
+
+@pytest.mark.parametrize("kind", ["student", "teacher"])
+def test_each_row_tells_its_own_number_of_samples(kind: str, root: Path) -> None:
+    text = card.render(checkpoint.read_config(root / "data" / kind), known(root, kind), EXPORTED)
+    numbers = {}
+    for line in text.split("## Figures")[1].split("## Training")[0].splitlines():
+        if line.startswith("| ") and not line.startswith("| |"):
+            cells = line.strip("| ").split(" | ")
+            numbers[cells[0]] = cells[-1]
+    own = {"this student, NFE 1": "20", "this student, NFE 2": "20", "its teacher": "10"}
+    assert numbers == {"held-out": "-", "noise": "30"} | (own if kind == "student" else {"this teacher": "10"})
+
+
+def test_a_teacher_without_classes_was_not_guided(root: Path) -> None:
+    """stages/baseline.py draws it with w 1, whatever the block says."""
+    measured = {"baseline": TEACHER | {"w": 1.0}}
+    (root / "metrics/baseline.json").write_text(json.dumps(measured))
+    write_lock(root, lock_of(root))
+    folder = root / "data/teacher"
+    config = replace(checkpoint.read_config(folder), num_classes=0)
+    found = provenance.of(folder, config)
+    assert found.figures["teacher"]["w"] == 1 and card.guided(found) == {"steps": 3}
+    text = card.render(config, found, EXPORTED)
+    assert "num=3, steps=3, sampler='heun', seed=0)" in text
+    assert 'Drawn with sampler "heun", steps 3, shift 0.0, seed 1, rounding "floor".' in text
+
+
+@pytest.mark.parametrize("kind", ["student", "teacher"])
+def test_the_rounding_of_the_run_is_told_and_drawn_with(kind: str, root: Path, tmp_path: Path, monkeypatch) -> None:
+    rounded = []
+    real = export.samples
+    monkeypatch.setattr(export, "samples", lambda g, k: (rounded.append(g.codec.rounding), real(g, k))[1])
+    export.export(root / "data" / kind, tmp_path / "out")
+    text = (tmp_path / "out/README.md").read_text()
+    assert ', seed 1, rounding "floor".' in text and "The code above rounds levels to the nearest one instead." in text
+    assert rounded == ["floor"]
 
 
 @pytest.mark.slow
@@ -245,17 +297,39 @@ def test_the_repository_s_own_lock_is_read_as_it_is_written() -> None:
         ("distill", "sample"),
     ):
         assert lock.leads(first, then), (first, then)
-    assert lock.leads("sample", "evaluate")
+    assert lock.leads("sample", "evaluate") and lock.leads("baseline", "evaluate") and lock.leads("teacher", "distill")
     assert lock.params("latents")["data"]["name"] == "digits"
     assert lock.params("sample")["sample"]["sampler"] and lock.params("baseline")["baseline"]["sampler"]
     assert lock.metrics("evaluate", provenance.EVALUATE, ROOT)["student"]
 
 
-def test_an_imported_checkpoint_is_told_without_a_path(root: Path) -> None:
+IMPORTED = {"source": "/some/where/SiT-XL-2.pt", "format": "sit", "sha256": "ab12", "averaged": True, "step": None}
+FROM = 'SiT-XL-2.pt, format "sit", sha256 "ab12"'
+
+
+def test_an_imported_checkpoint_claims_no_training_that_was_not(root: Path) -> None:
+    """stages/import_teacher.py records the block teacher too, which trained nothing."""
     config = checkpoint.read_config(root / "data/teacher")
-    told = {"source": "/some/where/SiT-XL-2.pt", "format": "sit", "sha256": "ab12", "averaged": True, "step": None}
-    text = card.render(
-        replace(config, params={"imported": told}, sigma_rel=None), provenance.Provenance(why="-"), EXPORTED
-    )
-    assert '| imported from | SiT-XL-2.pt, format "sit", sha256 "ab12" |' in text and "/some" not in text
-    assert "| batch | not known |" in text and "| EMA length sigma_rel | not known |" in text
+    assert config.params["teacher"]["batch_size"], "the block that must not be told"
+    config = replace(config, params=config.params | {"imported": IMPORTED}, sigma_rel=None, step=0)
+    text = card.render(config, known(root, "teacher"), EXPORTED)
+    assert f"| imported from | {FROM} |" in text and "/some" not in text
+    for name in ("batch", "seed", "steps", "dataset", "EMA length sigma_rel"):
+        assert f"| {name} | not known |" in text, name
+    assert f"a teacher, imported from {FROM}: it draws" in text and "trained with" not in text
+    assert "`digits`" not in text and "All params of the import stand in" in text
+    assert "| steps | 7 |" in card.render(replace(config, step=7), known(root, "teacher"), EXPORTED)
+
+
+def test_a_student_of_an_imported_teacher_says_so(root: Path) -> None:
+    assert "imported" not in card.render(checkpoint.read_config(root / "data/student"), known(root), EXPORTED)
+    lock = lock_of(root)
+    lock["teacher"]["params"][params.PATH]["imported"] = IMPORTED
+    write_lock(root, lock)
+    text = card.render(checkpoint.read_config(root / "data/student"), known(root), EXPORTED)
+    assert f"| teacher imported from | {FROM} |" in text and "/some" not in text
+    assert f"Its teacher was imported from {FROM}; its licence may bind this network too." in text
+    assert "`digits`" in text and "trained with the method `facm`" in text
+    lock["distill"]["deps"] = [entry for entry in lock["distill"]["deps"] if entry["path"] != "data/teacher"]
+    write_lock(root, lock)
+    assert known(root).imported == {}, "of another teacher"

@@ -154,6 +154,10 @@ GENERATE = [
         ("data/student", "--w", "2", "--t-low", "0.1", "--out", "a.png"),
         "error: --t-low, --w: sampler 'consistency'",
     ),
+    (
+        ("data/student", "--sampler", "euler", "--steps", "4", "--w", "3", "--out", "a.png"),
+        "error: sampler euler: w 3.0 asks for guidance, but a student's is in its weights",
+    ),
     (("data/student", "--t-grid", "0,a", "--out", "a.png"), "error: --t-grid '0,a': write times with commas, such as"),
     (("data/student", "--t-grid", "0.5", "--out", "a.png"), "sample.t_grid: [0.5] must start at 0 (noise)"),
     (("data/student", "--seed", "0-999", "--out", "a.gif"), "error: --out 'a.gif': 24000 pictures, a sheet takes 5000"),

@@ -149,7 +149,8 @@ CALLS = [
     ("student", {"class_labels": [0], "output_type": "pli"}, "output_type: unknown 'pli' (did you mean 'pil'?)"),
     ("points", {"num_images": 2}, "this model draws points, not pictures: set output_type to np, pt or latent"),
     ("student", {"class_labels": [0], "sampler": "jumps"}, "sampler 'jumps' does not fit a student"),
-    ("student", {"class_labels": [0], "guidance_scale": 2.0}, "set t_grid and not nfe"),
+    ("student", {"class_labels": [0], "guidance_scale": 2.0}, "w 2.0 asks for guidance"),
+    ("student", {"class_labels": [0], "sampler": "heun", "guidance_scale": 2.0}, "a student's is in its weights"),
     ("student", {"class_labels": [0], "num_inference_steps": 0}, "sample.nfe: 0 must be at least 1"),
     ("student", {"class_labels": [0], "seed": 1, "latents": torch.zeros(1, 3, 4, 4)}, "give one of them"),
     ("student", {"class_labels": [0], "latents": torch.zeros(1, 3, 4, 5)}, "latents are (1, 3, 4, 5), needed are"),
@@ -214,6 +215,8 @@ EXPORTS = [
     (("student", "--out", "latents"), "error: --out latents is a folder that is no earlier export: remove it"),
     (("student", "--out", "student"), "error: --out student is the checkpoint's own folder, or above it"),
     (("student", "--out", "."), "error: --out . is the checkpoint's own folder, or above it"),
+    (("student", "--out", "student/export"), "error: --out student/export lies in the checkpoint's own folder"),
+    (("student", "--out", "student/ema/x"), "error: --out student/ema/x lies in the checkpoint's own folder"),
     (("student", "--out", "no/x"), "error: --out no/x: there is no folder"),
     (("student", "--out", "vae.safetensors"), "error: --out vae.safetensors is a file"),
     (("student", "--sigma-rel", "0.4", "--out", "x"), "sigma_rel: 0.4 must lie between 0 and 0.2887"),
@@ -236,6 +239,61 @@ def test_what_is_killed_while_it_writes_leaves_the_folder_before(run, tmp_path: 
     run("student", "--out", str(out))
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     monkeypatch.setattr(export.card, "render", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(SystemExit, match="disk full"):
+        run("student", "--out", str(out), "--name", "Other")
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+def test_what_lies_beside_an_export_stays(run, tmp_path: Path) -> None:
+    out = tmp_path / "student"
+    run("student", "--out", str(out))
+    beside = [tmp_path / name / "precious" for name in ("student.old", "student.tmp", ".student")]
+    for path in beside:
+        path.parent.mkdir()
+        path.write_text("years of work")
+    run("student", "--out", str(out), "--name", "Other")
+    assert "# Other" in (out / "README.md").read_text()
+    assert all(path.read_text() == "years of work" for path in beside)
+    assert len(list(tmp_path.iterdir())) == 4, "and nothing is left over"
+    assert out.stat().st_mode & 0o777 == beside[0].parent.stat().st_mode & 0o777, "a folder like any other"
+
+
+def test_an_export_into_a_clone_of_its_repository_leaves_the_clone(run, tmp_path: Path) -> None:
+    out = tmp_path / "student"
+    run("student", "--out", str(out))
+    kept = {".git/HEAD": "ref: refs/heads/main", ".gitattributes": "*.safetensors filter=lfs", "LICENSE": "theirs"}
+    for name, text in (kept | {"onnx/onestep.onnx": "of the earlier weights"}).items():
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text(text)
+    run("student", "--out", str(out), "--sigma-rel", "0.1")
+    assert exported.read_config(out).sigma_rel == 0.1
+    assert {name: (out / name).read_text() for name in kept} == kept
+    assert not (out / "onnx").exists(), "what an export did write is replaced as a whole"
+
+
+def test_the_folder_where_one_is_can_be_exported_into(run, folder: Path, tmp_path: Path, monkeypatch) -> None:
+    out = tmp_path / "here"
+    out.mkdir()
+    monkeypatch.chdir(out)
+    run(str(folder / "student"), "--out", ".")
+    assert exported.is_exported(Path()) and "# here" in Path("README.md").read_text()
+    run(str(folder / "student"), "--out", ".", "--name", "Other")
+    assert "# Other" in Path("README.md").read_text(), "the folder is still the same"
+
+
+def test_a_move_that_fails_leaves_the_export_before(run, tmp_path: Path, monkeypatch) -> None:
+    out = tmp_path / "student"
+    run("student", "--out", str(out))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    replace, gone = export.os.replace, out / "samples.png"
+
+    def fail(source: Path, target: Path) -> None:
+        if target == gone and source.parent.name == "new":
+            raise OSError("disk full")
+        replace(source, target)
+
+    monkeypatch.setattr(export.os, "replace", fail)
     with pytest.raises(SystemExit, match="disk full"):
         run("student", "--out", str(out), "--name", "Other")
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before

@@ -86,12 +86,28 @@ def test_every_sampler_of_the_checkpoint_draws_and_counts(student: Generator) ->
         ("consistency", {"t_grid": (0.0, 0.7)}, 2),
         ("euler", {"nfe": 4}, 4),
         ("heun", {"nfe": 3}, 3),
-        ("heun", {"steps": 4, "w": 2.0}, 14),
-        ("euler", {"steps": 4, "w": 2.0, "t_low": 0.5}, 2 + 2 * 2),
     ):
         images, counted = student.draw(student.sampler(name, **fields), y, 3, seed=0)
         assert images.shape == (3, 4, 4, 3) and counted == nfe, (name, fields)
     assert student.generate([0], t_grid=(0.0, 0.5, 0.9)).shape == (1, 4, 4, 3)
+
+
+def test_a_guided_evaluation_of_a_teacher_counts_two(folder: Path) -> None:
+    teacher, y = facm.load(folder / "teacher"), balanced_labels(3, 3)
+    for name, fields, nfe in (
+        ("heun", {"steps": 4, "w": 2.0}, 14),
+        ("euler", {"steps": 4, "w": 2.0, "t_low": 0.5}, 2 + 2 * 2),
+    ):
+        images, counted = teacher.draw(teacher.sampler(name, **fields), y, 3, seed=0)
+        assert images.shape == (3, 4, 4, 3) and counted == nfe, (name, fields)
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp", "edm"])
+def test_a_student_s_guidance_is_in_its_weights(name: str, student: Generator) -> None:
+    told = refused(student.generate, [0, 1], sampler=name, steps=4, w=3.0)
+    assert told.startswith(f"sampler {name}: w 3.0 asks for guidance, but a student's is in its weights (distill.w)")
+    same = student.generate([0, 1], sampler=name, steps=4, w=1.0)
+    assert np.array_equal(same, student.generate([0, 1], sampler=name, steps=4))
 
 
 def test_without_a_name_the_first_sampler_of_the_checkpoint_is_taken(folder: Path, student: Generator) -> None:

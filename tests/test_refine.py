@@ -15,6 +15,13 @@ NUM, SEED = 3, 2
 
 
 @pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Generator:
+    folder = tmp_path_factory.mktemp("refine")
+    write_checkpoint(folder / "teacher", write_latents(folder / "latents", channels=3))
+    return facm.load(folder / "teacher")
+
+
+@pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Generator:
     folder = tmp_path_factory.mktemp("refine")
     write_checkpoint(folder / "student", write_latents(folder / "latents", channels=3), kind="student")
@@ -34,27 +41,28 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Generator:
         ("edm", {"steps": 3}, 4),
     ],
 )
-def test_the_frames_begin_with_noise_and_end_with_what_is_drawn(name, fields, count: int, student: Generator) -> None:
-    sampler, y = student.sampler(name, **fields), balanced_labels(NUM, 3)
-    shown, nfe = refine.frames(student, sampler, y, NUM, SEED)
-    images, counted = student.draw(sampler, y, NUM, SEED)
+def test_the_frames_begin_with_noise_and_end_with_what_is_drawn(name, fields, count: int, student, teacher) -> None:
+    drawing: Generator = teacher if "w" in fields else student
+    sampler, y = drawing.sampler(name, **fields), balanced_labels(NUM, 3)
+    shown, nfe = refine.frames(drawing, sampler, y, NUM, SEED)
+    images, counted = drawing.draw(sampler, y, NUM, SEED)
     assert len(shown) == count and nfe == counted
     assert np.array_equal(shown[-1], images), "bit for bit: the sampler itself drew them"
     if name != "edm":  # which begins at t = 1/81
-        x0 = samplers.noise(SEED, range(NUM), 1, student.config.shape)[0]
-        assert np.array_equal(shown[0], student.decode(x0.float()))
+        x0 = samplers.noise(SEED, range(NUM), 1, drawing.config.shape)[0]
+        assert np.array_equal(shown[0], drawing.decode(x0.float()))
     assert all(not np.array_equal(a, b) for a, b in pairwise(shown))
 
 
-def test_euler_s_states_are_the_points_of_its_rule(student: Generator) -> None:
+def test_euler_s_states_are_the_points_of_its_rule(teacher: Generator) -> None:
     y = balanced_labels(NUM, 3)
-    sampler = student.sampler("euler", steps=3, w=2.0)
-    x = samplers.noise(SEED, range(NUM), 1, student.config.shape)[0]
-    shown, _ = refine.frames(student, sampler, y, NUM, SEED)
+    sampler = teacher.sampler("euler", steps=3, w=2.0)
+    x = samplers.noise(SEED, range(NUM), 1, teacher.config.shape)[0]
+    shown, _ = refine.frames(teacher, sampler, y, NUM, SEED)
     for i, frame in enumerate(shown):
-        assert np.array_equal(frame, student.decode(x.float())), i
+        assert np.array_equal(frame, teacher.decode(x.float())), i
         if i < 3:
-            x = x + sampler.velocity(student.network, x, i / 3, y, 3)[0] / 3
+            x = x + sampler.velocity(teacher.network, x, i / 3, y, 3)[0] / 3
 
 
 def test_a_jump_s_end_is_what_one_evaluation_less_draws(student: Generator) -> None:

@@ -42,15 +42,22 @@ def for_network(name: str, conditioning: str, condition: str, *, nfe: int | None
     Args:
         name: a key of SAMPLERS.
         conditioning: the network's, one of `facm.flow.CONDITIONINGS`.
-        condition: t | fm, how it is asked for its velocity, see `Euler`; `consistency` asks for none.
+        condition: t | fm, how it is asked for its velocity, see `Euler`; `consistency` asks for none. fm is a
+            student's, whose guidance is in its weights.
         nfe: function evaluations per picture; not read where `t_grid` or `steps`, the length itself, is given.
         fields: of the sampler; None stands for the default.
 
     Raises:
-        ValueError: as `build`; no length, an NFE that the sampler cannot have or that guidance makes ambiguous.
+        ValueError: as `build`; guidance of a student, no length, an NFE that the sampler cannot have or that guidance
+            makes ambiguous.
     """
     sampler = _class(name)
     given = {key: value for key, value in fields.items() if value is not None}
+    if condition == "fm" and given.get("w", 1) > 1:
+        raise ValueError(
+            f"sampler {name}: w {given['w']} asks for guidance, but a student's is in its weights (distill.w): "
+            "leave w out, or draw from the teacher"
+        )
     if sampler.length not in given:
         if nfe is None:
             raise ValueError(f"sampler {name}: needs nfe or {sampler.length}")
