@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("where", help="checkpoint or exported folder, git repository with DVC, or hf://OWNER/NAME")
     parser.add_argument("--path", help="of the checkpoint in a repository (default data/student)")
     parser.add_argument("--rev", help="of the repository: branch, tag or commit")
-    parser.add_argument("--labels", help="classes, such as 0-9 or 3,7; default: all; not for models without classes")
+    parser.add_argument("--labels", help="classes, such as 0-9 or 3,7 (default all); not for models without classes")
     parser.add_argument("--per-label", type=int, help=f"pictures per class (default {PER_LABEL}; with several NFEs 1)")
     parser.add_argument("--nfe", help=f"function evaluations per picture, such as 2 or 1,2,4 (default {NFE})")
     parser.add_argument("--seed", default="0", help="of the noise, such as 0 or 0-3 (default 0)")

@@ -388,6 +388,7 @@ def _convert_scalar(value: Any, kind: type, where: str) -> Any:
         value = float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         hint = " (YAML reads 1e-3 as text: write 1.0e-3)" if kind is float and isinstance(value, str) else ""
+        hint = " (YAML reads a number: write it in quotes)" if kind is str and isinstance(value, (int, float)) else hint
         raise ParamsError(f"{PATH}, {where}: must be {KINDS[kind]}, got {value!r}{hint}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ParamsError(f"{PATH}, {where}: must be a finite number, got {value}")

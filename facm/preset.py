@@ -87,12 +87,13 @@ def changes(before: str, after: str) -> list[str]:
 
 
 def hand_edits(text: str, folder: str | Path = FOLDER) -> list[str]:
-    """What a params.yaml holds beyond the preset that its first line names."""
+    """Lines `key: here -> preset` of what a params.yaml holds beyond the preset that its first line names."""
     match = re.match(re.escape(HEADER).replace(r"\{names\}", "(.+?)"), text)
     if match is None:
         return ["(the first line does not name a preset)"]
     try:
-        return changes(render(match[1].split(), folder), text)
+        lost = changes(text, render(match[1].split(), folder))
+        return [line for line in lost if ": (none) -> " not in line]  # keys that are newer than the file
     except (PresetError, YAMLError) as error:
         return [f"({error})"]
 

@@ -189,7 +189,16 @@ def test_the_command_names_what_cannot_be_used(
     __main__.main()
     told = capsys.readouterr().out.splitlines()[-3:]
     assert told[0] == f"data.fingerprint: {data.fingerprint('folder', classes)}"
-    assert told[1:] == ["14 usable pictures of 8x8 pixels, 2 classes", "train/a/zero.jpg (zero bytes)"]
+    assert told[1:] == ["14 usable pictures of 8x8 pixels, 2 classes: 0 a, 1 b", "train/a/zero.jpg (zero bytes)"]
+
+
+def test_classes_are_told_with_their_numbers() -> None:
+    assert __main__.classes(["cat", "dog"]) == "2 classes: 0 cat, 1 dog"
+    assert __main__.classes([f"n{i}" for i in range(1000)]).endswith("17 n17, 18 n18, ..., 999 n999")
+    assert (
+        __main__.classes([])
+        == "no classes: reference.features must be inception, the small feature networks learn classes"
+    )
 
 
 def test_the_ends_of_the_scale_are_the_same_from_files_and_from_memory(classes: Path) -> None:

@@ -103,7 +103,7 @@ TYPES = [
     ({"distill__w": True}, "params.yaml, distill.w: must be a number, got True"),
     ({"distill__w": None}, "params.yaml, distill.w: must be a number, got None"),
     ({"latents__flip": "yes please"}, "params.yaml, latents.flip: must be true or false, got 'yes please'"),
-    ({"data__name": 3}, "params.yaml, data.name: must be text, got 3"),
+    ({"data__name": 3}, "params.yaml, data.name: must be text, got 3 (YAML reads a number: write it in quotes)"),
     ({"sample__nfe": 2}, "params.yaml, sample.nfe: must be a list with at least one entry, got 2"),
     ({"sample__nfe": []}, "params.yaml, sample.nfe: must be a list with at least one entry, got []"),
     ({"sample__nfe": [1, "two"]}, "params.yaml, sample.nfe[1]: must be a whole number, got 'two'"),

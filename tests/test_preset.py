@@ -124,8 +124,8 @@ def test_hand_edits_are_named_and_not_overwritten_without_force(here, monkeypatc
         run(monkeypatch, "two")
     assert str(refused.value) == (
         "error: params.yaml has hand edits that would be lost (--force overwrites them):\n"
-        "  distill.alpha: cos -> one\n"
-        "  extra.key: (none) -> 1"
+        "  distill.alpha: one -> cos\n"
+        "  extra.key: 1 -> (none)"
     )
     assert path.read_text() == edited
     run(monkeypatch, "two", "--force")
@@ -148,7 +148,7 @@ def test_a_value_that_dvc_has_set_is_a_hand_edit(here: Path) -> None:
     path = here / "params.yaml"
     preset.write(["one"])
     rewritten_by_dvc(path, lambda document: document["distill"].update(betas=[0.1, 0.2]))
-    with pytest.raises(PresetError, match=re.escape("distill.betas: [0.5, 0.999] -> [0.1, 0.2]")):
+    with pytest.raises(PresetError, match=re.escape("distill.betas: [0.1, 0.2] -> [0.5, 0.999]")):
         preset.write(["one"])
 
 
@@ -206,6 +206,14 @@ def test_without_a_name_the_command_lists_the_presets(here, monkeypatch, capsys)
 def test_an_overlay_on_another_preset_than_it_is_meant_for_is_refused(names: list[str], cure: str) -> None:
     with pytest.raises(PresetError, match=f"write `python -m facm.preset {cure}`"):
         preset.render(names, ROOT / "presets")
+
+
+def test_a_key_that_the_presets_gained_is_no_hand_edit(here: Path) -> None:
+    preset.write(["one"])
+    base = here / "presets/base.yaml"
+    base.write_text(base.read_text() + "\nreport:\n  pictures: data/baseline\n")
+    preset.write(["one"])
+    assert "pictures: data/baseline" in (here / "params.yaml").read_text()
 
 
 def test_overlays_that_say_nothing_go_on_every_preset(here: Path) -> None:

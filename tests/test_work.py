@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import types
 from collections.abc import Callable
@@ -380,29 +381,30 @@ def test_only_what_is_forgotten_goes_by_itself_and_that_is_told(tmp_path: Path, 
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become another user")
-def test_another_users_run_is_left_alone_and_told(tmp_path: Path, monkeypatch) -> None:
+def test_another_users_run_is_left_alone_and_told(monkeypatch) -> None:
     monkeypatch.setattr(work, "KEEP_S", 0)
-    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
+    with tempfile.TemporaryDirectory() as name:  # pytest's own lie in a folder that others cannot enter
+        folder = Path(name)
         os.chmod(folder, 0o755)
-    begun(tmp_path, *"abcde")
-    os.chmod(tmp_path / ".work", 0o777)
+        begun(folder, *"abcde")
+        os.chmod(folder / ".work", 0o777)
 
-    def as_another() -> int:
-        os.setuid(65534)
-        Work("teacher", "mine", tmp_path).close()
-        looked = [run.free for run in look(tmp_path / ".work") if run.folder.name != "teacher-mine"]
-        with pytest.raises(PermissionError, match="teacher-e.* is another user's: .* `chmod g\\+rwxs`"):
-            Work("teacher", "e", tmp_path)
-        return 0 if looked == [False] * 4 else 1  # the first one's own user has removed it
+        def as_another() -> bool:
+            os.setuid(65534)
+            Work("teacher", "mine", folder).close()
+            free = [run.free for run in look(folder / ".work") if run.folder.name != "teacher-mine"]
+            with pytest.raises(PermissionError, match=r"teacher-e.* is another user's: .* `chmod g\+rwxs`"):
+                Work("teacher", "e", folder)
+            return free == [False] * 4  # their own user has removed the first
 
-    pid = os.fork()
-    if not pid:
-        status = 2
-        try:
-            status = as_another()
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        pid = os.fork()
+        if not pid:
+            status = 2
+            try:
+                status = 0 if as_another() else 1
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_work_lies_under_the_main_checkout_also_in_a_queue_worker(tmp_path: Path, monkeypatch) -> None:

@@ -4,9 +4,12 @@
 """
 
 import argparse
+from collections.abc import Sequence
 
 from facm import params
 from facm.data import dataset_of, fingerprint, tell
+
+SHOWN = 20  # classes
 
 
 def main() -> None:
@@ -28,11 +31,20 @@ def main() -> None:
         survey = dataset.survey(strict=False)
         print(f"data.fingerprint: {survey.fingerprint}")
         num = sum(map(len, survey.names.values()))
-        print(f"{num} usable pictures of {survey.sides[1]}x{survey.sides[0]} pixels, {len(survey.classes)} classes")
+        print(f"{num} usable pictures of {survey.sides[1]}x{survey.sides[0]} pixels, {classes(survey.classes)}")
         for name, reason in survey.skipped.items():
             print(tell({name: reason}))
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
+
+
+def classes(names: Sequence[str]) -> str:
+    """The labels of class folders, as they are asked for; of many the first and the last."""
+    if not names:
+        return "no classes: reference.features must be inception, the small feature networks learn classes"
+    numbered = [f"{number} {name}" for number, name in enumerate(names)]
+    told = numbered if len(names) <= SHOWN else [*numbered[: SHOWN - 1], "...", numbered[-1]]
+    return f"{len(names)} classes: {', '.join(told)}"
 
 
 if __name__ == "__main__":

@@ -76,8 +76,7 @@ def _from_preset(run: Run) -> Html:
     known = presets(run)
     if BASE not in known:
         command = tag("code", "python -m facm.report")
-        why = "No finished run depends on the presets, so this page knows none: "
-        return tag("p", why, command, " tells what differs from the nearest one.")
+        return tag("p", "What differs from the nearest preset is told by ", command, ".")
     names, values = nearest_preset(run.used, known)
     preset = " ".join(names) or BASE
     rows = [

@@ -285,7 +285,7 @@ def test_the_stage_writes_the_page_whole_on_rank_0(
     monkeypatch.setattr(check, "writable", lambda *folders: None)
     report.main()
     text = Path("data/report.html").read_text()
-    assert "could not be shown" not in text and "so this page knows none" in text
+    assert "could not be shown" not in text and "What differs from the nearest preset is told by" in text
     shown_all = shown(run)[0]
     assert text[: text.index('<section id="params"')] == shown_all[: shown_all.index('<section id="params"')]
     assert text[text.index('<section id="provenance"') :] == shown_all[shown_all.index('<section id="provenance"') :]
