@@ -77,6 +77,11 @@ class FACMPipeline(DiffusionPipeline):
         super().__init__()
         self.register_modules(network=network, vae=vae)  # type: ignore[attr-defined]
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> Any:
+        """As diffusers', but for its advice to install accelerate, which these networks do not need."""
+        return super().from_pretrained(pretrained_model_name_or_path, **{"low_cpu_mem_usage": False} | options)
+
     @torch.no_grad()
     def __call__(
         self,
