@@ -34,7 +34,7 @@ class Team:
         text = (self.first.root / "dvc.yaml").read_text()
         text = re.sub(r"cmd: python -m facm\.launch stages\.(\w+)", r"cmd: python stub.py \1", text)
         text = text.replace("python -m facm.launch stages.${teacher.stage}", "python stub.py teacher")
-        assert text.count("stub.py") == 7
+        assert text.count("stub.py") == 8
         (self.first.root / "dvc.yaml").write_text(text)
         self.first.run("git", "init", "-q", "--bare", str(self.git))
         self.first.git("remote", "add", "origin", str(self.git))

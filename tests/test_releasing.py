@@ -32,7 +32,7 @@ def user(team: Team) -> Clone:
     for words in block.commands:
         output = team.first.run(*words)
         if words == ["dvc", "repro"]:
-            assert len(ran(output)) == 7
+            assert len(ran(output)) == 8
     elsewhere = team.folder / "elsewhere"
     elsewhere.mkdir()
     return Clone(elsewhere)

@@ -24,12 +24,12 @@ SSHD = Path("/usr/sbin/sshd")
 def team(tmp_path_factory: pytest.TempPathFactory) -> Team:
     """A team whose first member has run and published the pipeline, and then an experiment."""
     made = Team(tmp_path_factory.mktemp("team"))
-    assert len(ran(made.first.dvc("repro"))) == 7
+    assert len(ran(made.first.dvc("repro"))) == 8
     made.first.commit()
     made.first.git("push", "-q", "origin", "HEAD")
     made.first.dvc("push")
     output = made.first.dvc("exp", "run", "-n", "cos", "-S", "distill.alpha=cos")
-    assert ran(output) == ["distill", "sample", "evaluate"]
+    assert ran(output) == ["distill", "sample", "evaluate", "report"]
     made.first.dvc("push", "--run-cache")
     return made
 
@@ -91,7 +91,7 @@ def test_a_folder_carries_results_and_experiments(team: Team) -> None:
 def test_the_same_experiment_is_restored_in_a_clone_that_was_never_pulled(team: Team) -> None:
     third = team.clone("third")
     output = third.dvc("exp", "run", "--pull", "-S", "distill.alpha=cos")
-    assert (restored(output), ran(output)) == (["distill", "sample"], ["evaluate"])
+    assert (restored(output), ran(output)) == (["distill", "sample", "report"], ["evaluate"])
     assert third.read(STUDENT) == team.first.read(STUDENT)
 
 
