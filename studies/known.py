@@ -1,6 +1,6 @@
 """Runs that another study has measured: a cell that stands in several tables is run once."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -10,6 +10,7 @@ from studies.plan import Run, Study, read
 
 Defaults = Mapping[str, Any]  # params.yaml as nested mappings
 ABSENT = object()
+UNREAD = ("runtime", "report", "imported", "preconds")  # blocks that change no figure of a study
 
 
 def known(studies: list[Study], missing: list[Run], now: Defaults, at: Callable[[str], Defaults]) -> dict[str, Any]:
@@ -19,27 +20,43 @@ def known(studies: list[Study], missing: list[Run], now: Defaults, at: Callable[
         studies: others that start from the same preset.
         missing: runs of a study that have no record.
         now: params that they start from.
-        at: params at a commit, where they are known; else nothing.
+        at: params at a commit; nothing where they are not known, and then its runs are not taken.
     """
     there = [r for study in studies for r in record.read(study.name).values() if "of" not in r]
     found = {}
     for run in missing:
         for r in (r for r in there if r["seed"] == run.seed):
-            if same(r["set"], run.set, at(r["code"]) if run.set.keys() - r["set"].keys() else {}, now):
+            if (then := at(r["code"])) and same(r["set"], run.set, then, now):
                 found[run.name] = r | {"name": run.name, "cell": run.cell, "set": run.set, "of": r["name"]}
                 break
     return found
 
 
 def same(measured: dict[str, Any], wanted: dict[str, Any], then: Defaults, now: Defaults) -> bool:
-    """Whether two sets of overrides mean the same, one over the defaults of `then`, one over those of `now`.
+    """Whether two sets of overrides mean the same run, one over the params of `then`, one over those of `now`.
 
-    Of what neither names nothing is said: as everywhere in studies, a result serves by its overrides.
+    Keys that came or went between the two are passed over where no override names them, as is what only training from
+    scratch reads.
     """
-    return all(
-        _equal(measured.get(key, value(then, key)), wanted.get(key, value(now, key)))
-        for key in measured.keys() | wanted.keys()
-    )
+    block = {"backbones": "backbone.name", "objectives": "distill.objective"}
+
+    def counts(key: str) -> bool:
+        first, _, rest = key.partition(".")
+        if first in block and rest.partition(".")[0] != wanted.get(block[first], value(now, block[first])):
+            return False
+        return first not in UNREAD and not key.startswith("distill.scratch") and value(then, key) is not ABSENT
+
+    keys = measured.keys() | wanted.keys() | set(filter(counts, leaves(now)))
+    return all(_equal(measured.get(key, value(then, key)), wanted.get(key, value(now, key))) for key in keys)
+
+
+def leaves(mapping: Mapping[str, Any], where: str = "") -> Iterator[str]:
+    """Dotted keys of all values in nested mappings."""
+    for key, inner in mapping.items():
+        if isinstance(inner, Mapping):
+            yield from leaves(inner, f"{where}{key}.")
+        else:
+            yield f"{where}{key}"
 
 
 def value(defaults: Defaults, key: str) -> Any:

@@ -136,8 +136,8 @@ def test_what_another_study_has_measured_is_not_run_again(tmp_path: Path, monkey
     monkeypatch.setattr(record.read, "__defaults__", (tmp_path,))
     table1 = plan.read(plan.FOLDER / "table1.yaml")
     record.write("table1", {"a-s0": record.of(run_of(), done_with(student={"nfe1": {"fd": 1.0}}))}, tmp_path)
-    now = {"distill": {"seed": 0, "w": 1.5, "new": 1}, "sample": {"nfe": [1]}}
-    then = {"distill": {"seed": 0, "w": 1.25}, "sample": {"nfe": [1]}}
+    now = {"distill": {"seed": 0, "w": 1.25, "steps": 800, "new": 1}, "sample": {"nfe": [1]}, "runtime": {"threads": 1}}
+    then = {"distill": {"seed": 0, "w": 1.25, "steps": 800}, "sample": {"nfe": [1]}, "runtime": {"threads": 2}}
 
     def found(**sets: object) -> dict[str, Any]:
         return known.known([table1], [run_of("b-s0", **sets)], now, {"c0ffee": then}.__getitem__)
@@ -146,7 +146,10 @@ def test_what_another_study_has_measured_is_not_run_again(tmp_path: Path, monkey
     assert (record_["of"], record_["cell"], record_["code"]) == ("a-s0", "b", "c0ffee")
     assert record.serves(record_, run_of("b-s0")) and record_["result"] == {"student": {"nfe1": {"fd": 1.0}}}
     assert found(**{"distill.w": 1.25}), "what was the default then"
-    assert not found(**{"distill.w": 1.5}), "what is the default now, but was not then"
+    assert not found(**{"distill.w": 1.5})
+    then["distill"]["steps"] = 400
+    assert not found(), "what no override names was another"
+    then["distill"]["steps"] = 800
     assert not found(**{"distill.new": 1}), "what was not there then"
     assert not known.known([table1], [replace(run_of("b-s1"), seed=1)], now, lambda commit: then)
     record.write("table1", {"b-s0": record_}, tmp_path)
