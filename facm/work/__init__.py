@@ -3,7 +3,7 @@
 DVC deletes a stage's outputs before it runs, so state is kept here until the stage succeeds. The key is a hash of
 everything that may change the result: the stage's params, the content of its inputs and of the code that is loaded.
 Another run with the same key (a second shell, a queue worker, a clone that shares the folder) waits for the first
-(facm/work/locks.py): it is given copies of its outputs, or goes on from its last save where it ends without any.
+(`facm.work.locks`): it is given copies of its outputs, or goes on from its last save where it ends without any.
 
 A save is copied at once and written by a thread while training goes on. The two newest are kept,
 `state-<step>.safetensors`, each with a checksum: where the newest is damaged, the one before it is taken.
