@@ -8,20 +8,14 @@ from facm.data import kind
 from facm.report.images import strip
 from facm.report.run import Group, Run
 from facm.report.tags import Html, figure, join, tag
-from facm.report.view import FAILED, PICTURED, View, nfes
+from facm.report.view import FAILED, View, nfes
 
 LOOKED = 2000  # samples per NFE that the classifier looks at
 
 
 def section(groups: Sequence[Group], view: View) -> Html:
     """A block per group."""
-    parts = []
-    for i, group in enumerate(groups[:PICTURED]):
-        run = group.first(lambda run: run.samples(run.nfes[0]))
-        if len(groups) > 1:
-            parts.append(tag("h3", view.label(i, run.name)))
-        parts.append(_group(run, view))
-    return join(*parts)
+    return view.pictured(groups, lambda run: _group(run, view))
 
 
 def worst(logits: torch.Tensor, labels: torch.Tensor, num: int) -> list[tuple[int, int, int, float]]:

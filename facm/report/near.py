@@ -12,7 +12,7 @@ from facm.report.images import strip
 from facm.report.run import Group, Run
 from facm.report.spread import number
 from facm.report.tags import Html, figure, join, tag
-from facm.report.view import NEAR, PICTURED, View
+from facm.report.view import NEAR, View
 
 LOOKED = 500  # samples whose neighbours are looked for
 VALUES = 2**23  # pixel values of train pictures in float64 at once: 64 MiB
@@ -21,13 +21,7 @@ LEVELS_PER_UNIT = 127.5  # as in facm/copies.py
 
 def section(groups: Sequence[Group], view: View) -> Html:
     """A block per group."""
-    parts = []
-    for i, group in enumerate(groups[:PICTURED]):
-        run = group.first(lambda run: run.samples(run.nfes[0]))
-        if len(groups) > 1:
-            parts.append(tag("h3", view.label(i, run.name)))
-        parts.append(_group(run, view))
-    return join(*parts)
+    return view.pictured(groups, lambda run: _group(run, view))
 
 
 def nearest(images: Tensor, pictures: Tensor) -> tuple[Tensor, Tensor]:

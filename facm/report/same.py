@@ -17,12 +17,7 @@ Drawn = list[tuple[str, Stored, np.ndarray | None]]  # whose, samples, labels
 
 def section(groups: Sequence[Group], view: View) -> Html:
     """A block per group."""
-    parts = []
-    for i, group in enumerate(groups[:PICTURED]):
-        run = group.first(lambda run: run.samples(run.nfes[0]))
-        if len(groups) > 1:
-            parts.append(tag("h3", view.label(i, run.name)))
-        parts.append(_group(run, view))
+    parts = [view.pictured(groups, lambda run: _group(run, view))]
     if len(groups) > PICTURED:
         parts.append(tag("p", f"Pictures are shown of the first {PICTURED} groups only."))
     return join(*parts)

@@ -1,12 +1,12 @@
 """What all sections of a page agree on: names of the groups, which NFEs and how many pictures, how large."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from facm.data import kind
 from facm.report.images import PIXELATED, side_of
 from facm.report.run import Group, Run
-from facm.report.tags import Html, tag
+from facm.report.tags import Html, join, tag
 
 COLUMNS = 10  # pictures side by side
 NFES = 5  # numbers of evaluations whose pictures are shown, at most
@@ -51,6 +51,16 @@ class View:
     def heading(self, words: str) -> Html:
         """A heading within a section: below that of the group where there are several."""
         return tag("h4" if self.letters[0] else "h3", words)
+
+    def pictured(self, groups: Sequence[Group], block: Callable[[Run], Html]) -> Html:
+        """A block of pictures per group, of its first run that has any; under its name where there are several."""
+        parts = []
+        for number, group in enumerate(groups[:PICTURED]):
+            run = group.first(lambda run: run.samples(run.nfes[0]))
+            if len(groups) > 1:
+                parts.append(tag("h3", self.label(number, run.name)))
+            parts.append(block(run))
+        return join(*parts)
 
     def legend(self, number: int, group: Group) -> str:
         """A group's name in the legend of a plot."""
