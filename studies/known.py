@@ -10,7 +10,7 @@ from studies.plan import Run, Study, read
 
 Defaults = Mapping[str, Any]  # params.yaml as nested mappings
 ABSENT = object()
-UNREAD = ("runtime", "report", "imported", "preconds")  # blocks that change no figure of a study
+UNREAD = ("runtime", "report")  # blocks that change no figure
 
 
 def known(studies: list[Study], missing: list[Run], now: Defaults, at: Callable[[str], Defaults]) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def same(measured: dict[str, Any], wanted: dict[str, Any], then: Defaults, now: 
     Keys that came or went between the two are passed over where no override names them, as is what only training from
     scratch reads.
     """
-    block = {"backbones": "backbone.name", "objectives": "distill.objective"}
+    block = {"backbones": "backbone.name", "preconds": "backbone.precond", "objectives": "distill.objective"}
 
     def counts(key: str) -> bool:
         first, _, rest = key.partition(".")
