@@ -8,10 +8,10 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from facm import evaluate
 from facm.generator import Generator
@@ -28,6 +28,14 @@ class Enlarge:
         """(B, 4, 32, 32) -> uint8 (B, 256, 256, 3)."""
         pixels = ((latents[:, :3].clamp(-1, 1) + 1) * 127.5).to(torch.uint8).permute(0, 2, 3, 1)
         return pixels.repeat_interleave(8, 1).repeat_interleave(8, 2)
+
+
+class Still(nn.Module):
+    """A network that moves nothing."""
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, r: Tensor | None = None) -> Tensor:
+        """A velocity of zero."""
+        return torch.zeros_like(x)
 
 
 class Averages:
@@ -58,9 +66,8 @@ def memory_mib(name: str) -> float:
 def main(folder: Path, num: int) -> None:
     """Draw, read back, tell."""
     torch.set_num_threads(1)
-    generator = Generator.__new__(Generator)
-    generator.network, generator.codec = lambda x, t, y, r=None: torch.zeros_like(x), Enlarge()
-    generator.config = SimpleNamespace(shape=(4, 32, 32), mean=[0.0] * 4, std=[1.0] * 4, num_classes=1000)
+    config: Any = SimpleNamespace(shape=(4, 32, 32), mean=[0.0] * 4, std=[1.0] * 4, num_classes=1000)
+    generator = Generator(Still(), config, codec=Enlarge())
     labels, before, start = torch.arange(num) % 1000, memory_mib("VmRSS"), time.perf_counter()
     with saving_samples(folder, "nfe1", num, labels) as take:
         generator.draw_into(take, Consistency(), labels, num, seed=0, batch_size=BATCH, what="NFE 1")
