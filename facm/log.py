@@ -11,6 +11,8 @@ from tqdm import tqdm
 
 from facm import dist
 
+QUIET_S = 10  # until the first row, a log hears of a training so often
+
 
 def say(message: str) -> None:
     """One plain line, at once."""
@@ -57,34 +59,40 @@ class TrainingLog:
         self._bar = (
             tqdm(total=steps, initial=self._first, desc=what, dynamic_ncols=True) if sys.stderr.isatty() else None
         )
+        self._quiet_since: float | None = self._start  # None: rows are coming
+        if self._bar is None:
+            say(f"{what}: from step {self._first} to {steps}")
         shutil.rmtree(self.folder, ignore_errors=True)
         self._live = _live(self.folder)
         self._replay()
 
     def advance(self, step: int) -> None:
-        """A step is done."""
+        """A step is done; a log is told so while the first row is still to come."""
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
+            return
+        if self._quiet_since is not None and (now := time.perf_counter()) - self._quiet_since >= QUIET_S:
+            say(f"{self.what} {step}/{self.steps} {self._speed(step, now)}")
+            self._quiet_since = now
 
     def compiled(self, step: int) -> None:
         """The first step is done, in which code was compiled: tell its time apart and count from here."""
         now = time.perf_counter()
         say(f"{self.what}: first step with compilation {now - self._start:.1f} s")
-        self._start, self._first = now, step
+        self._start, self._first, self._quiet_since = now, step, now
 
     def row(self, values: dict[str, float]) -> None:
         """One interval: `step`, losses, `grad_norm`, `lr` and the like; shown with ms/step, ETA and memory."""
         self.rows.append(values)
         self._curve(values)
         step = int(values["step"])
-        ms = 1e3 * (time.perf_counter() - self._start) / max(step - self._first, 1)
-        shown = {name: value for name, value in values.items() if name != "step"}
-        text = " ".join(f"{name} {value:.4g}" for name, value in shown.items()) + f" {ms:.1f} ms/step"
+        now = time.perf_counter()
+        shown = " ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "step")
         if self._bar is not None:
-            self._bar.set_postfix_str(text)
+            self._bar.set_postfix_str(f"{shown} {self._ms(step, now):.1f} ms/step")
         else:
-            eta = ms * (self.steps - step) / 1e3
-            say(f"{self.what} {step}/{self.steps} {text} ETA {eta:.0f} s {dist.peak_memory_mib():.0f} MiB")
+            say(f"{self.what} {step}/{self.steps} {shown} {self._speed(step, now)} {dist.peak_memory_mib():.0f} MiB")
+        self._quiet_since = None
 
     def close(self) -> None:
         """End the bar and the curves."""
@@ -92,6 +100,14 @@ class TrainingLog:
             self._bar.close()
         self._live.end()
         (self.folder / "metrics.json").unlink(missing_ok=True)
+
+    def _ms(self, step: int, now: float) -> float:
+        """Milliseconds per step since this process began."""
+        return 1e3 * (now - self._start) / max(step - self._first, 1)
+
+    def _speed(self, step: int, now: float) -> str:
+        ms = self._ms(step, now)
+        return f"{ms:.1f} ms/step ETA {ms * (self.steps - step) / 1e3:.0f} s"
 
     def _curve(self, values: dict[str, float]) -> None:
         self._live.step = int(values["step"])

@@ -47,7 +47,9 @@ def test_in_a_log_each_interval_is_one_plain_line(tmp_path: Path, capsys) -> Non
         run.row(row)
     run.close()
     out, err = capsys.readouterr()
-    found = [LINE.fullmatch(line) for line in out.splitlines()]
+    first, *lines = out.splitlines()
+    found = [LINE.fullmatch(line) for line in lines]
+    assert first == "teacher: from step 0 to 4"
     assert all(found) and [match[1] for match in found if match] == ["1", "2", "3", "4"]
     assert found[-1] and found[-1][2] == "0" and "\r" not in out + err and "\x1b" not in out + err and err == ""
 
@@ -130,6 +132,25 @@ def test_the_speed_of_a_resumed_run_counts_its_own_steps_only(tmp_path: Path, ca
     run = TrainingLog(tmp_path / "metrics", "teacher", 4, rows(1, 2))
     run.row(rows(3, 3)[0])
     assert " 1000.0 ms/step ETA 1 s " in capsys.readouterr().out
+
+
+def test_a_log_hears_of_slow_steps_before_the_first_row(tmp_path: Path, capsys, monkeypatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(log.time, "perf_counter", lambda: now)
+    run = TrainingLog(tmp_path / "metrics", "teacher", 40, rows(1, 1))
+    for step in range(2, 8):
+        now += 4.0
+        run.advance(step)
+    run.row(rows(7, 7)[0])
+    now += 99.0
+    run.advance(8)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [
+        "teacher: from step 1 to 40",
+        "teacher 4/40 4000.0 ms/step ETA 144 s",
+        "teacher 7/40 4000.0 ms/step ETA 132 s",
+    ]
+    assert len(lines) == 4 and lines[3].startswith("teacher 7/40 loss_fm ")
 
 
 def test_only_curves_are_left_behind(tmp_path: Path) -> None:
