@@ -4,6 +4,7 @@
 mistake under `distill` is told before the teacher is trained.
 """
 
+import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -414,6 +415,7 @@ def sampler_fields(p: Params, nfe: int) -> dict[str, Any]:
 
 def main() -> None:
     """Check params.yaml."""
+    argparse.ArgumentParser(prog="python -m facm.check", description=main.__doc__).parse_args()
     try:
         sources_at_hand(read())
     except (FileNotFoundError, ValueError) as error:

@@ -16,6 +16,7 @@ The weights lie outside the repository, in torch's cache, and are pinned by thei
 them. They are read as tensors only, so no code in them can run.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -169,6 +170,7 @@ def find_weights() -> tuple[Path, Path]:
 
 def main() -> None:
     """Fetch what is missing into torch's cache (553 MB), checked."""
+    argparse.ArgumentParser(prog="python -m facm.lpips", description=main.__doc__).parse_args()
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     try:

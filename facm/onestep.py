@@ -65,7 +65,7 @@ def check(config: Config) -> None:
         )
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if not _installed(name)]
     if missing:
-        raise OnnxError(f"--onnx needs the packages {', '.join(missing)}: pip install 'facm[onnx]'")
+        raise OnnxError(f"--onnx needs the packages {', '.join(missing)}: install them, or facm with its extra `onnx`")
 
 
 def write(folder: Path, generator: Generator) -> float:

@@ -56,7 +56,11 @@ def write(study: plan.Study, records: Records) -> None:
         cell.name: [seen(cell, r["result"]) | {"seed": r["seed"]} for r in records.values() if r["cell"] == cell.name]
         for cell in study.cells
     }
-    entries = {name: {m: results.entry(scores, m) for m in study.metrics} for name, scores in found.items()}
+    missing = {run.cell for run in plan.runs(study) if run.name not in records}
+    entries = {
+        name: {m: replace(results.entry(scores, m), complete=name not in missing) for m in study.metrics}
+        for name, scores in found.items()
+    }
     if not study.grid:
         for name in set(found) - {study.reference}:
             for m, e in entries[name].items():

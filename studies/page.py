@@ -53,7 +53,7 @@ def provenance(records: dict[str, dict[str, Any]]) -> str:
     codes = sorted({str(r["code"])[:7] for r in records.values()})
     machines = sorted({r["machine"] for r in records.values() if "machine" in r})
     hours = sum(r.get("cpu_s", 0.0) for r in records.values() if "of" not in r) / 3600
-    spent = f"; {hours:.1f} CPU-hours beside features and teachers" if hours else ""
+    spent = f"; {hours:.1f} CPU-hours beside what runs share (features, teachers, students)" if hours else ""
     shared = len([r for r in records.values() if "of" in r])
     spent += f"; {shared} of the runs were taken from other studies" if shared else ""
     return f", code of {', '.join(codes)}" + (f"; {'; '.join(machines)}" if machines else "") + spent

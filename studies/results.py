@@ -16,6 +16,7 @@ class Entry:
         n: stable runs.
         unstable: unstable ones.
         lower: seeds in which it is below the reference cell, which had the same teachers, and seeds that both have.
+        complete: whether all runs of the cell are there, so that a metric without a score was not asked.
     """
 
     mean: float | None
@@ -23,6 +24,7 @@ class Entry:
     n: int
     unstable: int
     lower: tuple[int, int] | None = None
+    complete: bool = False
 
 
 def look_up(result: dict[str, Any], path: str) -> float | None:
@@ -75,6 +77,8 @@ def told(e: Entry, *, best: bool = False, tied: bool = False) -> str:
     marks = ("; tie" if tied else "") + (f"; lower in {e.lower[0]} of {e.lower[1]}" if e.lower and e.lower[1] else "")
     marks += f"; {e.unstable} unstable" if e.unstable else ""
     if e.mean is None:
-        return f"no score{marks}" if e.n + e.unstable else "not run"
+        if e.n + e.unstable:
+            return f"no score{marks}"
+        return "–" if e.complete else "not run"
     text = f"{e.mean:.3f}" + (f" +- {e.sd:.3f}" if e.sd is not None else "")
     return f"{f'**{text}**' if best else text} ({e.n}{marks})"

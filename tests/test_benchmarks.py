@@ -200,8 +200,8 @@ def test_without_the_packages_of_onnx_it_is_refused_in_one_line(trained: Path, m
     monkeypatch.setattr(onestep, "_installed", lambda name: name != "onnxruntime")
     with pytest.raises(SystemExit) as ended:
         generation.main([str(trained / "student"), "--no-pipeline", "--rounds", "1"])
-    told = "error: --onnx needs the packages onnxruntime: pip install 'facm[onnx]'; or leave onnxruntime out: --no-onnx"
-    assert ended.value.code == told
+    assert str(ended.value.code).startswith("error: --onnx needs the packages onnxruntime: install them, or facm with")
+    assert str(ended.value.code).endswith("; or leave onnxruntime out: --no-onnx")
 
 
 def test_a_way_that_draws_other_pictures_is_refused():

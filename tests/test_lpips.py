@@ -5,6 +5,7 @@ The weights are random, in files of exactly the published names, shapes and form
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -261,6 +262,7 @@ def test_without_its_weights_lpips_is_refused_before_the_teacher_is_trained(cach
 
 
 def test_fetching_checks_each_file_by_its_sha256_and_tells_where_they_are(cache: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["facm.lpips"])
     with pytest.raises(SystemExit, match="error: no network"):
         lpips.main()
     fetched = []

@@ -75,6 +75,7 @@ def test_unstable_runs_are_counted_and_not_averaged() -> None:
     assert entry(scores, "student.nfe1.fd") == Entry(2.0, 2**0.5, 2, 1)
     assert told(entry(scores, "student.nfe1.fd")) == "2.000 +- 1.414 (2; 1 unstable)"
     assert told(entry([], "student.nfe1.fd")) == "not run"
+    assert told(replace(entry([], "student.nfe1.fd"), complete=True)) == "–", "all is there, this was not asked"
 
 
 def test_seeds_are_compared_one_by_one_with_the_reference() -> None:
@@ -164,7 +165,7 @@ def test_an_override_may_say_the_default_of_today() -> None:
 def test_the_page_counts_what_was_not_repeated() -> None:
     records = {"a": done_with(), "b": done_with() | {"of": "c", "cpu_s": 7200.0}}
     assert page.provenance(records).endswith(
-        "0.0 CPU-hours beside features and teachers; 1 of the runs were taken from other studies"
+        "0.0 CPU-hours beside what runs share (features, teachers, students); 1 of the runs were taken from other studies"
     )
 
 

@@ -155,7 +155,7 @@ def api_pages() -> dict[str, str]:
 
 def studies_table(here: str) -> str:
     """Claim, reading and gaps of each study that has a page."""
-    rows = ["| study | claim of the paper | on digits |", "|---|---|---|"]
+    rows = ["| study | claim of the paper | what was found |", "|---|---|---|"]
     for path in sorted((ROOT / RESULTS).glob("*.md")):
         text = path.read_text()
         title, claim, reading = (
@@ -164,7 +164,7 @@ def studies_table(here: str) -> str:
         if title is None or claim is None:
             continue
         target = posixpath.relpath(f"{RESULTS}{path.name}", posixpath.dirname(here) or ".")
-        missing = text.count("| not run |")
+        missing = len(re.findall(r"\| not run(?= \|)", text))
         told = (reading[1] if reading else "No reading yet.") + (f" Cells not run: {missing}." if missing else "")
         rows.append(f"| [{title[1]}]({target}) | {claim[1]} | {told} |")
     return "\n".join(rows)
