@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from facm import backbones, codecs, data, features, lpips, objectives, params, preconds, samplers
+from facm.evaluate import NEIGHBOURS
 from facm.files import sha256
 from facm.names import refuse_unknown
 from facm.params import PATH, Params, ParamsError
@@ -65,6 +66,7 @@ def check(p: Params) -> None:
     _check_imported(p)
     objective = build_objective(p)
     _check_stages(p, objective)
+    _check_batches(p, objective)
     _check_sampling(p, objective)
 
 
@@ -328,9 +330,46 @@ def _check_stages(p: Params, objective: Any) -> None:
             f"{PATH}, latents.normalise: precond '{p.backbone.precond}' needs one std for all channels: set one or none"
         )
     _check_null_label(p)
+    _check_conditions(p, objective)
     knows = p.teacher.conditioning != "plain" and p.teacher.fraction > 0
     if distill.mode == "distill" and distill.teacher_condition == "fm" and not knows:
         raise ParamsError(f"{PATH}, distill.teacher_condition: 'fm' needs a mixed teacher (teacher.fraction above 0)")
+
+
+def _check_conditions(p: Params, objective: Any) -> None:
+    """Raise ParamsError where a network would be asked for its velocity at a condition that it was not trained at."""
+    d, teacher = p.distill, p.teacher
+    if (
+        d.mode == "distill"
+        and teacher.stage == "teacher"
+        and (teacher.conditioning, teacher.fraction) in (("auxiliary", 0), ("expanded", 1))
+    ):
+        raise ParamsError(
+            f"{PATH}, teacher.fraction: {teacher.fraction:g} with conditioning '{teacher.conditioning}' never trains "
+            "where baseline and distill ask the teacher: set it between 0 and 1, or conditioning to plain"
+        )
+    if d.objective == "fm" and d.conditioning != "plain" and objective.fraction == 0:
+        raise ParamsError(
+            f"{PATH}, objectives.fm.fraction: 0 never trains the FM format, at which a student is drawn: set it above 0"
+        )
+    guided = d.mode == "scratch" and d.w > 1 and p.latents.labels and p.data.name not in data.POINTS
+    if guided and not objectives.learns_velocity(objective):
+        raise ParamsError(
+            f"{PATH}, distill.w: {d.w:g} from scratch guides by the network's own velocity, which objective "
+            f"'{d.objective}' with these constants does not train: set it to 1"
+        )
+
+
+def _check_batches(p: Params, objective: Any) -> None:
+    """Raise ParamsError where a batch does not hold a row, or a group, for each micro-batch."""
+    group = getattr(objective, "group", 1)
+    for name, size, rows in (("teacher", p.teacher.batch_size, 1), ("distill", p.distill.batch_size, group)):
+        if size % rows or size // rows < p.train.accumulate:
+            whole = f"whole groups of {rows} (objectives.{p.distill.objective}.group), " if rows > 1 else ""
+            raise ParamsError(
+                f"{PATH}, {name}.batch_size: {size} must hold {whole}one for each of {p.train.accumulate} "
+                "micro-batches (train.accumulate)"
+            )
 
 
 def _check_null_label(p: Params) -> None:
@@ -388,6 +427,15 @@ def _check_sampling(p: Params, objective: Any) -> None:
         raise ParamsError(
             f"{PATH}, sample.sampler: '{p.sample.sampler}' does not fit objective '{p.distill.objective}', "
             f"which has {', '.join(objective.samplers)}"
+        )
+    for name, num in (("sample", p.sample.num), ("baseline", p.baseline.num), ("reference", p.reference.num)):
+        if num is not None and num <= NEIGHBOURS:
+            raise ParamsError(f"{PATH}, {name}.num: {num} must be at least {NEIGHBOURS + 1}, or nothing can be scored")
+    ema, sigma_rel = p.distill.ema, p.sample.sigma_rel
+    if sigma_rel is not None and ema.snapshots * len(ema.sigma_rels) < 2:
+        raise ParamsError(
+            f"{PATH}, sample.sigma_rel: {sigma_rel:g} is made from two snapshots or more, and distill.ema keeps "
+            f"{ema.snapshots} of {len(ema.sigma_rels)} average: set distill.ema.snapshots to 2 or more"
         )
     lengths = [len(grid) for grid in p.sample.t_grid or ()]
     if len(set(lengths)) < len(lengths):

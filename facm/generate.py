@@ -20,7 +20,7 @@ from torch import Tensor
 
 import facm
 from facm import picture, refine, samplers
-from facm.generator import Generator
+from facm.generator import Generator, refuse_not_finite
 from facm.log import say
 from facm.samples import saving_arrays
 
@@ -197,7 +197,9 @@ def _draw_into(plan: Plan, take: Any) -> list[int]:
     nfe = {}
     for (row, rule), seed in product(enumerate(plan.rules), plan.seeds):
         what = f"sampling {row + 1}/{len(plan.rules)}, seed {seed}"
-        nfe[row] = plan.generator.draw_into(take, rule, plan.y, plan.num, seed, batch_size=BATCH, what=what)
+        drawn = plan.generator.draw_into(take, rule, plan.y, plan.num, seed, batch_size=BATCH, what=what)
+        refuse_not_finite(drawn.not_finite, plan.num, what)
+        nfe[row] = drawn.nfe
     return list(nfe.values())
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +11,18 @@ from torch import Tensor, nn
 from facm import checkpoint, codecs, dist, samplers
 from facm.features.precision import full
 from facm.log import progress
+
+
+class Drawn(NamedTuple):
+    """What `draw_into` has drawn.
+
+    Attributes:
+        nfe: evaluations per picture, as the sampler counted them.
+        not_finite: pictures of a network that answered with what is no number; the data's mean is in their place.
+    """
+
+    nfe: int
+    not_finite: int
 
 
 class Generator:
@@ -135,7 +147,8 @@ class Generator:
         """
         batches = dist.batches(num, batch_size)
         drawn = [self._batch(sampler, y, batch, seed) for batch in progress(batches, len(batches), what)]
-        return np.concatenate([images for images, _ in drawn]), drawn[-1][1]
+        refuse_not_finite(sum(broken for _, _, broken in drawn), num, what)
+        return np.concatenate([images for images, _, _ in drawn]), drawn[-1][1]
 
     def draw_into(
         self,
@@ -147,7 +160,7 @@ class Generator:
         *,
         batch_size: int,
         what: str,
-    ) -> int:
+    ) -> "Drawn":
         """Draw `num` pictures, the batches shared among the ranks, and hand them on, in order, on rank 0.
 
         A rank holds one batch at a time. Its pictures are the same whatever the number of ranks.
@@ -157,16 +170,16 @@ class Generator:
             sampler, y, num, seed, batch_size, what: see `draw`.
 
         Returns:
-            The NFE that the sampler counted; 0 on other ranks.
+            What was drawn; of zeros on other ranks.
         """
-        batches, counted = dist.batches(num, batch_size), 0
+        batches, counted, not_finite = dist.batches(num, batch_size), 0, 0
         mine = [batches[number] for number in dist.share(len(batches))]
         shown = progress(mine, len(mine), what)
-        drawn: Iterator[tuple[np.ndarray, int]] = (self._batch(sampler, y, batch, seed) for batch in shown)
-        for images, nfe in dist.in_order(drawn, len(batches)):
+        drawn: Iterator[tuple[np.ndarray, int, int]] = (self._batch(sampler, y, batch, seed) for batch in shown)
+        for images, nfe, broken in dist.in_order(drawn, len(batches)):
             take(images)
-            counted = nfe
-        return counted
+            counted, not_finite = nfe, not_finite + broken
+        return Drawn(counted, not_finite)
 
     def decode(self, x1: Tensor) -> np.ndarray:
         """Normalised latents (B, C, H, W) -> uint8 pictures (B, H, W, C), or (B, D) -> float32 points (B, D)."""
@@ -192,12 +205,14 @@ class Generator:
         return x1.float(), nfe
 
     @torch.no_grad()
-    def _batch(self, sampler: Any, y: Tensor | None, batch: range, seed: int) -> tuple[np.ndarray, int]:
-        """Pictures number `batch`, and the NFE."""
+    def _batch(self, sampler: Any, y: Tensor | None, batch: range, seed: int) -> tuple[np.ndarray, int, int]:
+        """Pictures number `batch`, the NFE, and how many were not finite, in whose place is the data's mean."""
         noise = samplers.noise(seed, batch, sampler.draws, self.config.shape)
         with full():
             x1, nfe = self.sample(sampler, noise, None if y is None else y[batch.start : batch.stop])
-            return self.decode(x1), nfe
+            finite = x1.flatten(1).isfinite().all(1)
+            x1 = torch.where(finite.view(-1, *[1] * (x1.dim() - 1)), x1, torch.zeros_like(x1))
+            return self.decode(x1), nfe, int((~finite).sum())
 
     def labels(self, labels: Sequence[int] | None, num: int | None = None) -> Tensor | None:
         """Labels (N,) int64 of `num` pictures, None without classes.
@@ -219,6 +234,15 @@ class Generator:
         if int(y.min()) < 0 or int(y.max()) >= classes:
             raise ValueError(f"labels must lie in 0..{classes - 1}, got {int(y.min())}..{int(y.max())}")
         return y.to(torch.int64)
+
+
+def refuse_not_finite(number: int, num: int, what: str) -> None:
+    """Raise ValueError where some of `num` pictures were not finite."""
+    if number:
+        raise ValueError(
+            f"{what}: {number} of {num} pictures are not finite: the network has diverged. Look at its curves with "
+            "`dvc plots show`; a lower optimizer.lr in params.yaml, or an earlier average, may do"
+        )
 
 
 def balanced_labels(num: int, num_classes: int) -> Tensor | None:

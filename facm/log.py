@@ -46,16 +46,17 @@ def progress(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
 class TrainingLog:
     """Rows of one training run. `rows` is plain data, saved with the unfinished state and replayed on resume."""
 
-    def __init__(self, folder: str | Path, what: str, steps: int, rows: list[dict[str, float]]):
+    def __init__(self, folder: str | Path, what: str, steps: int, rows: list[dict[str, float]], step: int = 0):
         """
         Args:
             folder: where the curves go, `<folder>/plots/metrics/<name>.tsv`.
             what: name of the run, the first word of each line.
             steps: optimizer steps in all.
             rows: rows of an earlier, interrupted part of the run.
+            step: of its last save, after which this process goes on.
         """
         self.folder, self.what, self.steps, self.rows = Path(folder), what, steps, rows
-        self._start, self._first = time.perf_counter(), int(rows[-1]["step"]) if rows else 0
+        self._start, self._first = time.perf_counter(), step
         self._bar = (
             tqdm(total=steps, initial=self._first, desc=what, dynamic_ncols=True) if sys.stderr.isatty() else None
         )
@@ -132,6 +133,10 @@ def _live(folder: Path) -> Any:
     import logging
 
     from dvclive import Live
+    from scmrepo.exceptions import SCMError
 
     logging.getLogger("dvclive").setLevel(logging.ERROR)
-    return Live(str(folder), save_dvc_exp=False, dvcyaml=None, report=None)
+    try:
+        return Live(str(folder), save_dvc_exp=False, dvcyaml=None, report=None)
+    except SCMError as error:
+        raise RuntimeError(f"DVCLive on the git repository: {error}; it needs a commit: `git commit` first") from None

@@ -21,6 +21,7 @@ from facm.data import KINDS
 from facm.files import whole
 
 GRID = 10  # rows and columns of a grid, at most
+NOT_FINITE = "not_finite.json"  # beside pictures of a student that was recorded as diverged: how many, by nfe<N>
 PICTURES, LABELS = "arr_0.npy", "arr_1.npy"
 LOCAL_HEADER = 30  # bytes of a zip member's header before its name; the last four are two lengths
 

@@ -142,7 +142,7 @@ class _Loop:
         self.interval: list[dict[str, float]] = []
         rows = self._restore()
         self.first = self.step + 1
-        self.log = TrainingLog(log_folder, job.name, settings.steps, rows) if dist.is_main() else None
+        self.log = TrainingLog(log_folder, job.name, settings.steps, rows, self.step) if dist.is_main() else None
 
     def advance(self, stopped: Sequence[int] = ()) -> bool:
         """One optimizer step; returns whether the run must stop, the same on all ranks."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from facm import check, dist, evaluate
 from facm.files import save_json
-from facm.generator import Generator, balanced_labels
+from facm.generator import Generator, balanced_labels, refuse_not_finite
 from facm.reference import Reference
 from facm.samples import load_samples, saving_samples
 
@@ -23,11 +23,12 @@ def main() -> None:
     labels = balanced_labels(b.num, teacher.config.num_classes)
     with saving_samples(OUT, "teacher", b.num, labels) as take:
         what = f"{b.sampler} {b.steps}"
-        nfe = teacher.draw_into(take, sampler, labels, b.num, b.seed, batch_size=b.batch_size, what=what)
+        drawn = teacher.draw_into(take, sampler, labels, b.num, b.seed, batch_size=b.batch_size, what=what)
+        refuse_not_finite(drawn.not_finite, b.num, "teacher")
     images, _ = load_samples(OUT / "teacher.npz")
     scores = evaluate.score(images, labels, reference, kid_subsets=e.kid_subsets, copies=e.copies, seed=b.seed)
     if dist.is_main():
-        save_json(Path("metrics/baseline.json"), {"baseline": {"nfe": nfe, "w": w, "num": b.num} | scores})
+        save_json(Path("metrics/baseline.json"), {"baseline": {"nfe": drawn.nfe, "w": w, "num": b.num} | scores})
     dist.teardown()
 
 

@@ -1,6 +1,7 @@
 """The few-step student, distilled from the teacher or trained from scratch (Algorithm 1) -> data/student."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def main() -> None:
     )
     trained = train.train(job, work, "metrics/distill")
     if dist.is_main():
+        config = replace(config, step=trained.figures["steps"])  # fewer than asked where it diverged
         checkpoint.save(OUT, trained.weights, config, trained.snapshots)
         _write_weightings(Path("metrics/weighting.csv"), d)
         save_json(Path("metrics/distill.json"), {"distill_training": trained.figures})

@@ -9,7 +9,7 @@ from facm.files import load_json, save_csv, save_json
 from facm.log import say
 from facm.params import Params
 from facm.reference import Reference
-from facm.samples import load_samples
+from facm.samples import NOT_FINITE, load_samples
 
 SAMPLES = Path("data/samples")
 
@@ -34,13 +34,21 @@ def main() -> None:
     if dist.is_main():
         teacher = {"teacher": baseline} if baseline else {}
         key = evaluate.distance_key(reference.yardsticks[0].network.name, len(images))
-        write(measured, teacher | ending(training), student, num=len(images), key=key)
+        write(measured, teacher | ending(training, SAMPLES / NOT_FINITE), student, num=len(images), key=key)
     dist.teardown()
 
 
-def ending(training: dict[str, Any]) -> dict[str, Any]:
-    """Whether the student was trained to its end, and where not (distill.if_diverged), the step it was given up at."""
-    return {"stable": True} if training["stable"] else {"stable": False, "diverged_at": training["steps"]}
+def ending(training: dict[str, Any], not_finite: Path) -> dict[str, Any]:
+    """Whether the student was trained to its end and draws numbers, and where not (distill.if_diverged), what was told.
+
+    Args:
+        training: of metrics/distill.json; tells the step at which it was given up.
+        not_finite: file that counts pictures which were not finite, where there are any.
+    """
+    told = {} if training["stable"] else {"diverged_at": training["steps"]}
+    if not_finite.is_file():
+        told["not_finite"] = json.loads(not_finite.read_text())
+    return {"stable": not told} | told
 
 
 def write(

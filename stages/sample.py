@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from facm import check, dist
-from facm.generator import Generator, balanced_labels
-from facm.samples import saving_samples
+from facm.files import save_json
+from facm.generator import Generator, balanced_labels, refuse_not_finite
+from facm.log import say
+from facm.samples import NOT_FINITE, saving_samples
 
 OUT = Path("data/samples")
 
@@ -16,14 +18,21 @@ def main() -> None:
     s = params.sample
     student = Generator.load("data/student", s.sigma_rel, rounding=s.rounding)
     labels = balanced_labels(s.num, student.config.num_classes)
+    recorded = student.config.params.get("distill", {}).get("if_diverged") == "record"
+    not_finite = {}
     for nfe in s.nfe:
         sampler = student.sampler(s.sampler, **check.sampler_fields(params, nfe))
         with saving_samples(OUT, f"nfe{nfe}", s.num, labels) as take:
-            counted = student.draw_into(
-                take, sampler, labels, s.num, s.seed, batch_size=s.batch_size, what=f"NFE {nfe}"
-            )
-            if dist.is_main() and counted != nfe:
-                raise RuntimeError(f"sampler {s.sampler} took {counted} evaluations for NFE {nfe}")
+            drawn = student.draw_into(take, sampler, labels, s.num, s.seed, batch_size=s.batch_size, what=f"NFE {nfe}")
+            if dist.is_main() and drawn.nfe != nfe:
+                raise RuntimeError(f"sampler {s.sampler} took {drawn.nfe} evaluations for NFE {nfe}")
+            if not recorded:
+                refuse_not_finite(drawn.not_finite, s.num, f"NFE {nfe}")
+        if drawn.not_finite:
+            not_finite[f"nfe{nfe}"] = drawn.not_finite
+    if dist.is_main() and not_finite:
+        say(f"sample: not finite and recorded, as distill.if_diverged says: {not_finite}")
+        save_json(OUT / NOT_FINITE, not_finite)
     dist.teardown()
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from miniature import MIXTURE, ROOT, parsed, plain, write_params
+from miniature import MIXTURE, ROOT, SCRATCH, parsed, plain, write_params
 
 from facm import check
 from facm.params import ParamsError
@@ -49,6 +49,11 @@ def test_every_preset_is_in_order(names: list[str]) -> None:
             "distill__scratch_source": "ema",
             "distill__label_dropout": 0.1,
         },
+        SCRATCH | {"distill__objective": "scm", "distill__w": 1.0},
+        SCRATCH | {"distill__objective": "meanflow"},
+        SCRATCH | {"distill__objective": "scm", "latents__labels": False},
+        SCRATCH | {"teacher__fraction": 1.0},
+        {"distill__objective": "imm"},
         {"objectives__facm__clamp": None, "distill__alpha": "one"},
         {"data__name": "folder", "data__root": "pictures", "data__size": 256, "data__max_bad": 0.001},
         {"data__name": "folder", "data__root": "pictures", "latents__codec": "va_vae", "latents__vae": "va.pt"},
@@ -199,6 +204,44 @@ CONFLICTS = [
         {"distill__objective": "cd", "objectives__cd__target": "target", "train__parallel": "fsdp"},
         "params.yaml, train.parallel: 'fsdp' does not fit objective 'cd' with these constants, which asks copies of",
     ),
+    (
+        SCRATCH | {"distill__objective": "scm"},
+        "params.yaml, distill.w: 1.75 from scratch guides by the network's own velocity, which objective 'scm' with",
+    ),
+    (
+        SCRATCH | {"objectives__facm__anchor": 0.0},
+        "params.yaml, distill.w: 1.75 from scratch guides by the network's own velocity, which objective 'facm' with",
+    ),
+    (
+        {"objectives__facm__anchor": 0.0, "sample__sampler": "anchored"},
+        "params.yaml, sample.sampler: 'anchored' does not fit objective 'facm', which has consistency",
+    ),
+    (
+        {"distill__objective": "fm", "sample__sampler": "euler", "objectives__fm__fraction": 0.0},
+        "params.yaml, objectives.fm.fraction: 0 never trains the FM format, at which a student is drawn: set it above",
+    ),
+    (
+        {"teacher__conditioning": "auxiliary", "distill__conditioning": "auxiliary", "teacher__fraction": 0.0},
+        "params.yaml, teacher.fraction: 0 with conditioning 'auxiliary' never trains where baseline and distill ask",
+    ),
+    (
+        {"teacher__fraction": 1.0},
+        "params.yaml, teacher.fraction: 1 with conditioning 'expanded' never trains where baseline and distill ask",
+    ),
+    (
+        {"distill__objective": "imm", "distill__batch_size": 6},
+        "params.yaml, distill.batch_size: 6 must hold whole groups of 4 (objectives.imm.group), one for each of 1 mic",
+    ),
+    (
+        {"train__accumulate": 8},
+        "params.yaml, teacher.batch_size: 4 must hold one for each of 8 micro-batches (train.accumulate)",
+    ),
+    (
+        {"sample__sigma_rel": 0.1, "distill__ema__snapshots": 1}
+        | {"distill__ema__sigma_rels": [0.05], "distill__ema__sigma_rel": 0.05},
+        "params.yaml, sample.sigma_rel: 0.1 is made from two snapshots or more, and distill.ema keeps 1 of 1 average",
+    ),
+    ({"sample__num": 3}, "params.yaml, sample.num: 3 must be at least 4, or nothing can be scored"),
     ({"objectives__facm__norm_q": 2.0}, "params.yaml, objectives.facm.norm_q: 2.0 must be at least 0, at most 1"),
     ({"objectives__facm__clamp": -1.0}, "params.yaml, objectives.facm.clamp (null: no clamp): -1.0 must be above 0"),
 ]

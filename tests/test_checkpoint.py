@@ -39,7 +39,7 @@ def test_a_checkpoint_comes_back_without_params_yaml(latents, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     network, loaded = checkpoint.load("data/student")
     assert loaded == config and loaded.shape == (1, 4, 4) and loaded.num_classes == 3 and loaded.codec == "identity"
-    assert loaded.kind == "student" and loaded.samplers == list(FACM.samplers) and loaded.step == 4
+    assert loaded.kind == "student" and loaded.samplers == list(FACM().samplers) and loaded.step == 4
     assert loaded.objective == "facm" and loaded.mean == latents.mean.tolist() and loaded.params["distill"]["w"] == 1.75
     stored = load_file("data/student/model.safetensors")
     assert stored.keys() == network.state_dict().keys()

@@ -8,7 +8,7 @@ import torch
 from miniature import write_checkpoint, write_latents
 
 import facm
-from facm.generator import Generator, balanced_labels
+from facm.generator import Drawn, Generator, balanced_labels
 
 
 @pytest.fixture(autouse=True)
@@ -181,3 +181,27 @@ def test_drawing_touches_neither_the_weights_nor_the_global_generator(student: G
     student.generate([0, 1, 2], nfe=2)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in student.network.state_dict().items())
+
+
+class Overflowing(torch.nn.Module):
+    """A network whose answer for class 1 is no number."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x, t, y=None, r=None):
+        return torch.where((y == 1).view(-1, 1, 1, 1), torch.inf, self.network(x, t, y, r))
+
+
+def test_pictures_that_are_no_numbers_are_counted_and_refused(student: Generator) -> None:
+    sick = Generator(Overflowing(student.network), student.config, codec=student.codec)
+    told = refused(sick.generate, [0, 1, 2, 1])
+    assert told.startswith("sampling: 2 of 4 pictures are not finite: the network has diverged.")
+    taken: list[np.ndarray] = []
+    y, sampler = torch.tensor([0, 1, 2, 1]), sick.sampler(nfe=1)
+    drawn = sick.draw_into(taken.append, sampler, y, 4, 0, batch_size=3, what="NFE 1")
+    assert drawn == Drawn(nfe=1, not_finite=2)
+    images = np.concatenate(taken)
+    assert np.array_equal(images[[0, 2]], student.generate([0, 1, 2, 1])[[0, 2]])
+    assert np.array_equal(images[1], sick.decode(torch.zeros(1, *student.config.shape))[0]), "the mean in its place"

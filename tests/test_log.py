@@ -71,7 +71,7 @@ def test_on_a_terminal_a_bar_shows_losses_speed_and_remaining_time(tmp_path: Pat
 
 def test_a_resumed_bar_starts_where_the_run_was(tmp_path: Path, monkeypatch) -> None:
     terminal = on_a_terminal(monkeypatch)
-    TrainingLog(tmp_path / "metrics", "teacher", 4, rows(1, 2)).close()
+    TrainingLog(tmp_path / "metrics", "teacher", 4, rows(1, 2), 2).close()
     assert "| 2/4 [" in terminal.getvalue()
 
 
@@ -129,15 +129,16 @@ def test_without_dvclive_the_package_is_imported_all_the_same() -> None:
 def test_the_speed_of_a_resumed_run_counts_its_own_steps_only(tmp_path: Path, capsys, monkeypatch) -> None:
     clock = iter([100.0, 101.0])
     monkeypatch.setattr(log.time, "perf_counter", lambda: next(clock))
-    run = TrainingLog(tmp_path / "metrics", "teacher", 4, rows(1, 2))
-    run.row(rows(3, 3)[0])
-    assert " 1000.0 ms/step ETA 1 s " in capsys.readouterr().out
+    run = TrainingLog(tmp_path / "metrics", "teacher", 40, rows(1, 2), 9)  # saved between two rows
+    run.row(rows(10, 10)[0])
+    out = capsys.readouterr().out
+    assert out.startswith("teacher: from step 9 to 40\n") and " 1000.0 ms/step ETA 30 s " in out
 
 
 def test_a_log_hears_of_slow_steps_before_the_first_row(tmp_path: Path, capsys, monkeypatch) -> None:
     now = 100.0
     monkeypatch.setattr(log.time, "perf_counter", lambda: now)
-    run = TrainingLog(tmp_path / "metrics", "teacher", 40, rows(1, 1))
+    run = TrainingLog(tmp_path / "metrics", "teacher", 40, rows(1, 1), 1)
     for step in range(2, 8):
         now += 4.0
         run.advance(step)
@@ -151,6 +152,13 @@ def test_a_log_hears_of_slow_steps_before_the_first_row(tmp_path: Path, capsys, 
         "teacher 7/40 4000.0 ms/step ETA 132 s",
     ]
     assert len(lines) == 4 and lines[3].startswith("teacher 7/40 loss_fm ")
+
+
+def test_a_repository_without_a_commit_is_told_in_one_line(tmp_path: Path, monkeypatch) -> None:
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RuntimeError, match="Empty git repo; it needs a commit"):
+        TrainingLog("metrics", "teacher", 4, [])
 
 
 def test_only_curves_are_left_behind(tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 from miniature import ROOT, SCRATCH, plain, write_checkpoint, write_latents, write_params
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import facm
 from facm import checkpoint, params, train
 from facm.data.latents import LatentSet
 from facm.samples import load_samples
-from stages import baseline, distill, sample, teacher
+from stages import baseline, distill, evaluate, sample, teacher
 
 
 @pytest.fixture
@@ -220,6 +220,39 @@ def written(here: Path) -> list[Path]:
     """The weights of an uninterrupted run of the teacher."""
     trained(teacher, here)
     return list(Path("data/teacher").rglob("*.safetensors"))
+
+
+def break_student(value: float) -> None:
+    """Give the student weights that answer with no number."""
+    path = Path("data/student/model.safetensors")
+    save_file({name: torch.full_like(tensor, value) for name, tensor in load_file(path).items()}, path)
+
+
+def test_pictures_that_are_not_finite_end_the_stage_or_are_recorded(here: Path, capsys) -> None:
+    trained(teacher, here)
+    trained(distill, here)
+    break_student(torch.nan)
+    with pytest.raises(ValueError, match="NFE 1: 6 of 6 pictures are not finite: the network has diverged"):
+        sample.main()
+    trained(distill, here, distill__if_diverged="record")
+    sample.main()
+    assert not Path("data/samples/not_finite.json").exists()
+    break_student(torch.nan)
+    sample.main()
+    assert "not finite and recorded, as distill.if_diverged says: {'nfe1': 6, 'nfe2': 6}" in capsys.readouterr().out
+    assert evaluate.ending({"stable": True, "steps": 4}, Path("data/samples/not_finite.json")) == {
+        "stable": False,
+        "not_finite": {"nfe1": 6, "nfe2": 6},
+    }
+    assert evaluate.ending({"stable": True, "steps": 4}, Path("none.json")) == {"stable": True}
+
+
+def test_a_diverged_student_tells_the_step_that_it_has_come_to(here: Path, monkeypatch) -> None:
+    trained(teacher, here)
+    monkeypatch.setattr(train, "PATIENCE", 2)
+    monkeypatch.setattr(train.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(torch.nan))
+    config, _ = trained(distill, here, distill__if_diverged="record")
+    assert config.step == 2 and json.loads(Path("metrics/distill.json").read_text())["distill_training"]["steps"] == 2
 
 
 def test_the_guided_teacher_is_drawn_with_the_nfe_it_counts(here: Path, monkeypatch) -> None:

@@ -165,7 +165,8 @@ def test_an_override_may_say_the_default_of_today() -> None:
 def test_the_page_counts_what_was_not_repeated() -> None:
     records = {"a": done_with(), "b": done_with() | {"of": "c", "cpu_s": 7200.0}}
     assert page.provenance(records).endswith(
-        "0.0 CPU-hours beside what runs share (features, teachers, students); 1 of the runs were taken from other studies"
+        "0.0 CPU-hours beside what runs share (features, teachers, students); "
+        "1 of the runs were taken from other studies"
     )
 
 

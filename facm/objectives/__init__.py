@@ -60,6 +60,11 @@ def build(name: str, constants: Mapping[str, Any], shared: Mapping[str, Any]) ->
     return load(name)(**constants, **{key: value for key, value in shared.items() if key in mine})
 
 
+def learns_velocity(objective: Any) -> bool:
+    """Whether a network that it trains answers with the velocity at c_FM, so that an ODE sampler can follow it."""
+    return "euler" in objective.samplers
+
+
 def ignored(name: str) -> tuple[str, ...]:
     """The shared fields that this objective has no use for, such as alpha of one without relaxation."""
     mine = field_names(name)

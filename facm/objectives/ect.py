@@ -25,6 +25,8 @@ from facm.point import FTheta, Point, Progress, Query
 from facm.schedules import TimeSampler, sigma_of, time_of
 
 EDGE = 1e-4  # t is kept this far from both ends, where sigma is 0 or infinite
+LEAST = 1e-4  # q^-stages: below, float32 does not tell the two points apart
+GAP = 1e-6  # s - t, at least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,12 @@ class ECT:
         if not isinstance(self.stages, int):
             raise ValueError(f"params.yaml, objectives.ect.stages: {self.stages!r} must be a whole number")
         check_number(self.q, "objectives.ect.q", 1, open_low=True)
+        if self.q**-self.stages < LEAST:
+            raise ValueError(
+                f"params.yaml, objectives.ect: q {self.q!r} in {self.stages} stages ends at a distance of "
+                f"{self.q**-self.stages:.1g}, must be at least {LEAST:g}, what float32 can tell apart: fewer stages "
+                "(1 with q 256), or a smaller q"
+            )
         for name in ("k", "b", "c"):
             check_number(getattr(self, name), f"objectives.ect.{name}", 0)
 
@@ -72,7 +80,8 @@ class ECT:
         t = time(n[:, 0]).clamp(EDGE, 1 - EDGE)
         sigma = sigma_of(t.double())
         ratio = 1 - self.q ** -(self.stage(progress) + 1) * (1 + self.k * torch.sigmoid(-self.b * sigma))
-        return {"t": t, "s": time_of(sigma * ratio.clamp(min=0)).to(t.dtype)}
+        s = time_of(sigma * ratio.clamp(min=0)).to(t.dtype)
+        return {"t": t, "s": torch.maximum(s, t + GAP)}
 
     def __call__(self, F_theta: FTheta, point: Point) -> dict[str, Tensor]:
         """Return the loss per sample, (B,); the target carries no gradient.

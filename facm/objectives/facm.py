@@ -60,7 +60,6 @@ class FACM:
     cosine_eps: float = 1e-3
 
     normals: ClassVar[int] = 1
-    samplers: ClassVar[tuple[str, ...]] = ("consistency", "anchored", "euler", "heun", "dpmpp", "edm")
     terms: ClassVar[tuple[str, ...]] = ("fm", "cm")
 
     def __post_init__(self) -> None:
@@ -81,6 +80,11 @@ class FACM:
         check_choice(self.reduction, "objectives.facm.reduction", ("mean", "sum"))
         check_choice(self.cosine, "objectives.facm.cosine", ("auto", "channel", "sample", "none"))
         check_number(self.cosine_eps, "objectives.facm.cosine_eps", 0, open_low=True)
+
+    @property
+    def samplers(self) -> tuple[str, ...]:
+        """Without the anchor no velocity is learned that a sampler could follow."""
+        return ("consistency",) if self.anchor == 0 else ("consistency", "anchored", "euler", "heun", "dpmpp", "edm")
 
     def times(self, n: Tensor, time: TimeSampler, progress: Progress) -> dict[str, Tensor]:
         """Standard normals n (B, 1) -> t (B,) (Algorithm 1, line 1)."""

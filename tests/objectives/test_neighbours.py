@@ -140,6 +140,17 @@ def test_ect_shrinks_the_distance_by_q_with_every_stage():
     assert (ect.times(n, time, Progress(1, 8))["s"] == 1).any(), "the target is the data itself"
 
 
+def test_the_points_of_ect_stay_apart_in_float32_to_its_last_stage():
+    n = torch.cat([normal_grid(1001), torch.tensor([-60.0, 60.0])])[:, None].float()
+    for ect in (ECT(q=256.0, stages=1), ECT(stages=13), ECT(q=4.0, stages=6)):
+        times = ect.times(n, TimeSampler("logit_normal", -1.1, 2.0), Progress(ect.stages, ect.stages))
+        assert (times["s"] > times["t"]).all() and (times["s"] <= 1).all()
+        x = normal(len(n), 2).float()
+        asked = point(times["s"], lambda x, t, y: -x, x, times=times)
+        (loss,) = ect(student_of(lambda x, t, y, r: x * torch.sin(9 * flow.expand(t, x))), asked).values()
+        assert loss.isfinite().all()
+
+
 def test_ict_doubles_its_grid_and_draws_neighbours_by_the_law_of_ln_sigma():
     ict, steps = ICT(s0=10, s1=80), 400
     assert [ict.intervals(Progress(step, steps)) for step in (1, 100, 101, 201, 301, 400)] == [10, 10, 20, 40, 80, 80]
@@ -182,6 +193,7 @@ def test_extreme_draws_stay_finite(kind, extreme):
         (lambda: ECT(stages=0), "params.yaml, objectives.ect.stages: 0 must be at least 1"),
         (lambda: ECT(stages=1.5), "objectives.ect.stages: 1.5 must be a whole number"),
         (lambda: ECT(q=1), "objectives.ect.q: 1 must be above 1"),
+        (lambda: ECT(q=256), r"objectives.ect: q 256 in 8 stages ends at a distance of 5e-20, must be at least 0.0001"),
         (lambda: ECT(c=-1), "objectives.ect.c: -1 must be at least 0"),
         (lambda: ICT(s0=0), "objectives.ict.s0: 0 must be at least 1"),
         (lambda: ICT(s0=20, s1=10), r"objectives.ict.s1 \(s0 at least\): 10 must be at least 20"),
