@@ -78,6 +78,19 @@ def test_unstable_runs_are_counted_and_not_averaged() -> None:
     assert told(replace(entry([], "student.nfe1.fd"), complete=True)) == "–", "all is there, this was not asked"
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_not_finite_is_unstable_and_one_that_is_absent_was_not_asked(bad: float) -> None:
+    def scores(*values: float) -> list[dict[str, Any]]:
+        return [{"student": {"nfe1": {"fd": v}}, "stable": True, "seed": seed} for seed, v in enumerate(values)]
+
+    fd, other = "student.nfe1.fd", "student.nfe2.fd"
+    assert entry(scores(1.0, bad, 3.0), fd) == Entry(2.0, 2**0.5, 2, 1)
+    assert told(replace(entry(scores(bad, bad), fd), complete=True)) == "no score; 2 unstable"
+    assert entry([*scores(1.0, bad), {"stable": False, "seed": 2}], fd) == Entry(1.0, None, 1, 2)
+    assert told(replace(entry(scores(bad), other), complete=True)) == "–"
+    assert lower(scores(1, bad, 1, bad), scores(2, 2, bad, bad), fd) == (1, 1), "for neither side"
+
+
 def test_seeds_are_compared_one_by_one_with_the_reference() -> None:
     def scores(*values: float) -> list[dict[str, Any]]:
         return [{"student": {"nfe1": {"fd": v}}, "seed": seed} for seed, v in enumerate(values)]
