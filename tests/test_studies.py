@@ -175,6 +175,18 @@ def test_an_override_may_say_the_default_of_today() -> None:
     assert not known.same({"distill.w": 1.25}, {}, {"distill": {"w": 1.25}}, {"distill": {"w": 1.5}})
 
 
+@pytest.mark.parametrize("key", ["scratch_form", "scratch_condition", "scratch_source", "scratch_kappa"])
+def test_what_only_training_from_scratch_reads_counts_from_scratch_only(key: str) -> None:
+    then, now = ({"distill": {"mode": "distill", key: value}} for value in ("one", "other"))
+    scratch = {"distill.mode": "scratch"}
+    assert known.same({}, {}, then, now) and known.same(scratch, scratch, now, now)
+    assert not known.same(scratch, scratch, then, now)
+    assert known.same(scratch, scratch | {f"distill.{key}": "one"}, then, now), "an override of what was the default"
+    preset = [{"distill": at["distill"] | {"mode": "scratch"}} for at in (then, now)]
+    distilled = {"distill.mode": "distill"}
+    assert not known.same({}, {}, *preset) and known.same(distilled, distilled, *preset)
+
+
 def test_the_page_counts_what_was_not_repeated() -> None:
     records = {"a": done_with(), "b": done_with() | {"of": "c", "cpu_s": 7200.0}}
     assert page.provenance(records).endswith(
