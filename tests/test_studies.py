@@ -322,6 +322,19 @@ def test_a_cell_that_a_study_has_not_is_refused() -> None:
         chosen(study, "one_on", None)
 
 
+@pytest.mark.parametrize(("seeds", "wrong"), [("9", "9"), ("0,9", "9"), ("one", "one"), ("1.0", "1.0"), ("0,", "")])
+def test_a_seed_that_a_study_has_not_is_refused(seeds: str, wrong: str) -> None:
+    study = plan.read(plan.FOLDER / "table4.yaml")
+    message = f"^table4 has no seed '{wrong}'; seeds: 0, 1, 2; `seeds` in studies/table4.yaml sets them$"
+    with pytest.raises(ValueError, match=message):
+        chosen(study, None, seeds)
+
+
+def test_a_seed_that_is_named_twice_is_run_once() -> None:
+    study = plan.read(plan.FOLDER / "table4.yaml")
+    assert [run.seed for run in chosen(study, "one_one", "2, 0,0")] == [0, 2]
+
+
 def test_cpu_hours_count_a_shared_teacher_once(monkeypatch) -> None:
     raw = params.raw(ROOT / "params.yaml")
     facm, scm, other = (
