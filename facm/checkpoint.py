@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from facm import backbones, ema, files, preconds
 from facm.data.latents import LatentSet
+from facm.params import outputs
 from facm.work import repository_root
 
 EXTRA_EMBEDDERS = ("r_embedder.", "model.r_embedder.")  # what a student may have beyond its teacher; zero-initialised
@@ -157,6 +158,30 @@ def save(folder: str | Path, weights: dict[str, Tensor], config: Config, snapsho
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
     files.settle(folder.parent)
+
+
+def refuse_own(folder: str | Path, out: str | Path) -> None:
+    """Raise ValueError where `--out` is a checkpoint's own folder, lies in it, or holds it."""
+    own, place = Path(folder).resolve(), Path(out).resolve()
+    if place in (own, *own.parents):
+        raise ValueError(f"--out {out} is the checkpoint's own folder, or above it: choose another")
+    if own in place.parents:
+        raise ValueError(f"--out {out} lies in the checkpoint's own folder, which DVC tracks: choose another")
+
+
+def refuse_foreign(out: str | Path) -> None:
+    """Raise ValueError where `save` would replace what is no checkpoint, or what a stage of the pipeline makes."""
+    out = Path(out)
+    if out.exists() and not (out / "config.json").is_file():
+        raise ValueError(f"{out} is there and no checkpoint folder: choose another --out")
+    named, place = Path(os.path.abspath(out)), out.resolve()  # data/ may be a link to another disk
+    pipelines = [above / "dvc.yaml" for path in (named, place) for above in (path, *path.parents)]
+    pipeline = next((path for path in pipelines if path.is_file()), Path("dvc.yaml"))
+    for name in outputs(None, pipeline):
+        made = (pipeline.parent / name).resolve()
+        if made in (place, *place.parents) or place in made.parents:
+            relation = "holds" if place in made.parents else "belongs to"
+            raise ValueError(f"--out {out} {relation} {name}, which is made by a stage of {pipeline}: choose another")
 
 
 def read_config(folder: str | Path) -> Config:

@@ -166,10 +166,7 @@ def _draw(generator: Generator, name: str, num: int, fields: dict[str, Any]) -> 
 
 def _refuse(folder: Path, out: Path) -> None:
     """Raise ValueError where writing would lose something, or must fail."""
-    if out.resolve() in (folder.resolve(), *folder.resolve().parents):
-        raise ValueError(f"--out {out} is the checkpoint's own folder, or above it: choose another")
-    if folder.resolve() in out.resolve().parents:
-        raise ValueError(f"--out {out} lies in the checkpoint's own folder, which DVC tracks: choose another")
+    checkpoint.refuse_own(folder, out)
     if not out.resolve().parent.is_dir():
         raise ValueError(f"--out {out}: there is no folder {out.resolve().parent}")
     if out.is_file():

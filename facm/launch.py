@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     if options:
-        _torchrun([*options, f"--shutdown-timeout={SAVE_S}", "-m", "facm.launch", module])
+        _torchrun([*options, "-m", "facm.launch", module])
     else:
         _run(module)
 
@@ -95,12 +95,14 @@ def _torchrun(arguments: list[str]) -> None:
     """Start this node's processes and wait; ends with the exit status of the first that failed, without a report."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import parse_args, run
+    from torch.distributed.run import get_args_parser, parse_args, run
 
     # torchrun would set 1: numpy's sums (KID) would then be others than in one process.
     os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+    known = "--shutdown-timeout" in get_args_parser().format_usage()  # torch 2.11 has it not, and kills after 30 s
+    patience = [f"--shutdown-timeout={SAVE_S}"] if known else []
     try:
-        run(parse_args(arguments))
+        run(parse_args([*patience, *arguments]))
     except ChildFailedError as failed:
         raise SystemExit(failed.get_first_failure()[1].exitcode) from None
     except SignalException as stopped:

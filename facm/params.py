@@ -298,10 +298,11 @@ def mapping_of(text: str, path: str) -> dict[str, Any]:
     return loaded
 
 
-def outputs(stage: str, path: str | Path = "dvc.yaml") -> list[str]:
-    """Files and folders that a stage makes, as dvc.yaml says; none where there is no such file or stage."""
-    stages = yaml.safe_load(Path(path).read_text())["stages"] if Path(path).is_file() else {}
-    entries = [entry for kind in ("outs", "metrics", "plots") for entry in stages.get(stage, {}).get(kind, [])]
+def outputs(stage: str | None, path: str | Path = "dvc.yaml") -> list[str]:
+    """Files and folders that a stage makes (None: all stages), as dvc.yaml says; none where it has no such stage."""
+    stages = raw(path).get("stages", {}) if Path(path).is_file() else {}
+    asked = list(stages.values()) if stage is None else [stages.get(stage, {})]
+    entries = [entry for made in asked for kind in ("outs", "metrics", "plots") for entry in made.get(kind, [])]
     return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
 
 

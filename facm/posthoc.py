@@ -14,9 +14,11 @@ def main() -> None:
     parser.add_argument(
         "--sigma-rel", type=float, required=True, help="EMA length as a share of training, 0 < s < 0.28"
     )
-    parser.add_argument("--out", required=True, help="folder to write")
+    parser.add_argument("--out", required=True, help="folder to write; an earlier checkpoint there is replaced")
     arguments = parser.parse_args()
     try:
+        checkpoint.refuse_own(arguments.folder, arguments.out)
+        checkpoint.refuse_foreign(arguments.out)
         weights = checkpoint.synthesize(arguments.folder, arguments.sigma_rel)
         config = replace(checkpoint.read_config(arguments.folder), sigma_rel=arguments.sigma_rel)
         checkpoint.save(arguments.out, weights, config, [path for _, _, path in checkpoint.snapshots(arguments.folder)])

@@ -81,15 +81,22 @@ def chosen(study: plan.Study, cells: str | None, seeds: str | None) -> list[plan
     """The study's runs, or some of them.
 
     Raises:
-        ValueError: a cell that the study has not.
+        ValueError: a cell or a seed that the study has not.
     """
     names = [cell.name for cell in study.cells]
     wanted = cells.split(",") if cells else names
     unknown = [name for name in wanted if name not in names]
     if unknown:
         raise ValueError(f"{study.name} has no cell '{unknown[0]}'; cells: {', '.join(names)}")
-    some = replace(study, seeds=tuple(map(int, seeds.split(",")))) if seeds else study
-    return [run for run in plan.runs(some) if run.cell in wanted]
+    known_seeds = list(map(str, study.seeds))
+    wanted_seeds = [seed.strip() for seed in seeds.split(",")] if seeds else known_seeds
+    unknown = [seed for seed in wanted_seeds if seed not in known_seeds]
+    if unknown:
+        raise ValueError(
+            f"{study.name} has no seed '{unknown[0]}'; seeds: {', '.join(known_seeds)}; `seeds` in "
+            f"studies/{study.name}.yaml sets them"
+        )
+    return [run for run in plan.runs(study) if run.cell in wanted and str(run.seed) in wanted_seeds]
 
 
 def main() -> None:

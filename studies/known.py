@@ -35,16 +35,19 @@ def known(studies: list[Study], missing: list[Run], now: Defaults, at: Callable[
 def same(measured: dict[str, Any], wanted: dict[str, Any], then: Defaults, now: Defaults) -> bool:
     """Whether two sets of overrides mean the same run, one over the params of `then`, one over those of `now`.
 
-    Keys that came or went between the two are passed over where no override names them, as is what only training from
-    scratch reads.
+    Keys that came or went between the two are passed over where no override names them; so is what only training from
+    scratch reads, where the wanted run has a teacher.
     """
+    scratch = wanted.get("distill.mode", value(now, "distill.mode")) == "scratch"
     block = {"backbones": "backbone.name", "preconds": "backbone.precond", "objectives": "distill.objective"}
 
     def counts(key: str) -> bool:
         first, _, rest = key.partition(".")
         if first in block and rest.partition(".")[0] != wanted.get(block[first], value(now, block[first])):
             return False
-        return first not in UNREAD and not key.startswith("distill.scratch") and value(then, key) is not ABSENT
+        if first in UNREAD or (key.startswith("distill.scratch") and not scratch):
+            return False
+        return value(then, key) is not ABSENT
 
     keys = measured.keys() | wanted.keys() | set(filter(counts, leaves(now)))
     return all(_equal(measured.get(key, value(then, key)), wanted.get(key, value(now, key))) for key in keys)

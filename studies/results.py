@@ -14,7 +14,7 @@ class Entry:
         mean: of stable runs.
         sd: standard deviation; None with one run.
         n: stable runs.
-        unstable: unstable ones.
+        unstable: runs that diverged, or whose score is not finite.
         lower: seeds in which it is below the reference cell, which had the same teachers, and seeds that both have.
         complete: whether all runs of the cell are there, so that a metric without a score was not asked.
     """
@@ -27,14 +27,20 @@ class Entry:
     complete: bool = False
 
 
-def look_up(result: dict[str, Any], path: str) -> float | None:
-    """A dotted path in evaluate.json, None where it is not there or not finite."""
+def asked(result: dict[str, Any], path: str) -> float | None:
+    """What stands under a dotted path in evaluate.json, finite or not; None where it was not asked."""
     value: Any = result
     for part in path.split("."):
         if not isinstance(value, dict) or part not in value:
             return None
         value = value[part]
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def look_up(result: dict[str, Any], path: str) -> float | None:
+    """A dotted path in evaluate.json, None where it is not there or not finite."""
+    value = asked(result, path)
+    return value if value is not None and math.isfinite(value) else None
 
 
 def of_teacher(result: dict[str, Any]) -> dict[str, Any]:
@@ -43,12 +49,13 @@ def of_teacher(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def entry(results: list[dict[str, Any]], path: str) -> Entry:
-    """Over the seeds of one cell. Unstable runs are counted and not averaged."""
+    """Over the seeds of one cell. Unstable runs and scores that are not finite are counted and not averaged."""
     stable = [result for result in results if result.get("stable", True)]
-    values = [value for value in (look_up(result, path) for result in stable) if value is not None]
+    scores = [score for score in (asked(result, path) for result in stable) if score is not None]
+    values = [score for score in scores if math.isfinite(score)]
     mean = statistics.fmean(values) if values else None
     sd = statistics.stdev(values) if len(values) > 1 else None
-    return Entry(mean, sd, len(values), len(results) - len(stable))
+    return Entry(mean, sd, len(values), len(results) - len(stable) + len(scores) - len(values))
 
 
 def lower(own: list[dict[str, Any]], reference: list[dict[str, Any]], path: str) -> tuple[int, int]:

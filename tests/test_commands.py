@@ -1,12 +1,13 @@
 """The command lines, in this process: what they write, what they print, how they refuse."""
 
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from miniature import truncate, write_checkpoint, write_latents, write_params
+from miniature import ROOT, truncate, write_checkpoint, write_latents, write_params
 from PIL import Image
 
 import facm
@@ -224,6 +225,62 @@ def test_posthoc_writes_a_checkpoint_of_another_length(run, tmp_path: Path) -> N
 def test_posthoc_refuses_in_one_line(arguments, message: str, refused, tmp_path: Path) -> None:
     assert message in refused(posthoc.main, *arguments, "--out", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with a teacher, a student, a copy of it, and a folder of something else."""
+    (tmp_path / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
+    latents = write_latents(tmp_path / "data/latents")
+    write_checkpoint(tmp_path / "data/teacher", latents)
+    write_checkpoint(tmp_path / "data/student", latents, kind="student")
+    shutil.copytree(tmp_path / "data/student", tmp_path / "copies/student")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/one.png").write_bytes(b"picture")
+    return tmp_path
+
+
+OWN, DVCS = "the checkpoint's own folder", "which is made by a stage of "
+
+
+@pytest.mark.parametrize(
+    ("source", "out", "message"),
+    [
+        ("data/student", "photos", "photos is there and no checkpoint folder: choose another --out"),
+        ("data/student", "photos/one.png", "photos/one.png is there and no checkpoint folder"),
+        ("copies/student", "copies/student", f"--out copies/student is {OWN}, or above it: choose another"),
+        ("copies/student", "copies", f"--out copies is {OWN}, or above it: choose another"),
+        ("copies/student", "copies/student/ema/x", f"--out copies/student/ema/x lies in {OWN}"),
+        ("data/student", "data/teacher", f"--out data/teacher belongs to data/teacher, {DVCS}"),
+        ("copies/student", "copies/../data/student", f"belongs to data/student, {DVCS}"),
+        ("data/student", "data/samples", f"--out data/samples belongs to data/samples, {DVCS}"),
+        ("data/student", "data/samples/x", f"--out data/samples/x belongs to data/samples, {DVCS}"),
+        ("data/student", "metrics", f"--out metrics holds metrics/reference.json, {DVCS}"),
+    ],
+)
+def test_posthoc_replaces_nothing_but_earlier_checkpoints(source, out, message, refused, trained, monkeypatch) -> None:
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+
+    before = files()
+    monkeypatch.chdir(trained)
+    assert message in refused(posthoc.main, source, "--sigma-rel", "0.1", "--out", out)
+    assert files() == before
+
+
+def test_posthoc_replaces_an_earlier_checkpoint_and_writes_beside_what_dvc_owns(run, trained, monkeypatch) -> None:
+    monkeypatch.chdir(trained)
+    for out in ("copies/student", "data/student-0.1"):
+        run(posthoc.main, "data/student", "--sigma-rel", "0.1", "--out", out)
+        assert checkpoint.read_config(out).sigma_rel == 0.1
+
+
+def test_what_dvc_owns_is_known_where_data_is_a_link(refused, trained, monkeypatch) -> None:
+    (trained / "data").rename(trained / "disk")
+    (trained / "data").symlink_to("disk")
+    monkeypatch.chdir(trained)
+    told = refused(posthoc.main, "data/student", "--sigma-rel", "0.1", "--out", "data/teacher")
+    assert f"--out data/teacher belongs to data/teacher, {DVCS}" in told
 
 
 def test_posthoc_names_a_truncated_snapshot(refused, tmp_path: Path) -> None:

@@ -255,6 +255,9 @@ def test_a_missing_source_and_a_folder_of_something_else_are_told(run, refused) 
     assert "photos is there and no checkpoint folder: choose another --out" in told and Path("photos").is_dir()
     run("x.pt", *FACM)
     run("x.pt", *FACM)  # one of ours is replaced
+    Path("dvc.yaml").write_text("stages:\n  teacher:\n    outs:\n    - out\n")
+    with pytest.raises(SystemExit, match="--out out belongs to out, which is made by a stage of .*dvc.yaml"):
+        run("x.pt", *FACM)
 
 
 # Pickles

@@ -1,5 +1,6 @@
 """`python -m facm.launch`: in this process or under torchrun, on one node or several, and how it refuses."""
 
+import argparse
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch.distributed.run
 
 from facm import launch
 from facm.launch import torchrun_options
@@ -124,6 +126,31 @@ def test_the_environment_says_how_many_processes_there_are(environment: dict, op
 def test_an_environment_that_contradicts_itself_is_refused(environment: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         torchrun_options(environment)
+
+
+@pytest.mark.parametrize("since", ["torch 2.11", "later"])
+def test_torchrun_is_asked_for_time_to_save_where_it_knows_that_option(since: str, monkeypatch) -> None:
+    def parser() -> argparse.ArgumentParser:
+        made = argparse.ArgumentParser()
+        for flag in ("--standalone", "-m"):
+            made.add_argument(flag, action="store_true")
+        made.add_argument("--nproc-per-node", "--nproc_per_node")
+        if since == "later":
+            made.add_argument("--shutdown-timeout", "--shutdown_timeout", type=int)
+        made.add_argument("training_script")
+        made.add_argument("training_script_args", nargs=argparse.REMAINDER)
+        return made
+
+    ran: list[argparse.Namespace] = []
+    monkeypatch.setattr(torch.distributed.run, "get_args_parser", parser)
+    monkeypatch.setattr(torch.distributed.run, "run", ran.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("FACM_NPROC", "2")
+    launch.main(["stages.teacher"])
+    (asked,) = ran
+    assert (asked.standalone, asked.nproc_per_node) == (True, "2")
+    assert (asked.training_script, asked.training_script_args) == ("facm.launch", ["stages.teacher"])
+    assert getattr(asked, "shutdown_timeout", None) == (launch.SAVE_S if since == "later" else None)
 
 
 def test_an_error_of_all_processes_is_told_once(module) -> None:

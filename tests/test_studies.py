@@ -78,6 +78,19 @@ def test_unstable_runs_are_counted_and_not_averaged() -> None:
     assert told(replace(entry([], "student.nfe1.fd"), complete=True)) == "–", "all is there, this was not asked"
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_not_finite_is_unstable_and_one_that_is_absent_was_not_asked(bad: float) -> None:
+    def scores(*values: float) -> list[dict[str, Any]]:
+        return [{"student": {"nfe1": {"fd": v}}, "stable": True, "seed": seed} for seed, v in enumerate(values)]
+
+    fd, other = "student.nfe1.fd", "student.nfe2.fd"
+    assert entry(scores(1.0, bad, 3.0), fd) == Entry(2.0, 2**0.5, 2, 1)
+    assert told(replace(entry(scores(bad, bad), fd), complete=True)) == "no score; 2 unstable"
+    assert entry([*scores(1.0, bad), {"stable": False, "seed": 2}], fd) == Entry(1.0, None, 1, 2)
+    assert told(replace(entry(scores(bad), other), complete=True)) == "–"
+    assert lower(scores(1, bad, 1, bad), scores(2, 2, bad, bad), fd) == (1, 1), "for neither side"
+
+
 def test_seeds_are_compared_one_by_one_with_the_reference() -> None:
     def scores(*values: float) -> list[dict[str, Any]]:
         return [{"student": {"nfe1": {"fd": v}}, "seed": seed} for seed, v in enumerate(values)]
@@ -162,12 +175,22 @@ def test_an_override_may_say_the_default_of_today() -> None:
     assert not known.same({"distill.w": 1.25}, {}, {"distill": {"w": 1.25}}, {"distill": {"w": 1.5}})
 
 
+@pytest.mark.parametrize("key", ["scratch_form", "scratch_condition", "scratch_source", "scratch_kappa"])
+def test_what_only_training_from_scratch_reads_counts_from_scratch_only(key: str) -> None:
+    then, now = ({"distill": {"mode": "distill", key: value}} for value in ("one", "other"))
+    scratch = {"distill.mode": "scratch"}
+    assert known.same({}, {}, then, now) and known.same(scratch, scratch, now, now)
+    assert not known.same(scratch, scratch, then, now)
+    assert known.same(scratch, scratch | {f"distill.{key}": "one"}, then, now), "an override of what was the default"
+    preset = [{"distill": at["distill"] | {"mode": "scratch"}} for at in (then, now)]
+    distilled = {"distill.mode": "distill"}
+    assert not known.same({}, {}, *preset) and known.same(distilled, distilled, *preset)
+
+
 def test_the_page_counts_what_was_not_repeated() -> None:
     records = {"a": done_with(), "b": done_with() | {"of": "c", "cpu_s": 7200.0}}
-    assert page.provenance(records).endswith(
-        "0.0 CPU-hours beside what runs share (features, teachers, students); "
-        "1 of the runs were taken from other studies"
-    )
+    beside = "0.0 CPU-hours beside what runs share (features, teachers, students)"
+    assert page.provenance(records).endswith(f"{beside}; 1 of the runs were taken from other studies")
 
 
 def test_a_teachers_scores_stand_under_the_evaluations_that_it_took() -> None:
@@ -296,6 +319,19 @@ def test_a_cell_that_a_study_has_not_is_refused() -> None:
     assert len(chosen(study, "one_one", "0")) == 1 and len(chosen(study, None, None)) == 18
     with pytest.raises(ValueError, match="table4 has no cell 'one_on'; cells: one_one"):
         chosen(study, "one_on", None)
+
+
+@pytest.mark.parametrize(("seeds", "wrong"), [("9", "9"), ("0,9", "9"), ("one", "one"), ("1.0", "1.0"), ("0,", "")])
+def test_a_seed_that_a_study_has_not_is_refused(seeds: str, wrong: str) -> None:
+    study = plan.read(plan.FOLDER / "table4.yaml")
+    message = f"^table4 has no seed '{wrong}'; seeds: 0, 1, 2; `seeds` in studies/table4.yaml sets them$"
+    with pytest.raises(ValueError, match=message):
+        chosen(study, None, seeds)
+
+
+def test_a_seed_that_is_named_twice_is_run_once() -> None:
+    study = plan.read(plan.FOLDER / "table4.yaml")
+    assert [run.seed for run in chosen(study, "one_one", "2, 0,0")] == [0, 2]
 
 
 def test_cpu_hours_count_a_shared_teacher_once(monkeypatch) -> None:

@@ -51,4 +51,5 @@ def test_a_study_is_killed_gone_on_with_and_then_complete(clone: Clone) -> None:
     assert "2 runs, 0 missing" in clone.run(*study)
     clone.append("facm/log.py", "\n# edited\n")
     clone.run("git", "rm", "-q", "--cached", "studies/tiny.yaml")
-    assert "uncommitted changes: " in clone.run(*study, "--seeds", "1", fails=True)
+    (clone.root / "studies/tiny.yaml").write_text(STUDY.replace("seeds: [0]", "seeds: [0, 1]"))
+    assert "uncommitted changes: " in clone.run(*study, fails=True)

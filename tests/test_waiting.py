@@ -319,6 +319,7 @@ def test_what_is_left_is_all_that_dvc_expects_of_the_stage(stage: str, tmp_path:
     with Repo(str(tmp_path)) as repo:
         (expected,) = ([out.def_path for out in s.outs] for s in repo.index.stages if s.name == stage)
     assert sorted(params.outputs(stage, ROOT / "dvc.yaml")) == sorted(expected) != []
+    assert set(expected) <= set(params.outputs(None, ROOT / "dvc.yaml"))
     assert params.outputs("nosuch", ROOT / "dvc.yaml") == params.outputs(stage, tmp_path / "nosuch.yaml") == []
 
 

@@ -81,8 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _import(arguments: argparse.Namespace) -> None:
     path, out = Path(arguments.source), Path(arguments.out)
-    if out.exists() and not (out / "config.json").is_file():
-        raise ValueError(f"{out} is there and no checkpoint folder: choose another --out")
+    checkpoint.refuse_foreign(out)
     if out.resolve() in path.resolve().parents:
         raise ValueError(f"{path} lies in {out}, which is replaced as a whole: choose another --out")
     stats = None if arguments.stats is None else Path(arguments.stats)
