@@ -171,10 +171,17 @@ def refuse_own(folder: str | Path, out: str | Path) -> None:
 
 def refuse_foreign(out: str | Path) -> None:
     """Raise ValueError where `save` would replace what is no checkpoint, or what a stage of the pipeline makes."""
-    out = Path(out)
-    if out.exists() and not (out / "config.json").is_file():
-        raise ValueError(f"{out} is there and no checkpoint folder: choose another --out")
-    named, place = Path(os.path.abspath(out)), out.resolve()  # data/ may be a link to another disk
+    if Path(out).exists():
+        try:
+            read_config(out)
+        except (CheckpointError, OSError):
+            raise ValueError(f"{out} is there and no checkpoint folder: choose another --out") from None
+    refuse_made(out)
+
+
+def refuse_made(out: str | Path) -> None:
+    """Raise ValueError where `--out` is, holds or lies in what a stage of the pipeline makes."""
+    named, place = Path(os.path.abspath(out)), Path(out).resolve()  # data/ may be a link to another disk
     pipelines = [above / "dvc.yaml" for path in (named, place) for above in (path, *path.parents)]
     pipeline = next((path for path in pipelines if path.is_file()), Path("dvc.yaml"))
     for name in outputs(None, pipeline):

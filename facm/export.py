@@ -167,6 +167,7 @@ def _draw(generator: Generator, name: str, num: int, fields: dict[str, Any]) -> 
 def _refuse(folder: Path, out: Path) -> None:
     """Raise ValueError where writing would lose something, or must fail."""
     checkpoint.refuse_own(folder, out)
+    checkpoint.refuse_made(out)
     if not out.resolve().parent.is_dir():
         raise ValueError(f"--out {out}: there is no folder {out.resolve().parent}")
     if out.is_file():

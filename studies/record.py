@@ -8,7 +8,7 @@ from facm.files import whole
 from studies.plan import FOLDER, Run
 
 OUT = FOLDER / "results"
-KEPT = ("stable", "diverged_at", "teacher", "student", "num", "features", "floor", "class_mean")
+KEPT = ("stable", "diverged_at", "not_finite", "teacher", "student", "num", "features", "floor", "class_mean")
 
 
 def read(study: str, folder: Path = OUT) -> dict[str, dict[str, Any]]:

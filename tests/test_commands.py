@@ -237,6 +237,8 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(tmp_path / "data/student", tmp_path / "copies/student")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/one.png").write_bytes(b"picture")
+    (tmp_path / "another").mkdir()
+    (tmp_path / "another/config.json").write_text('{"_class_name": "AutoencoderKL"}')
     return tmp_path
 
 
@@ -247,6 +249,7 @@ OWN, DVCS = "the checkpoint's own folder", "which is made by a stage of "
     ("source", "out", "message"),
     [
         ("data/student", "photos", "photos is there and no checkpoint folder: choose another --out"),
+        ("data/student", "another", "another is there and no checkpoint folder: choose another --out"),
         ("data/student", "photos/one.png", "photos/one.png is there and no checkpoint folder"),
         ("copies/student", "copies/student", f"--out copies/student is {OWN}, or above it: choose another"),
         ("copies/student", "copies", f"--out copies is {OWN}, or above it: choose another"),

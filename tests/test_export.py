@@ -234,6 +234,16 @@ def test_export_refuses_in_one_line_and_changes_nothing(words, message: str, run
     assert sorted(folder.rglob("*")) == before
 
 
+def test_nothing_is_exported_into_what_a_stage_makes(run, folder: Path, tmp_path: Path, monkeypatch) -> None:
+    shutil.copytree(folder / "student", tmp_path / "student")
+    (tmp_path / "dvc.yaml").write_text("stages:\n  sample:\n    cmd: none\n    outs:\n      - data/samples\n")
+    (tmp_path / "data/samples").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r"--out data/samples/x belongs to data/samples, which is made by a stage of"):
+        run("student", "--out", "data/samples/x")
+    assert not list((tmp_path / "data/samples").iterdir())
+
+
 def test_what_is_killed_while_it_writes_leaves_the_folder_before(run, tmp_path: Path, monkeypatch) -> None:
     out = tmp_path / "student"
     run("student", "--out", str(out))

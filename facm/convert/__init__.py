@@ -186,7 +186,7 @@ def _verified(source: Source) -> str:
 
 def _describe(source: Source, digest: str, chosen: weights.Weights, found: Found, where: Space) -> Config:
     """The config.json of a converted network."""
-    objective = objectives.load("facm" if source.kind == "student" else "fm")
+    objective = objectives.load("facm" if source.kind == "student" else "fm")()
     told = {
         "source": source.path.name,
         "format": source.format,
