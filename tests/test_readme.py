@@ -34,6 +34,7 @@ backbones:
     depth: 1
     heads: 2
 distill:
+  w: 1.0
   objective: euler_cd
   steps: 2
   batch_size: 4
