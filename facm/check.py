@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from facm import backbones, codecs, data, features, lpips, objectives, params, preconds, samplers
+from facm import backbones, codecs, data, features, lpips, objectives, params, preconds, samplers, train
 from facm.evaluate import NEIGHBOURS
 from facm.files import sha256
 from facm.names import refuse_unknown
@@ -66,7 +66,8 @@ def check(p: Params) -> None:
     _check_imported(p)
     objective = build_objective(p)
     _check_stages(p, objective)
-    _check_batches(p, objective)
+    train.check_batch("teacher", p.teacher.batch_size, 1, p.train.accumulate)
+    train.check_batch("distill", p.distill.batch_size, getattr(objective, "group", 1), p.train.accumulate)
     _check_sampling(p, objective)
 
 
@@ -358,18 +359,6 @@ def _check_conditions(p: Params, objective: Any) -> None:
             f"{PATH}, distill.w: {d.w:g} from scratch guides by the network's own velocity, which objective "
             f"'{d.objective}' with these constants does not train: set it to 1"
         )
-
-
-def _check_batches(p: Params, objective: Any) -> None:
-    """Raise ParamsError where a batch does not hold a row, or a group, for each micro-batch."""
-    group = getattr(objective, "group", 1)
-    for name, size, rows in (("teacher", p.teacher.batch_size, 1), ("distill", p.distill.batch_size, group)):
-        if size % rows or size // rows < p.train.accumulate:
-            whole = f"whole groups of {rows} (objectives.{p.distill.objective}.group), " if rows > 1 else ""
-            raise ParamsError(
-                f"{PATH}, {name}.batch_size: {size} must hold {whole}one for each of {p.train.accumulate} "
-                "micro-batches (train.accumulate)"
-            )
 
 
 def _check_null_label(p: Params) -> None:

@@ -160,7 +160,7 @@ class Generator:
         *,
         batch_size: int,
         what: str,
-    ) -> "Drawn":
+    ) -> Drawn:
         """Draw `num` pictures, the batches shared among the ranks, and hand them on, in order, on rank 0.
 
         A rank holds one batch at a time. Its pictures are the same whatever the number of ranks.

@@ -4,6 +4,15 @@ import difflib
 from collections.abc import Iterable
 
 
+def hint(name: object, known: Iterable[object]) -> str:
+    """` (did you mean '...'?)` with the nearest known name, or nothing; one that begins alike comes first."""
+    given, texts = str(name), [text for text in known if isinstance(text, str)]
+    long = [text for text in texts if min(len(given), len(text)) > 2]
+    alike = [text for text in long if given.startswith(text) or text.startswith(given)]
+    near = difflib.get_close_matches(given, alike or texts, n=1, cutoff=0.0 if alike else 0.6)
+    return f" (did you mean '{near[0]}'?)" if near else ""
+
+
 def refuse_unknown(names: Iterable[str], known: Iterable[str], place: str) -> None:
     """Raise ValueError for the first name that is not known.
 
@@ -15,6 +24,4 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str], place: str) -> No
     known = list(known)
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f" (did you mean '{near[0]}'?)" if near else ""
-            raise ValueError(f"{place}: unknown '{name}'{hint}; known: {', '.join(map(str, known))}")
+            raise ValueError(f"{place}: unknown '{name}'{hint(name, known)}; known: {', '.join(map(str, known))}")

@@ -7,7 +7,6 @@ line here.
 """
 
 import copy
-import difflib
 import math
 import types
 import typing
@@ -17,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-from facm.names import refuse_unknown
+from facm.names import hint, refuse_unknown
 
 PATH = "params.yaml"
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -346,9 +345,8 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
         return None if value is None else _convert(value, next(a for a in arguments if a is not type(None)), where)
     if origin is Literal:
         if not isinstance(value, str) or value not in arguments:
-            near = difflib.get_close_matches(str(value), arguments, n=1)
-            hint = f" (did you mean '{near[0]}'?)" if near else ""
-            raise ParamsError(f"{PATH}, {where}: {value!r} is not one of {', '.join(arguments)}{hint}")
+            known = f"{', '.join(arguments)}{hint(value, arguments)}"
+            raise ParamsError(f"{PATH}, {where}: {value!r} is not one of {known}")
         return value
     if origin is tuple:
         return _convert_list(value, arguments, where)

@@ -8,7 +8,6 @@ Comments are kept, what changes is shown, and hand edits are not overwritten wit
 """
 
 import argparse
-import difflib
 import io
 import os
 import re
@@ -20,6 +19,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 
+from facm.names import hint
 from facm.params import PATH
 
 FOLDER = "presets"
@@ -48,9 +48,7 @@ def render(names: list[str], folder: str | Path = FOLDER) -> str:
         raise PresetError(f"there are no presets in {Path(folder).absolute()}: run this at the repository's root")
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f" (did you mean '{near[0]}'?)" if near else ""
-            raise PresetError(f"unknown preset '{name}'{hint}; {folder}/ has: {', '.join(known)}")
+            raise PresetError(f"unknown preset '{name}'{hint(name, known)}; {folder}/ has: {', '.join(known)}")
     _fit(names, folder)
     document = _yaml().load((Path(folder) / f"{BASE}.yaml").read_text())
     for name in names:
@@ -140,9 +138,8 @@ def _overlay(base: CommentedMap, overlay: CommentedMap, source: str, where: str)
     for key, value in overlay.items():
         place = f"{where}.{key}" if where else str(key)
         if key not in base:
-            near = difflib.get_close_matches(str(key), [str(k) for k in base], n=1)
-            hint = f" (did you mean '{near[0]}'?)" if near else ""
-            raise PresetError(f"{source}: unknown '{place}'{hint}; {FOLDER}/{BASE}.yaml must have every key")
+            told = f"{source}: unknown '{place}'{hint(key, base)}"
+            raise PresetError(f"{told}; {FOLDER}/{BASE}.yaml must have every key")
         if isinstance(value, CommentedMap) and isinstance(base[key], CommentedMap):
             _overlay(base[key], value, source, place)
         elif isinstance(value, CommentedSeq) and isinstance(base[key], CommentedSeq):

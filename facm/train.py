@@ -111,7 +111,7 @@ class _Loop:
 
     def __init__(self, job: Job, work: Work, log_folder: str):
         self.job, self.work, settings = job, work, job.settings
-        _check_batch(job)
+        check_batch(job.name, settings.batch_size, getattr(job.objective, "group", 1), job.plan.accumulate)
         passes = prepare(job.network.train(), job.plan, job.derivative)
         self.network = passes.network
         time = TimeSampler(settings.time.sampler, settings.time.mean, settings.time.std)
@@ -336,18 +336,20 @@ def snapshot_steps(steps: int, num: int) -> set[int]:
     return {round(steps * (i + 1) / num) for i in range(num)} - {0}
 
 
-def _check_batch(job: Job) -> None:
-    """Raise ValueError unless every process and micro-batch has a row."""
-    size, ranks, parts = job.settings.batch_size, dist.world_size(), job.plan.accumulate
-    group = getattr(job.objective, "group", 1)
-    if size % group or size // group < ranks * parts:
-        if group > 1:
-            raise ValueError(
-                f"params.yaml, {job.name}.batch_size: {size} must hold whole groups of {group} (the objective's "
-                f"`group`), at least {ranks * parts} of them, one for each of {ranks} processes (FACM_NPROC) and "
-                f"{parts} micro-batches (train.accumulate)"
-            )
-        raise ValueError(
-            f"params.yaml, {job.name}.batch_size: {size} must be at least {ranks * parts}, one for each of {ranks} "
-            f"processes (FACM_NPROC) and {parts} micro-batches (train.accumulate)"
-        )
+def check_batch(name: str, size: int, group: int, accumulate: int) -> None:
+    """Raise ValueError unless every process and micro-batch has a row, or a group of rows.
+
+    Args:
+        name: teacher | distill.
+        size: rows of the global batch.
+        group: rows that belong together (the objective's `group`), 1 or more.
+        accumulate: micro-batches.
+    """
+    ranks = dist.world_size()
+    if not size % group and size // group >= ranks * accumulate:
+        return
+    needed = f"hold whole groups of {group} (the objective's `group`), at least" if group > 1 else "be at least"
+    raise ValueError(
+        f"params.yaml, {name}.batch_size: {size} must {needed} {ranks * accumulate}, one for each of {ranks} "
+        f"processes (FACM_NPROC) and {accumulate} micro-batches (train.accumulate)"
+    )

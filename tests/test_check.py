@@ -230,11 +230,11 @@ CONFLICTS = [
     ),
     (
         {"distill__objective": "imm", "distill__batch_size": 6},
-        "params.yaml, distill.batch_size: 6 must hold whole groups of 4 (objectives.imm.group), one for each of 1 mic",
+        "params.yaml, distill.batch_size: 6 must hold whole groups of 4 (the objective's `group`), at least 1, one for",
     ),
     (
         {"train__accumulate": 8},
-        "params.yaml, teacher.batch_size: 4 must hold one for each of 8 micro-batches (train.accumulate)",
+        "params.yaml, teacher.batch_size: 4 must be at least 8, one for each of 1 processes (FACM_NPROC) and 8",
     ),
     (
         {"sample__sigma_rel": 0.1, "distill__ema__snapshots": 1}

@@ -296,6 +296,10 @@ def changed(name="facm", shared=None, drop=None, **constants):
             changed(shared={"alpha": "powr"}),
             r"distill.alpha: 'powr' is not one of one, power, cos \(did you mean 'power'",
         ),
+        (
+            changed(shared={"alpha": "cosine"}),
+            r"distill.alpha: 'cosine' is not one of one, power, cos \(did you mean 'cos'\?",
+        ),
         (changed(shared={"beta": 1}), r"distill.beta: 1 is not one of one, power, cos"),
         (changed(shared={"p": 0}), r"distill.p: 0 must be above 0"),
         (changed(shared={"conditioning": "plain"}), r"distill.conditioning: 'plain' asks v and v_bar alike"),

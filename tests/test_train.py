@@ -407,10 +407,10 @@ def test_micro_batches_hold_whole_groups_and_an_odd_batch_is_refused(latents, tm
     run = loop(job(latents, Grouped(), distill__batch_size=6, plan=Plan(accumulate=2)), tmp_path)
     run.advance()
     assert run.log.rows[-1]["loss_fm"] > 0
-    message = "distill.batch_size: 5 must hold whole groups of 2 (the objective's `group`), at least 1 of them"
+    message = "distill.batch_size: 5 must hold whole groups of 2 (the objective's `group`), at least 1, one for each"
     with pytest.raises(ValueError, match=re.escape(message)):
         loop(job(latents, Grouped(), distill__batch_size=5), tmp_path, "odd")
-    with pytest.raises(ValueError, match="at least 4 of them"):
+    with pytest.raises(ValueError, match="at least 4, one for each"):
         loop(job(latents, Grouped(), distill__batch_size=6, plan=Plan(accumulate=4)), tmp_path, "few")
 
 

@@ -4,6 +4,8 @@ An objective is a frozen dataclass whose fields are its paper's constants. It dr
 progress)` turns standard normals n (B, normals) into times, `__call__(F_theta, point)` gives per-sample losses by
 term. Fields called as in SHARED come from `distill` in params.yaml, all others from `objectives.<name>`.
 
+`samplers` names those that can draw from its students; `euler` among them says that it learns the velocity.
+
 What it may have beside these: `phase(progress)`, whose changes copy the average for queries of "phase";
 `target_decay`, the decay of the network that answers queries of "target", None where it asks none; `tools`, names of
 functions that it asks of `point.tools`, which the stage makes (stages/distill.py); `module`, trained weights of its
@@ -11,13 +13,12 @@ own; `group`, rows that belong together; `parts`, the terms apart, for `train.le
 every step.
 """
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from importlib import import_module
 from typing import Any
 
-from facm.names import refuse_unknown
+from facm.names import hint, refuse_unknown
 
 OBJECTIVES = {
     "cd": "CD",
@@ -102,6 +103,5 @@ def check_choice(value: Any, place: str, known: Iterable[Any]) -> None:
     """Raise ValueError unless `value` is one of `known`."""
     known = list(known)
     if not any(value is k or (isinstance(k, str) and value == k) for k in known):
-        near = difflib.get_close_matches(str(value), [k for k in known if isinstance(k, str)], n=1)
-        hint = f" (did you mean '{near[0]}'?)" if near else ""
-        raise ValueError(f"params.yaml, {place}: {value!r} is not one of {', '.join(map(str, known))}{hint}")
+        names = ", ".join(map(str, known))
+        raise ValueError(f"params.yaml, {place}: {value!r} is not one of {names}{hint(value, known)}")
