@@ -5,9 +5,10 @@ from typing import Any
 from studies import curves
 from studies.plan import Study
 from studies.results import tie, told
-from studies.svg import COLORS, Entries, start, text
+from studies.svg import COLORS, Axis, Entries, mark, start, text
 
-WIDTH, ROW, LEFT, RIGHT, TOP = 720, 26, 240, 30, 30
+ACROSS, ROW, LEFT, RIGHT, TOP = 480, 26, 240, 30, 30
+LETTER = 6.5  # about the width of a letter
 
 
 def table(study: Study, entries: Entries) -> str:
@@ -60,31 +61,31 @@ def provenance(records: dict[str, dict[str, Any]]) -> str:
 
 
 def svg(study: Study, entries: Entries) -> str:
-    """Curves over x where the study has it, else a row per cell; every metric, with its spread, from zero."""
+    """Curves over x where the study has it, else a row per cell; every metric, with its spread (`Axis`)."""
     if study.curve:
         return curves.svg(study, entries)
-    ends = [e.mean + (e.sd or 0) for cell in entries.values() for e in cell.values() if e.mean is not None]
-    top = max(ends, default=1.0) * 1.05 or 1.0
+    axis = Axis.of(entries)
+    left = max(LEFT, 20 + round(LETTER * max(len(cell.label) for cell in study.cells)))
+    width = left + ACROSS
     height = TOP + ROW * len(study.cells) + 20 + 18 * len(study.metrics)
-    parts = start(WIDTH, height)
+    parts = start(width, height)
 
     def x(value: float) -> float:
-        return round(LEFT + max(value, 0.0) / top * (WIDTH - LEFT - RIGHT), 1)
+        return round(left + axis.share(value) * (ACROSS - RIGHT), 1)
 
-    for i in range(5):
-        parts.append(text(x(top * i / 4), TOP - 12, f"{top * i / 4:.2f}", "middle"))
+    parts += [text(x(tick), TOP - 12, axis.told(tick), "middle") for tick in axis.ticks()]
     for row, cell in enumerate(study.cells):
         y = TOP + ROW * row + ROW / 2
-        parts.append(text(LEFT - 10, y + 4, cell.label, "end"))
+        parts.append(text(left - 10, y + 4, cell.label, "end"))
         for k, metric in enumerate(study.metrics):
             e, color = entries[cell.name][metric], COLORS[k % len(COLORS)]
             at = y + 4 * (k - (len(study.metrics) - 1) / 2)
             if e.mean is not None:
                 low, high = x(e.mean - (e.sd or 0)), x(e.mean + (e.sd or 0))
                 parts.append(f'<path d="M{low} {at}H{high}" stroke="{color}"/>')
-                parts.append(f'<circle cx="{x(e.mean)}" cy="{at}" r="3" fill="{color}"/>')
+                parts.append(mark(k, x(e.mean), at))
     for k, metric in enumerate(study.metrics):
         y = TOP + ROW * len(study.cells) + 20 + 18 * k
-        parts.append(f'<circle cx="{LEFT}" cy="{y - 4}" r="3" fill="{COLORS[k % len(COLORS)]}"/>')
-        parts.append(text(LEFT + 10, y, metric, "start"))
+        parts.append(mark(k, left, y - 4))
+        parts.append(text(left + 10, y, metric, "start"))
     return "\n".join([*parts, "</svg>"]) + "\n"

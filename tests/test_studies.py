@@ -14,6 +14,7 @@ from facm import check, params, preset
 from studies import cost, curves, known, page, plan, pool, record, tuning, worker
 from studies.__main__ import chosen, collected, write
 from studies.results import Entry, entry, lower, of_teacher, tie, told
+from studies.svg import Axis
 
 FILES = sorted(plan.FOLDER.glob("*.yaml"))
 ROOT = Path(__file__).parents[1]
@@ -115,6 +116,17 @@ def test_table_and_plot_hold_every_cell_also_those_not_run() -> None:
     entries["one_one"]["student.nfe2.fd"] = Entry(1.0, 0.1, 3, 0)
     assert "| alpha 1, beta 1 | not run | **1.000 +- 0.100** (3) |" in page.table(study, entries)
     assert all(cell.label in page.svg(study, entries) for cell in study.cells)
+
+
+def test_values_far_apart_stand_on_a_logarithmic_axis() -> None:
+    def axis(*means: float) -> Axis:
+        return Axis.of({str(i): {"fd": Entry(mean, 0.5, 3, 0)} for i, mean in enumerate(means)})
+
+    assert not axis(1.0, 4.5).log and axis(1.0, 4.5).share(5.0 * 1.05 / 2) == pytest.approx(0.5)
+    far = axis(1.0, 60.0, 6.0)
+    assert far.log and far.ticks() == [1.0, 3.0, 10.0, 30.0] and far.share(0.5) == far.share(0.0) == 0.0
+    assert far.share(10.0) - far.share(1.0) == pytest.approx(far.share(30.0) - far.share(3.0))
+    assert not axis(-1.0, 60.0).log and axis().share(0.5) == pytest.approx(0.5 / 1.05)
 
 
 # What was measured
