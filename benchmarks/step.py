@@ -5,17 +5,19 @@ python -m benchmarks.step --preset A --compile --mem --json step.json
 
 import argparse
 import dataclasses
+import functools
 import os
 import platform
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from benchmarks import meter
 from benchmarks.variants import COMPILED, NAMES, SIZES, Size, Variant, Workload, gradient
@@ -23,6 +25,7 @@ from facm import dist, files
 from facm.log import say
 
 TOLERANCES = {"float32": 1e-5, "bfloat16": 2e-2}  # of loss and gradient, relative, against float32
+GATED = 4  # samples of the gate at most: its float32 reference needs gigabytes for each of the XL network's
 WARM_UP = 2  # runs after the first
 FLOOR = 9  # F: guided teacher 2, FM and CM 2, backward 4, tangent 1; its attention adds a
 PEAK_TFLOPS = {"H200": (989, 67), "H100": (989, 67), "A100": (312, 19.5)}  # dense bfloat16, float32 without TF32
@@ -102,12 +105,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     device = dist.device()
     load = Workload.create(size, device, options.dtype)
     names = [*options.variants, *(name + COMPILED for name in options.variants if options.compile)]
-    variants = {name: load.variant(name) for name in names}
+    variants: dict[str, Variant] = {}
     result = environment(device) | {
         "config": {"preset": options.preset, "dtype": options.dtype, "rounds": options.rounds, **vars(size)},
-        "gate": gate(load, variants),
+        "gate": gated(load, names, variants),
         "flops": count(load, names),
     }
+    variants |= {name: load.variant(name) for name in names if name not in variants}
     for variant in list(variants.values()) * WARM_UP:
         variant.run()
     with pinned(device, options.threads):
@@ -120,7 +124,17 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def gate(load: Workload, variants: Mapping[str, Variant]) -> dict[str, dict[str, float]]:
+def gated(load: Workload, names: Sequence[str], built: dict[str, Variant]) -> dict[str, dict[str, float]]:
+    """The gate's figures, of at most GATED samples; variants that are built for the whole batch are kept in `built`."""
+    size = load.size
+    if size.batch <= GATED:
+        built |= {name: load.variant(name) for name in names}
+        return gate(load, {name: functools.partial(built.__getitem__, name) for name in names})
+    few = Workload.create(dataclasses.replace(size, batch=GATED), load.device, load.precision)
+    return gate(few, {name: functools.partial(few.variant, name) for name in names})
+
+
+def gate(load: Workload, builders: Mapping[str, Callable[[], Variant]]) -> dict[str, dict[str, float]]:
     """Compare the first run of each variant with the eager float32 reference, `fm` with its own eager float32 form.
 
     Returns:
@@ -130,12 +144,11 @@ def gate(load: Workload, variants: Mapping[str, Variant]) -> dict[str, dict[str,
         Wrong: an error above the tolerance.
     """
     exact, truths, told = dataclasses.replace(load, precision="float32"), {}, {}
-    for name, variant in variants.items():
+    for name, build in builders.items():
         base = "fm" if name.startswith("fm") else "reference"
         if base not in truths:
-            truth = exact.variant(base)
-            truths[base] = (truth.run(), gradient(truth.network))
-        means, right = truths[base]
+            truths[base] = truth(exact.variant(base))
+        (means, right), variant = truths[base], build()
         start = time.perf_counter()
         got = variant.run()
         error = max(abs(float(got[term] / mean) - 1) for term, mean in means.items())
@@ -147,6 +160,11 @@ def gate(load: Workload, variants: Mapping[str, Variant]) -> dict[str, dict[str,
             raise Wrong(f"{name}: loss {error:.1e}, gradient {distance:.1e} off, allowed {TOLERANCES[load.precision]}")
         variant.network.zero_grad()
     return told
+
+
+def truth(variant: Variant) -> tuple[Mapping[str, Tensor], Tensor]:
+    """Loss and gradient of a variant, of which nothing else is kept."""
+    return variant.run(), gradient(variant.network)
 
 
 def count(load: Workload, names: Sequence[str]) -> dict[str, Any]:

@@ -16,8 +16,10 @@ PATIENCE = timedelta(hours=2)  # for one rank that works while the others wait (
 def setup(threads: int) -> None:
     """Set the CPU threads of this process and join the process group where torchrun has started several.
 
-    Bit-identical results on one machine need the same number of threads.
+    Bit-identical results on one machine need the same number of threads. float32 means float32: TF32, which torch
+    allows in convolutions on GPUs, is switched off.
     """
+    torch.backends.cudnn.allow_tf32 = False
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     if world_size() > 1 and not torch_dist.is_initialized():

@@ -7,7 +7,7 @@ noise to data is known (facm/features/exact_map.py), samples are also measured a
 
 Pictures are looked at part by part (facm/seen.py); features are kept, for KID, precision, recall and accuracy, of the
 first 50,000 samples.
-Statistics and distances are float64, KID's kernels float32 (as torch-fidelity has them: half the time, equal to 1e-6).
+All of it is float64, from the features on.
 Nothing here draws a random number that is not seeded.
 """
 
@@ -180,8 +180,8 @@ def kernel_distance(features_1: Tensor, features_2: Tensor, *, subsets: int = 10
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
     metric = kid_features_to_metric(
-        features_1,
-        features_2,
+        features_1.double(),
+        features_2.double(),
         kid_subsets=subsets,
         kid_subset_size=min(KID_SUBSET, len(features_1), len(features_2)),
         rng_seed=KID_SEED,

@@ -183,9 +183,13 @@ class Generator:
 
     def decode(self, x1: Tensor) -> np.ndarray:
         """Normalised latents (B, C, H, W) -> uint8 pictures (B, H, W, C), or (B, D) -> float32 points (B, D)."""
+        return np.asarray(self.codec.decode(self._units(x1)).cpu())
+
+    def _units(self, x1: Tensor) -> Tensor:
+        """Normalised latents -> latents as the codec gave them."""
         shape = (-1, *[1] * (x1.dim() - 2))
         mean, std = (torch.tensor(values).view(shape).to(x1) for values in (self.config.mean, self.config.std))
-        return np.asarray(self.codec.decode(x1 * std + mean).cpu())
+        return x1 * std + mean
 
     @torch.no_grad()
     def sample(self, sampler: Any, noise: Tensor, y: Tensor | None) -> tuple[Tensor, int]:
@@ -210,7 +214,7 @@ class Generator:
         noise = samplers.noise(seed, batch, sampler.draws, self.config.shape)
         with full():
             x1, nfe = self.sample(sampler, noise, None if y is None else y[batch.start : batch.stop])
-            finite = x1.flatten(1).isfinite().all(1)
+            finite = self._units(x1).flatten(1).isfinite().all(1)
             x1 = torch.where(finite.view(-1, *[1] * (x1.dim() - 1)), x1, torch.zeros_like(x1))
             return self.decode(x1), nfe, int((~finite).sum())
 

@@ -60,10 +60,21 @@ def render(names: list[str], folder: str | Path = FOLDER) -> str:
 
 
 def _fit(names: list[str], folder: str | Path) -> None:
-    """Refuse an overlay without what its first line asks, `# Overlay on imagenet256 sd_vae` or `on another preset`."""
+    """Refuse presets that do not go together.
+
+    An overlay needs what its first line asks, `# Overlay on imagenet256 sd_vae` or `on another preset`; what calls
+    itself `# Preset` there stands first; and two overlays do not both choose a network.
+    """
+    networks: list[str] = []
     for number, name in enumerate(names):
-        first = (Path(folder) / f"{name}.yaml").read_text().partition("\n")[0]
-        match = re.match(r"# Overlay on ([\w ]+)", first)
+        text = (Path(folder) / f"{name}.yaml").read_text()
+        match = re.match(r"# Overlay on ([\w ]+)", text.partition("\n")[0])
+        if text.startswith("# Preset") and number:
+            raise PresetError(f"'{name}' is a preset of its own, not an overlay on {names[0]}: write one of the two")
+        if number and "name" in (_yaml("safe").load(text) or {}).get("backbone", {}):
+            networks.append(name)
+        if len(networks) > 1:
+            raise PresetError(f"{' and '.join(networks)} are two networks: write one of the two")
         if match is None:
             continue
         needed = [] if match[1].strip() == "another preset" else match[1].split()

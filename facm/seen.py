@@ -46,13 +46,19 @@ class Seen:
     """
 
     def __init__(self, network: FeatureNetwork, num: int, keep: Tensor | None):
+        self.network = network
         self.gathered = {name: Gathered() for name in network.widths if name != "logits"}
         self.score = InceptionScore(num) if "logits" in network.widths and num >= PARTS else None
         self.keep, self.taken, self._kept = keep, 0, list[Tensor]()
 
     def take(self, views: dict[str, Tensor]) -> None:
-        """Take in what `FeatureNetwork.look` gave of the next pictures."""
+        """Take in what `FeatureNetwork.look` gave of the next pictures.
+
+        Raises:
+            ValueError: features that are not finite, of which no score could be told from a good one.
+        """
         for name, gathered in self.gathered.items():
+            self._refuse_not_finite(name, views[name])
             gathered.add(views[name])
         if self.score is not None:
             self.score.add(views["logits"])
@@ -61,6 +67,14 @@ class Seen:
             first, end = torch.searchsorted(self.keep, torch.tensor([self.taken, self.taken + num])).tolist()
             self._kept.append(views["features"][self.keep[first:end] - self.taken])
         self.taken += num
+
+    def _refuse_not_finite(self, name: str, rows: Tensor) -> None:
+        bad = (~rows.flatten(1).isfinite().all(1)).nonzero().flatten()
+        if len(bad):
+            raise ValueError(
+                f"{name} of the feature network '{self.network.name}' are not finite for {len(bad)} pictures, the "
+                f"first of them number {self.taken + int(bad[0])}: look at that picture, or at the network's weights"
+            )
 
     def features(self) -> Tensor | None:
         """The features that were to be kept, (M, D)."""

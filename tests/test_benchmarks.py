@@ -73,9 +73,20 @@ def test_a_step_that_is_wrong_is_refused():
         next(right.network.parameters()).grad.add_(0.1)
         return means
 
-    step.gate(load, {"joint": right})
+    step.gate(load, {"joint": lambda: right})
     with pytest.raises(step.Wrong, match="joint: loss .* gradient .* off, allowed 1e-05"):
-        step.gate(load, {"joint": Variant(right.network, wrong)})
+        step.gate(load, {"joint": lambda: Variant(right.network, wrong)})
+
+
+def test_the_gate_of_a_large_batch_takes_few_samples(monkeypatch):
+    load, built, sizes = tiny(), {}, []
+    monkeypatch.setattr(step, "GATED", 2)
+    monkeypatch.setattr(step, "gate", lambda few, builders: sizes.append(few.size.batch) or {})
+    step.gated(load, ["joint"], built)
+    assert (load.size.batch, sizes, built) == (4, [2], {})
+    monkeypatch.setattr(step, "GATED", 4)
+    step.gated(load, ["joint"], built)
+    assert sizes == [2, 4] and list(built) == ["joint"], "what the gate has compiled is not compiled again"
 
 
 def test_the_variants_cost_what_the_method_says():

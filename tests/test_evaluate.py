@@ -1,5 +1,6 @@
 """Distances against closed forms, copies, the names of scores, and the real reference of digits."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,30 @@ def test_kernel_distance_of_whole_sets_is_the_unbiased_mmd() -> None:
     within = [(k.sum() - k.diagonal().sum()) / (40 * 39) for k in (kernel(a, a), kernel(b, b))]
     expected = within[0] + within[1] - 2 * kernel(a, b).mean()
     assert kernel_distance(a, b, subsets=2) == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_kernel_distance_is_of_the_features_in_float64() -> None:
+    a, b = (100 * normal(40, 4, seed).float() for seed in (0, 1))  # kernels of 1e11, of which float32 has 7 digits
+    assert kernel_distance(a, b, subsets=2) == kernel_distance(a.double(), b.double(), subsets=2)
+
+
+class Broken(Pixels):
+    """Whose features of a picture with a white first pixel are not finite."""
+
+    def extract(self, images: Tensor) -> Tensor:
+        features = super().extract(images)
+        return features.masked_fill(features[:, :1] == 1, torch.inf)
+
+
+def test_features_that_are_not_finite_are_told_by_network_and_picture() -> None:
+    images = random_pictures(600).clamp(max=254)
+    reference = fake(images, "pixels")
+    broken: Any = Broken("broken")
+    reference = Fake([dataclasses.replace(reference.yardsticks[0], network=broken)], reference.copies)
+    samples = images.clone()
+    samples[[517, 599], 0, 0] = 255
+    with pytest.raises(ValueError, match="'broken' are not finite for . pictures, the first of them number 517"):
+        score(samples, None, reference, kid_subsets=1)
 
 
 def test_kernel_distance_is_the_same_every_time_and_about_0_for_one_distribution() -> None:

@@ -208,6 +208,20 @@ def test_an_overlay_on_another_preset_than_it_is_meant_for_is_refused(names: lis
         preset.render(names, ROOT / "presets")
 
 
+@pytest.mark.parametrize(
+    "names, told",
+    [
+        ("cifar10 imagenet256", "'imagenet256' is a preset of its own, not an overlay on cifar10"),
+        ("imagenet256 digits", "'digits' is a preset of its own"),
+        ("imagenet256 sd_vae dit sit", "dit and sit are two networks: write one of the two"),
+        ("imagenet256 sd_vae repa scratch sit", "repa and sit are two networks"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(names: str, told: str) -> None:
+    with pytest.raises(PresetError, match=told):
+        preset.render(names.split(), ROOT / "presets")
+
+
 def test_a_key_that_the_presets_gained_is_no_hand_edit(here: Path) -> None:
     preset.write(["one"])
     base = here / "presets/base.yaml"

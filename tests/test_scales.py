@@ -158,6 +158,7 @@ SHORT = {
     **{f"backbones.ddpmpp.{name}": value for name, value in UNET.items()},
     **{f"backbones.repa.{name}": value for name, value in {"encoder_depth": 1, "features": 6}.items()},
     "backbones.repa.projector_width": 8,
+    "train.accumulate": 1,  # of 4 samples
     "train.compile": False,  # minutes; tests/test_passes.py compiles
     "runtime.threads": 1,
     "runtime.log_every": 1,

@@ -95,6 +95,13 @@ def optimizer(**changes: Any) -> Optimizer:
     return dataclasses.replace(parsed().teacher.optimizer, lr=2.0, **changes)
 
 
+def test_float32_on_a_gpu_is_not_tf32(monkeypatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    dist.setup(torch.get_num_threads())
+    torch.set_flush_denormal(False)
+    assert not torch.backends.cudnn.allow_tf32
+
+
 def test_the_learning_rate_warms_up_linearly_and_stays_or_falls_as_a_cosine() -> None:
     def rates(o: Optimizer) -> list[float]:
         return [train.learning_rate(step, o, 10) for step in range(1, 11)]

@@ -14,6 +14,35 @@ from facm.convert.pickles import ForeignError
 RECOMPUTABLE = ("pos_embed", "feat_rope.", "model.pos_embed")
 """Buffers that follow from the sizes, and that a file may lack; `model.` is the network within a preconditioning."""
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # what weights are published in
+
+Layout = tuple[str, ...]  # a word per axis, such as ("hidden", "channels", "patch", "patch")
+
+
+def refuse_misshapen(weights: Mapping[str, Tensor], layouts: Mapping[str, Layout], path: Path) -> None:
+    """Raise ForeignError where a weight from which sizes are read has other axes, or none of some length.
+
+    Args:
+        weights: of the file; what it lacks is not looked at.
+        layouts: by name.
+        path: for messages.
+    """
+    wrong = [
+        f"\n  {name}: {tuple(weights[name].shape)}, needed ({', '.join(layout)}), each at least 1"
+        for name, layout in layouts.items()
+        if name in weights and (weights[name].ndim != len(layout) or 0 in weights[name].shape)
+    ]
+    if wrong:
+        raise ForeignError(
+            f"{path} has weights of another shape, from which sizes would be read: fetch it again, or choose another "
+            f"--from (in params.yaml: imported.format):{''.join(wrong)}"
+        )
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is dense and of FLOATS."""
+    return tensor.dtype in FLOATS and tensor.layout == torch.strided
+
 
 def fit(weights: Mapping[str, Tensor], config: Config, path: Path) -> dict[str, Tensor]:
     """The weights as the network of `config` has them: float32, with buffers that the file lacks made anew.
@@ -33,7 +62,7 @@ def compare(weights: Mapping[str, Tensor], config: Config, path: Path) -> tuple[
     """Names that the network of `config` has, and those of them that may be and are missing.
 
     Raises:
-        ForeignError: every missing, unexpected and mis-shaped name.
+        ForeignError: every missing, unexpected and mis-shaped name, and every tensor that is not dense or not of FLOATS.
     """
     with torch.device("meta"):
         expected = {name: tensor.shape for name, tensor in config.build().state_dict().items()}
@@ -45,7 +74,8 @@ def compare(weights: Mapping[str, Tensor], config: Config, path: Path) -> tuple[
         for name, shape in expected.items()
         if name in weights and weights[name].shape != shape
     ]
-    found = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    kinds = [f"{name}: {_kind(weights[name])}" for name in expected if name in weights and not _usable(weights[name])]
+    found = {"missing": missing, "unexpected": unexpected, "of another shape": shapes, "of another kind": kinds}
     if any(found.values()):
         told = "".join(f"\n  {what}: {name}" for what, names in found.items() for name in names)
         raise ForeignError(
@@ -54,6 +84,17 @@ def compare(weights: Mapping[str, Tensor], config: Config, path: Path) -> tuple[
             f"backbones.{config.backbone}), or choose another --from:{told}"
         )
     return list(expected), lacking
+
+
+def _usable(tensor: Tensor) -> bool:
+    return is_plain(tensor) and not tensor.is_meta
+
+
+def _kind(tensor: Tensor) -> str:
+    """What a tensor is that cannot be a weight, and what it should be."""
+    is_, names = f"{tensor.dtype}, {tensor.layout}".replace("torch.", ""), (str(d).split(".")[1] for d in FLOATS)
+    empty = ", without values" if tensor.is_meta else ""
+    return f"{is_}{empty}; needed one of {', '.join(names)}, strided (dense)"
 
 
 def _buffers(config: Config) -> dict[str, Tensor]:

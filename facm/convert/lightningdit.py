@@ -1,8 +1,8 @@
 """LightningDiT (Yao et al. 2025, arXiv 2501.01423; hustvl/LightningDiT): {model, ema, opt, config}.
 
 Its forward(x, t, y) takes a raw t in [0, 1] with t = 1 for data, and answers data - noise: our convention. The
-published checkpoint of 800 epochs was trained without QK-norm. RoPE is taken for granted, because its tables may be
-missing from a file: `--set rope=false` for a network without it.
+published checkpoint of 800 epochs was trained without QK-norm. RoPE has no weights, only tables (`feat_rope.*`), which
+the published files have; of a file without them the user must say whether the network has RoPE: `--set rope=true`.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from facm.convert.found import Found
-from facm.convert.transformer import describe
+from facm.convert.pickles import ForeignError
+from facm.convert.transformer import describe, refuse_other
 from facm.convert.weights import Weights
 
 
@@ -32,10 +33,17 @@ class LightningDiT:
 def describe_all(
     tensors: Mapping[str, Tensor], given: Mapping[str, Any], path: Path
 ) -> tuple[dict[str, Any], tuple[int, int, int], int]:
-    """As `transformer.describe`, with LightningDiT's switches."""
+    """As `transformer.describe`, with LightningDiT's switches, `rope` always among them."""
+    refuse_other(tensors, path)
     constants, shape, classes = describe(tensors, switches(tensors) | dict(given), path)
     if not constants["learn_sigma"]:
         del constants["learn_sigma"]  # the default of this network
+    if "rope" not in constants:
+        raise ForeignError(
+            f"{path} has no feat_rope.*, the tables of rotary positions (RoPE): it is of a network without them, or they "
+            "were left out, which is another function: --set rope=true or --set rope=false (in params.yaml: "
+            "backbones.lightningdit.rope)"
+        )
     return constants, shape, classes
 
 
@@ -46,6 +54,8 @@ def switches(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "rms_norm": "blocks.0.norm1.weight" in tensors,
         "swiglu": "blocks.0.mlp.w12.weight" in tensors,
     }
+    if any(name.startswith("feat_rope.") for name in tensors):
+        found["rope"] = True
     if "blocks.0.adaLN_modulation.1.bias" in tensors:
         rows = tensors["blocks.0.adaLN_modulation.1.bias"].shape[0]
         found["shift"] = rows == 6 * tensors["x_embedder.proj.weight"].shape[0]

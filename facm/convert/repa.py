@@ -5,6 +5,7 @@ that nothing is left to do at run time. `projectors.*` serve pretraining alone a
 renaming call the blocks behind the aligned one `decoder_blocks.<j>`.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +13,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from facm.convert.found import Found
-from facm.convert.transformer import describe, reverse_time, without
+from facm.convert.transformer import describe, number_of_blocks, reverse_time, without
 from facm.convert.weights import Weights
 
 
@@ -29,16 +30,13 @@ class REPA:
         constants, shape, classes = describe(tensors, given, path)
         depth = min(8, constants["depth"])
         constants = {"encoder_depth": depth} | constants | {"projector": False}
-        absent = [name for name in ("t_embedder.mlp.0.weight", "final_layer.linear.bias") if name not in tensors]
-        return Found("repa", constants, shape, classes, tensors if absent else reverse_time(tensors))
+        return Found("repa", constants, shape, classes, reverse_time(tensors))
 
 
 def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`decoder_blocks.<j>` -> `blocks.<j + number of blocks>`."""
-    depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
-    found = {}
+    depth, found = number_of_blocks(tensors), {}
     for name, tensor in tensors.items():
-        first, _, rest = name.partition(".")
-        number, _, last = rest.partition(".")
-        found[f"blocks.{int(number) + depth}.{last}" if first == "decoder_blocks" else name] = tensor
+        match = re.match(r"decoder_blocks\.([0-9]+)\.", name)
+        found[f"blocks.{int(match[1]) + depth}.{name[match.end() :]}" if match else name] = tensor
     return found

@@ -4,18 +4,36 @@ Names and layouts are those of facebookresearch/DiT, willisma/SiT, sihyun-yu/REP
 """
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from facm.backbones.transformer import WIDTHS
+from facm.convert import keys
 from facm.convert.pickles import ForeignError
 
-HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16, 1536: 24, 1792: 28}  # of the published widths
+HEADS = {size["hidden"]: size["heads"] for size in WIDTHS.values()}  # of the published widths
+DEPTHS = {(size["hidden"], size["heads"]): size["depth"] for size in WIDTHS.values()}
 MAX_PERIOD = 1e4  # of the time embedding
 NEEDED = ("x_embedder.proj.weight", "y_embedder.embedding_table.weight", "final_layer.linear.weight")
+LAYOUTS: dict[str, keys.Layout] = {
+    "x_embedder.proj.weight": ("hidden", "channels", "patch", "patch"),
+    "y_embedder.embedding_table.weight": ("classes + 1", "hidden"),
+    "final_layer.linear.weight": ("patch patch channels", "hidden"),
+    "pos_embed": ("1", "tokens", "hidden"),
+    "feat_rope.freqs_cos": ("tokens", "head"),
+    "blocks.0.attn.q_norm.weight": ("head",),
+    "blocks.0.adaLN_modulation.1.bias": ("parts hidden",),
+    "blocks.0.mlp.fc1.weight": ("width", "hidden"),
+    "blocks.0.mlp.w3.weight": ("hidden", "width"),
+}
+"""Weights from which sizes are read."""
+COUNTS = ("heads", "side", "depth")  # which of the constants that a user gives are reckoned with
+TIME, LAST = "t_embedder.mlp.0.weight", ("final_layer.linear.weight", "final_layer.linear.bias")  # see reverse_time
 
 
 def describe(
@@ -26,19 +44,19 @@ def describe(
     Args:
         weights: by the authors' names.
         given: constants that the user knows; they win. `heads` is needed where neither the width is a published one
-            nor QK-norm or RoPE tell it; `side` (H = W) where there is no position embedding.
+            nor QK-norm or RoPE tell it; `side` (H = W) where there is no position embedding; `depth` where it is not
+            the published one of that width.
         path: for messages.
 
     Raises:
         ForeignError: not the weights of such a network, or a constant that they do not tell.
     """
-    absent = [name for name in NEEDED if name not in weights]
-    if absent:
-        raise ForeignError(f"{path} lacks {', '.join(absent)}: it is not what --from says, it has {list(weights)[:4]}")
+    refuse_other(weights, path)
+    _refuse_counts(given, path)
     hidden, channels, patch_size, _ = weights["x_embedder.proj.weight"].shape
-    depth = 1 + max((int(name.split(".")[1]) for name in weights if name.startswith("blocks.")), default=0)
-    constants: dict[str, Any] = {"patch_size": patch_size, "hidden": hidden, "depth": depth}
+    constants: dict[str, Any] = {"patch_size": patch_size, "hidden": hidden}
     constants["heads"] = given.get("heads") or _heads(weights, hidden, path)
+    constants["depth"] = given.get("depth") or _depth(weights, hidden, constants["heads"], path)
     constants["mlp_ratio"] = _mlp_ratio(weights, hidden)
     answered = weights["final_layer.linear.weight"].shape[0] // patch_size**2
     if answered not in (channels, 2 * channels):
@@ -48,6 +66,20 @@ def describe(
     classes = weights["y_embedder.embedding_table.weight"].shape[0] - 1
     known = {name: value for name, value in given.items() if name != "side"}
     return constants | known, (channels, side, side), classes
+
+
+def refuse_other(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Raise ForeignError where a weight that such a network has is missing, or one that tells sizes is mis-shaped."""
+    absent = [name for name in NEEDED if name not in weights]
+    if absent:
+        raise ForeignError(f"{path} lacks {', '.join(absent)}: it is not what --from says, it has {list(weights)[:4]}")
+    keys.refuse_misshapen(weights, LAYOUTS, path)
+
+
+def number_of_blocks(names: Iterable[str]) -> int:
+    """One more than the highest number of a block; 0 where there is none."""
+    found = (re.match(r"blocks\.([0-9]+)\.", name) for name in names)
+    return max((1 + int(match[1]) for match in found if match), default=0)
 
 
 def without(weights: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:
@@ -64,17 +96,50 @@ def reverse_time(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         sin(f (1 - t)) = sin f cos(f t) - cos f sin(f t),
 
     a reflection for each frequency f, which goes into the first layer; the sign goes into the last one. Both are exact,
-    the reflection up to the rounding of float32.
+    the reflection up to the rounding of float32. Where one of these weights is missing, mis-shaped or no dense number,
+    nothing is changed: keys.compare tells it.
     """
+    if not _reversible(weights):
+        return dict(weights)
     turned = dict(weights)
-    name = "t_embedder.mlp.0.weight"
-    of_cos, of_sin = weights[name].double().chunk(2, dim=1)
+    of_cos, of_sin = weights[TIME].double().chunk(2, dim=1)
     number = of_cos.shape[1]
     i = torch.arange(number, dtype=torch.float64, device=of_cos.device)
     f = torch.exp(-math.log(MAX_PERIOD) / number * i)
     reflected = [of_cos * f.cos() + of_sin * f.sin(), of_cos * f.sin() - of_sin * f.cos()]
-    turned[name] = torch.cat(reflected, dim=1).to(torch.promote_types(weights[name].dtype, torch.float32))
-    return turned | {name: -weights[name] for name in ("final_layer.linear.weight", "final_layer.linear.bias")}
+    turned[TIME] = torch.cat(reflected, dim=1).to(torch.promote_types(weights[TIME].dtype, torch.float32))
+    return turned | {name: -weights[name] for name in LAST}
+
+
+def _reversible(weights: Mapping[str, Tensor]) -> bool:
+    if not all(name in weights and keys.is_plain(weights[name]) for name in (TIME, *LAST)):
+        return False
+    shape = weights[TIME].shape
+    return len(shape) == 2 and shape[1] > 0 and shape[1] % 2 == 0
+
+
+def _refuse_counts(given: Mapping[str, Any], path: Path) -> None:
+    """Raise ForeignError unless constants that are reckoned with are whole numbers."""
+    for name in COUNTS:
+        value = given.get(name, 1)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ForeignError(
+                f"{path}: {name} {value!r} must be a whole number of at least 1: --set {name}=N (in params.yaml: "
+                "backbones, the block of backbone.name)"
+            )
+
+
+def _depth(weights: Mapping[str, Tensor], hidden: int, heads: int, path: Path) -> int:
+    """Number of blocks, which a file that lost its last ones does not tell."""
+    depth = number_of_blocks(weights)
+    published = DEPTHS.get((hidden, heads), depth)
+    if depth != published:
+        raise ForeignError(
+            f"{path} has {depth} blocks, the published networks of width {hidden} with {heads} heads have {published}: "
+            f"fetch it again if some are lost; if it is meant so, say --set depth={depth} (in params.yaml: backbones, "
+            "the block of backbone.name)"
+        )
+    return max(depth, 1)
 
 
 def _heads(weights: Mapping[str, Tensor], hidden: int, path: Path) -> int:
