@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from facm.convert import keys
 from facm.convert.found import Found
 from facm.convert.pickles import ForeignError
 from facm.convert.weights import Weights
@@ -44,10 +45,11 @@ def describe(
         ForeignError: not the weights of a SongUNet.
     """
     parts = [name.split(".") for name in tensors if name.startswith("enc.")]
-    sides = sorted({int(part[1].split("x")[0]) for part in parts if part[1].split("x")[0].isdigit()}, reverse=True)
+    sides = sorted({int(part[1].split("x")[0]) for part in parts if part[1].split("x")[0].isdecimal()}, reverse=True)
     first = f"enc.{sides[0]}x{sides[0]}_conv.weight" if sides else ""
     if first not in tensors or "map_layer0.weight" not in tensors:
         raise ForeignError(f"{path} is not what --from says: it has {list(tensors)[:4]}, no enc.<S>x<S>_conv")
+    keys.refuse_misshapen(tensors, _layouts(tensors, first), path)
     width, channels = tensors[first].shape[:2]
     blocks = {side: sorted({part[1] for part in parts if part[1].startswith(f"{side}x{side}_block")}) for side in sides}
 
@@ -68,7 +70,7 @@ def describe(
         "channel_mult": [rows(blocks[side][0], "conv0") // width for side in sides],
         "num_blocks": len(blocks[sides[0]]),
         "attn_resolutions": [side for side in sides if attends(side)],
-        "resample_filter": _taps(tensors),
+        "resample_filter": _taps(tensors, path),
         "channel_mult_noise": tensors["map_layer0.weight"].shape[1] // width,
         "adaptive_scale": rows(block, "affine") == 2 * rows(block, "conv0"),
         "augment_dim": tensors["map_augment.weight"].shape[1] if "map_augment.weight" in tensors else None,
@@ -77,10 +79,21 @@ def describe(
     return constants | dict(given), (channels, sides[0], sides[0]), classes
 
 
-def _taps(tensors: Mapping[str, Tensor]) -> list[int]:
+def _layouts(tensors: Mapping[str, Tensor], first: str) -> dict[str, keys.Layout]:
+    """Axes of the weights from which sizes are read."""
+    linear, ends = ("out", "in"), {"conv0.weight": ("out", "in", "3", "3"), "affine.weight": ("out", "in")}
+    ends["resample_filter"] = ("1", "1", "taps", "taps")
+    layouts = {name: linear for name in ("map_layer0.weight", "map_augment.weight", "map_label.weight")}
+    layouts |= {name: axes for name in tensors for end, axes in ends.items() if name.endswith(f".{end}")}
+    return layouts | {first: ("width", "channels", "3", "3")}
+
+
+def _taps(tensors: Mapping[str, Tensor], path: Path) -> list[int]:
     """The filter that halves the sides: whole numbers whose outer product, divided by its sum, is the buffer."""
     for name, tensor in tensors.items():
-        if name.endswith(".resample_filter"):
+        if name.endswith(".resample_filter") and keys.is_plain(tensor):
             line = tensor.double().sum(dim=(0, 1, 2))
+            if not (line / line[0]).isfinite().all():
+                raise ForeignError(f"{path} has {line.tolist()} in {name}, which is no filter: fetch it again")
             return [round(tap) for tap in (line / line[0]).tolist()]
     return [1, 1]

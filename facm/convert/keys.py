@@ -62,7 +62,7 @@ def compare(weights: Mapping[str, Tensor], config: Config, path: Path) -> tuple[
     """Names that the network of `config` has, and those of them that may be and are missing.
 
     Raises:
-        ForeignError: every missing, unexpected and mis-shaped name, and every tensor that is not dense or not of FLOATS.
+        ForeignError: every missing, unexpected and mis-shaped name, and what is not dense or not of FLOATS.
     """
     with torch.device("meta"):
         expected = {name: tensor.shape for name, tensor in config.build().state_dict().items()}
