@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from facm import backbones, codecs, data, features, lpips, objectives, params, preconds, samplers, train
+from facm import backbones, codecs, data, dist, features, lpips, objectives, params, preconds, samplers, train
 from facm.evaluate import NEIGHBOURS
-from facm.files import sha256
 from facm.names import refuse_unknown
 from facm.params import PATH, Params, ParamsError
 from facm.schedules import TIME_SAMPLERS
@@ -88,7 +87,7 @@ def sources_at_hand(p: Params) -> None:
 
     Raises:
         FileNotFoundError: a checkpoint to start from or to import, or weights that a loss compares with.
-        ValueError: of another content than the pinned one.
+        ValueError: of another content than the pinned one, or not the network that params.yaml says.
     """
     at_hand(p)
     for name, init in (("teacher", p.teacher.init), ("distill", p.distill.init)):
@@ -100,8 +99,17 @@ def sources_at_hand(p: Params) -> None:
         path = located(p.imported.source or "")
         if not path.is_file():
             raise FileNotFoundError(f"{PATH}, imported.source: {path} is missing")
-        if (found := sha256(path)) != p.imported.sha256:
-            raise ValueError(f"{PATH}, imported.sha256: {path} has {found}, pinned is {p.imported.sha256}")
+        if dist.is_main():
+            _refuse_unfit(p, path)
+
+
+def _refuse_unfit(p: Params, path: Path) -> None:
+    """Raise, by converting it, where a checkpoint to import is not what params.yaml says."""
+    from facm.convert import place
+
+    wrapper, options = precond(p)
+    config = place.read(p.imported, p.latents.codec, backbone(p), wrapper)[1]
+    place.refuse_other(config, p.teacher.conditioning, options, path)
 
 
 def build_objective(p: Params) -> Any:

@@ -4,9 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from facm import check, checkpoint, convert, dist, params
-from facm.convert.place import place
+from facm.convert import place
 from facm.data.latents import LatentSet
 from facm.files import save_csv, save_json
+from facm.log import say
 from facm.work import located
 
 LATENTS, OUT = Path("data/latents"), Path("data/teacher")
@@ -17,21 +18,12 @@ def main() -> None:
     check.writable("data", "metrics")
     dist.setup(p.runtime.threads)
     if dist.is_main():
-        i, latents = p.imported, LatentSet.open(LATENTS)
-        (name, constants), precond = check.backbone(p), check.precond(p)
-        source = convert.Source(
-            path=located(i.source or ""),
-            format=i.format or "",
-            which=i.which,
-            profile=i.profile,
-            trust=i.trust_pickle,
-            sha256=i.sha256,
-        )
-        stats = None if i.stats is None else located(i.stats)
-        space = convert.space(source.format, codec=latents.codec, stats=stats)
-        weights, config = convert.convert(source, space, constants, expected=(name, precond[0]))
+        latents, precond = LatentSet.open(LATENTS), check.precond(p)
+        weights, config = place.read(p.imported, latents.codec, check.backbone(p), precond[0])
+        if (told := convert.other_codec(p.imported.format or "", latents.codec)) is not None:
+            say(f"{OUT}: {told}")
         tracked = params.tracked(raw, "teacher")
-        config = place(config, latents, p.teacher.conditioning, precond[1], source.path)
+        config = place.place(config, latents, p.teacher.conditioning, precond[1], located(p.imported.source or ""))
         tracked["imported"] |= config.params["imported"]
         checkpoint.save(OUT, weights, replace(config, params=tracked))
         save_json(Path("metrics/teacher.json"), {"teacher_training": {"steps": 0, "skipped": 0, "stable": True}})

@@ -18,8 +18,9 @@ from oracle import golden, golden_network
 from safetensors.torch import load_file, save_file
 
 import facm
-from facm import checkpoint
+from facm import checkpoint, convert
 from facm.codecs.sd_vae import SdVae
+from facm.codecs.va_vae import VaVae
 from facm.convert import __main__ as command
 from facm.convert import pickles, statistics, weights
 from facm.convert.pickles import ForeignError
@@ -92,7 +93,7 @@ def test_config_json_tells_what_the_source_was_and_what_is_not_known(run) -> Non
     assert config.params == {"imported": told}
     assert (config.sigma_rel, config.step) == (0.2, 0)
     found = {"patch_size": 1, "hidden": 32, "depth": 2, "heads": 2, "mlp_ratio": 4.0, "shift": True}
-    assert found | {"qk_norm": True, "rms_norm": True, "swiglu": True} == config.constants
+    assert found | {"qk_norm": True, "rms_norm": True, "swiglu": True, "rope": True} == config.constants
 
 
 @pytest.mark.parametrize(("profile", "role"), [("0.2", "student"), ("0.05", "teacher")])
@@ -130,7 +131,7 @@ def test_an_auxiliary_network_is_known_by_its_second_embedder(run) -> None:
 
 def test_buffers_that_a_file_lacks_are_made_anew_and_nothing_else_is(run) -> None:
     lacking = {name: w for name, w in STUDENT.items() if not name.startswith(("pos_embed", "feat_rope."))}
-    run(str(release_file(Path("x.pt"), lacking)), *FACM, "--set", "side=4")
+    run(str(release_file(Path("x.pt"), lacking)), *FACM, "--set", "side=4", "--set", "rope=true")
     stored = load_file("out/model.safetensors")
     assert stored.keys() == STUDENT.keys()
     for name in STUDENT:
@@ -168,7 +169,34 @@ def test_other_switches_and_half_precision_are_read_from_the_shapes(run) -> None
     assert all(tensor.dtype == torch.float32 for tensor in loaded.state_dict().values())
 
 
+def test_a_file_without_ropes_tables_needs_to_be_told_whether_there_is_rope(run, refused) -> None:
+    """With and without, the same weights are two functions."""
+    release_file(Path("x.pt"), {name: w for name, w in STUDENT.items() if not name.startswith("feat_rope.")})
+    told = refused("x.pt", *FACM)
+    assert "x.pt has no feat_rope.*" in told and "--set rope=true or --set rope=false (in params.yaml: backb" in told
+    for rope in (True, False):
+        told = run("x.pt", *FACM, "--set", f"rope={str(rope).lower()}")
+        assert f"'rope': {rope}" in told and checkpoint.read_config("out").constants["rope"] is rope
+        assert ("feat_rope.freqs_cos" in load_file("out/model.safetensors")) == rope
+
+
+def test_tables_of_rope_are_not_dropped_where_it_is_said_to_be_absent(refused) -> None:
+    told = refused(str(release_file(Path("x.pt"), STUDENT)), *FACM, "--set", "rope=false")
+    assert "\n  unexpected: feat_rope.freqs_cos" in told
+
+
 # Codec
+
+
+def test_a_network_of_other_channels_than_its_codec_is_refused(refused, run) -> None:
+    architecture = VaVae.architecture
+    weights = random_weights(32, architecture.multipliers, architecture.channels, architecture.attention)
+    save_file(weights, "vae.safetensors")
+    sit = (str(transformer_file(Path("x.pt"))), "--from", "sit", "--set", "heads=2", "--out", "out")
+    told = refused(*sit, "--codec", "va_vae", "--vae", "vae.safetensors")
+    assert "x.pt has latents of 4 channels, codec 'va_vae' makes 32: set --codec" in told
+    told = run(*sit, "--codec", "identity")
+    assert "codec identity: sit was published with sd_vae; no file tells its codec" in told
 
 
 def test_the_codecs_weights_travel_with_a_converted_network(run, refused) -> None:
@@ -181,6 +209,7 @@ def test_the_codecs_weights_travel_with_a_converted_network(run, refused) -> Non
     assert "--vae vae.safetensors: codec 'identity' has no weights" in told
     run(*sit, "--vae", "vae.safetensors")
     config = checkpoint.read_config("out")
+    assert convert.other_codec("sit", "sd_vae") is None
     assert config.codec == "sd_vae" and config.codec_options["vae_sha256"] == checkpoint.sha256("vae.safetensors")
     assert facm.load("out").generate([1, 4], nfe=1, sampler="euler").shape == (2, 64, 64, 3)
 
@@ -226,6 +255,62 @@ def test_what_cannot_be_converted_is_refused(content: Any, arguments: tuple[str,
     torch.save(content, "x.pt")
     stats_file(Path("three.pt"), channels=3)
     assert message in refused("x.pt", *FACM, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "told"),
+    [
+        ("x_embedder.proj.weight", torch.ones(32, 4), "(32, 4), needed (hidden, channels, patch, patch)"),
+        ("x_embedder.proj.weight", torch.ones(32, 4, 0, 0), "(32, 4, 0, 0), needed (hidden, channels, patch, patch)"),
+        ("final_layer.linear.weight", torch.tensor(1.0), "(), needed (patch patch channels, hidden)"),
+        ("pos_embed", torch.ones(16), "(16,), needed (1, tokens, hidden)"),
+        ("feat_rope.freqs_cos", torch.ones(0, 16), "(0, 16), needed (tokens, head)"),
+        ("blocks.0.attn.q_norm.weight", torch.tensor(1.0), "(), needed (head)"),
+        ("blocks.0.mlp.w3.weight", torch.ones(3), "(3,), needed (hidden, width)"),
+        ("blocks.0.adaLN_modulation.1.bias", torch.tensor(1.0), "(), needed (parts hidden)"),
+    ],
+)
+def test_a_weight_that_tells_sizes_and_is_misshapen_is_told(name: str, tensor: Any, told: str, refused) -> None:
+    message = refused(str(release_file(Path("x.pt"), STUDENT | {name: tensor})), *FACM)
+    assert "x.pt has weights of another shape" in message and f"\n  {name}: {told}, each at least 1" in message
+
+
+def test_blocks_without_a_number_are_unexpected(refused) -> None:
+    changed = STUDENT | {"blocks.x.attn.qkv.weight": torch.ones(1), "blocks.": torch.ones(1)}
+    told = refused(str(release_file(Path("x.pt"), changed)), *FACM).splitlines()
+    assert told[1:] == ["  unexpected: blocks.x.attn.qkv.weight", "  unexpected: blocks."]
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (lambda w: w.to(torch.int8), "int8, strided"),
+        (lambda w: w.to(torch.complex64), "complex64, strided"),
+        (lambda w: w.to(torch.float8_e4m3fn), "float8_e4m3fn, strided"),
+        (lambda w: w > 0, "bool, strided"),
+        (lambda w: w.to_sparse(), "float32, sparse_coo"),
+        (lambda w: w.to("meta"), "float32, strided, without values"),
+    ],
+)
+def test_a_tensor_that_is_no_dense_float_is_told_by_name(changed: Any, told: str, refused) -> None:
+    names = ("blocks.1.mlp.w3.weight", "t_embedder.mlp.0.weight", "final_layer.linear.bias")
+    state = STUDENT | {name: changed(STUDENT[name]) for name in names}
+    lines = refused(str(release_file(Path("x.pt"), state)), *FACM).splitlines()
+    rest = f"{told}; needed one of float16, bfloat16, float32, float64, strided (dense)"
+    assert sorted(lines[1:]) == sorted(f"  of another kind: {name}: {rest}" for name in names)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_floats_in_which_weights_are_published_are_taken(dtype: torch.dtype, run) -> None:
+    run(str(release_file(Path("x.pt"), {name: w.to(dtype) for name, w in STUDENT.items()})), *FACM)
+    assert same(load_file("out/model.safetensors"), {name: w.to(dtype).float() for name, w in STUDENT.items()})
+
+
+@pytest.mark.parametrize("name", ["side", "depth", "heads"])
+@pytest.mark.parametrize("value", ["many", "0", "true", "none"])
+def test_constants_that_are_reckoned_with_are_whole_numbers(name: str, value: str, refused) -> None:
+    told = refused(str(release_file(Path("x.pt"), STUDENT)), *FACM, "--set", f"{name}={value}")
+    assert f"x.pt: {name} {command.constant(f'a={value}')[1]!r} must be a whole number of at least 1" in told
 
 
 def test_a_width_that_tells_no_heads_needs_them(refused, run) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from facm import backbones, checkpoint, convert
 from facm.backbones.blocks import sincos_positions
 from facm.checkpoint import Config
-from facm.convert import edm, transformer
+from facm.convert import edm, repa, transformer
 from facm.convert.pickles import ForeignError
 from facm.convert.weights import Weights
 
@@ -208,6 +208,65 @@ def test_a_name_that_is_missing_is_told_by_every_format(format: str, tmp_path: P
     assert set(told[1:]) == {f"  missing: {prefix}{name}" for name in missing}
 
 
+def misshapen(path: Path, **changed: Any) -> None:
+    """Replace weights of a file, by names with '__' for '.'."""
+    weights = torch.load(path, weights_only=True)
+    torch.save(weights | {name.replace("__", "."): tensor for name, tensor in changed.items()}, path)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "told"),
+    [
+        (torch.ones(32), "of another shape: t_embedder.mlp.0.weight: (32,), needed (32, 256)"),
+        (torch.ones(32, 255), "of another shape: t_embedder.mlp.0.weight: (32, 255), needed (32, 256)"),
+        (torch.ones(32, 0), "of another shape: t_embedder.mlp.0.weight: (32, 0), needed (32, 256)"),
+        (torch.ones(32, 256).to_sparse(), "of another kind: t_embedder.mlp.0.weight: float32, sparse_coo; needed one"),
+        (torch.ones(32, 256).to(torch.int8), "of another kind: t_embedder.mlp.0.weight: int8, strided; needed one of"),
+    ],
+)
+def test_repa_tells_a_time_embedding_that_cannot_be_reversed(tensor: Tensor, told: str, tmp_path: Path) -> None:
+    path = transformer_file(tmp_path / "x.pt", answered=4)
+    misshapen(path, t_embedder__mlp__0__weight=tensor)
+    with pytest.raises(ForeignError) as caught:
+        converted(path, "repa", heads=2)
+    assert [line.startswith(f"  {told}") for line in str(caught.value).splitlines()[1:]] == [True]
+
+
+@pytest.mark.parametrize("format", ["sit", "dit", "repa"])
+def test_what_is_misshapen_is_told_by_every_format(format: str, tmp_path: Path) -> None:
+    path = transformer_file(tmp_path / "x.pt")
+    misshapen(path, x_embedder__proj__weight=torch.ones(32, 16), decoder_blocks__x=torch.ones(1))
+    with pytest.raises(ForeignError, match=r"proj\.weight: \(32, 16\), needed \(hidden, channels, patch, patch\)"):
+        converted(path, format, heads=2)
+
+
+def test_blocks_that_a_gap_would_have_two_of_are_told(tmp_path: Path) -> None:
+    """REPA's old names count on from the last of `blocks`, so that none takes the place of another."""
+    names = ["blocks.0.a", "blocks.2.a", "decoder_blocks.0.a", "decoder_blocks.x.a"]
+    found = repa.renamed({name: torch.ones(1) for name in names})
+    assert list(found) == ["blocks.0.a", "blocks.2.a", "blocks.3.a", "decoder_blocks.x.a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "told"),
+    [
+        ("enc.8x8_conv.weight", torch.ones(8), r"enc\.8x8_conv\.weight: \(8,\), needed \(width, channels, 3, 3\)"),
+        ("map_layer0.weight", torch.tensor(1.0), r"map_layer0\.weight: \(\), needed \(out, in\)"),
+        ("enc.8x8_block0.affine.weight", torch.ones(8), r"affine\.weight: \(8,\), needed \(out, in\)"),
+        ("map_label.weight", torch.ones(8), r"map_label\.weight: \(8,\), needed \(out, in\)"),
+        ("enc.4x4_down.conv0.resample_filter", torch.ones(2, 2), r"\(2, 2\), needed \(1, 1, taps, taps\)"),
+        ("enc.4x4_down.conv0.resample_filter", torch.zeros(1, 1, 2, 2), r"resample_filter, which is no filter"),
+        ("enc.4x4_down.conv0.resample_filter", torch.ones(1, 1, 2, 2).to_sparse(), "resample_filter: float32, sparse"),
+    ],
+)
+def test_what_is_misshapen_in_edms_network_is_told(name: str, tensor: Tensor, told: str, tmp_path: Path) -> None:
+    torch.save(
+        {f"model.{k}": w for k, w in (unet(num_classes=5).state_dict() | {name: tensor}).items()}, tmp_path / "x"
+    )
+    with pytest.raises(ForeignError, match=told):
+        converted(tmp_path / "x", "edm")
+
+
 # Published sizes, on the meta device: names, shapes and numbers as the publications have them
 
 
@@ -276,6 +335,18 @@ def test_published_sizes_are_read_from_names_and_shapes_and_fit(name: str) -> No
             found.backbone, found.constants, shape=found.shape, num_classes=1000, auxiliary=conditioning == "auxiliary"
         ).state_dict()
     assert {n: w.shape for n, w in network.items()} == {n: w.shape for n, w in found.weights.items()}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_width_that_lost_its_last_blocks_is_refused_unless_it_is_said(name: str) -> None:
+    format, shapes, _ = PUBLISHED[name]
+    shapes = {name: shape for name, shape in shapes.items() if not name.startswith(("blocks.26.", "blocks.27."))}
+    weights, read = Weights(meta(shapes), True, None, None, {}), convert.load_format(format).read
+    told = "x.pt has 26 blocks, the published networks of width 1152 with 16 heads have 28: .* --set depth=26"
+    with pytest.raises(ForeignError, match=told):
+        read(weights, {}, Path("x.pt"))
+    assert read(weights, {"depth": 26}, Path("x.pt")).constants["depth"] == 26
+    assert read(weights, {"heads": 18}, Path("x.pt")).constants["depth"] == 26, "no published network"
 
 
 def test_edms_cifar10_network_is_known_by_its_names() -> None:

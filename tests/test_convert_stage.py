@@ -1,6 +1,7 @@
 """A published checkpoint in the teacher's place: by the stage, pinned, checked, and fine-tuned afterwards."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,37 @@ def test_what_does_not_fit_is_refused_and_nothing_written(changes: dict, kind: t
     assert message in str(caught.value) and not Path("data/teacher").exists()
 
 
+UNFIT = [
+    ({"imported__sha256": "0" * 64}, f"pinned is {'0' * 64}: it is another file"),
+    ({"imported__source": "y.pt"}, "imported.source: .*y.pt is missing"),
+    ({"imported__stats": "none.pt"}, "none.pt"),
+    ({"imported__stats": "three.pt"}, "x.pt has latents of 4 channels, the statistics are of 3"),
+    ({"teacher__conditioning": "plain"}, "x.pt knows conditioning 'expanded', params.yaml, teacher.conditioning"),
+    ({"imported__format": "sit", "imported__stats": None}, "x.pt is a sit with precond none, params.yaml, backbone"),
+    ({"backbone__precond": "edm"}, r"params.yaml, backbone has name and precond \('lightningdit', 'edm'\)"),
+    ({"backbones__lightningdit__depth": 2}, "\n  missing: blocks.1.attn.qkv.weight"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), UNFIT, ids=[str(r[0]) for r in UNFIT])
+def test_what_does_not_fit_is_refused_before_anything_is_encoded(changes: dict, message: str, here: Path) -> None:
+    stats_file(Path("three.pt"), channels=3)
+    shutil.rmtree("data")
+    fitting = IMPORTED | {"imported__sha256": checkpoint.sha256("x.pt")}
+    check.sources_at_hand(parsed(**fitting))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        check.sources_at_hand(parsed(**(fitting | changes)))
+
+
+def test_of_several_processes_one_looks_at_a_checkpoint(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    p = parsed(**IMPORTED, imported__sha256="0" * 64)
+    monkeypatch.setenv("RANK", "1")
+    check.sources_at_hand(p)
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ForeignError):
+        check.sources_at_hand(p)
+
+
 def test_latents_of_other_classes_are_refused(here: Path) -> None:
     latents = write_latents(Path("data/latents"), channels=4, side=8, classes=3, num=20)
     torch.save({"mean": latents.mean, "std": latents.std}, "stats.pt")
@@ -127,7 +159,7 @@ def test_params_that_cannot_be_run_are_refused(changes: dict, message: str) -> N
 # The space of a published teacher
 
 
-def test_a_teacher_of_the_codecs_own_output_needs_latents_that_are_not_normalised(here: Path) -> None:
+def test_a_teacher_of_the_codecs_own_output_needs_latents_that_are_not_normalised(here: Path, capsys) -> None:
     transformer_file(Path("x.pt"))
     sizes = {f"backbones__sit__{name}": size for name, size in {**SIZES, "depth": 2, "size": None}.items()}
     sit = {"backbone__name": "sit", "imported__format": "sit", "imported__stats": None}
@@ -137,6 +169,7 @@ def test_a_teacher_of_the_codecs_own_output_needs_latents_that_are_not_normalise
     write_latents(Path("data/latents"), channels=4, side=8, classes=5, num=20, normalise="none")
     config = imported(here, **sit)
     assert (config.mean, config.std) == ([0.0] * 4, [1.0] * 4) and not config.knows_fm_format
+    assert "data/teacher: codec identity: sit was published with sd_vae; no file tells" in capsys.readouterr().out
     x, t, y = inputs()
     network, _ = checkpoint.load("data/teacher")
     torch.testing.assert_close(network(x, t, y).double(), theirs(Path("x.pt"), x, t, y)[:, :4], rtol=1e-4, atol=1e-4)

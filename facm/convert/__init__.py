@@ -121,6 +121,14 @@ def space(format: str, *, codec: str | None = None, stats: Path | None = None) -
     return Space(codec or known.codec, [], [])
 
 
+def other_codec(format: str, codec: str) -> str | None:
+    """A line where a codec is not the one that a format was published with; no file tells what it was trained on."""
+    published = load_format(format).codec
+    if codec == published:
+        return None
+    return f"codec {codec}: {format} was published with {published}; no file tells its codec, so that this is taken"
+
+
 def convert(
     source: Source, where: Space, given: Mapping[str, Any] | None = None, *, expected: tuple[str, str] | None = None
 ) -> tuple[dict[str, Tensor], Config]:

@@ -8,7 +8,8 @@
     python -m facm.convert data/student --to facm --out student.pt --stats latents_stats.pt
 
 VAE names the codec's weights as latents.vae does (facm/codecs/autoencoder.py): they travel with the network, and a
-training that starts from it must have the same. The first line that is printed has the sha256 for teacher.init_sha256.
+training that starts from it must have the same. No file tells which it was trained on: only its channels are
+compared. The first line that is printed has the sha256 for teacher.init_sha256.
 """
 
 import argparse
@@ -17,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from facm import checkpoint, codecs, convert
+from facm.checkpoint import Config
 from facm.convert import weights
 from facm.convert.export import TARGETS, export
 from facm.files import sha256
 from facm.log import say
+
+PICTURE = (256, 256, 3)  # any that codecs with weights take: its latent tells their channels
 
 
 def main() -> None:
@@ -85,9 +89,8 @@ def _import(arguments: argparse.Namespace) -> None:
     if out.resolve() in path.resolve().parents:
         raise ValueError(f"{path} lies in {out}, which is replaced as a whole: choose another --out")
     stats = None if arguments.stats is None else Path(arguments.stats)
-    space = replace(
-        convert.space(arguments.format, codec=arguments.codec, stats=stats), options=_codec_options(arguments)
-    )
+    space, codec = convert.space(arguments.format, codec=arguments.codec, stats=stats), _codec(arguments)
+    space = replace(space, options=getattr(codec, "options", {}))
     given = dict(constant(text) for text in arguments.set)
     source = convert.Source(
         path=path,
@@ -99,6 +102,7 @@ def _import(arguments: argparse.Namespace) -> None:
         sha256=arguments.sha256,
     )
     tensors, config = convert.convert(source, space, given)
+    _refuse_channels(codec, config, path)
     checkpoint.save(out, tensors, config)
     average = {True: "averaged weights", False: "raw weights", None: "weights"}[config.params["imported"]["averaged"]]
     length = "" if config.sigma_rel is None else f" of sigma_rel {config.sigma_rel:g}"
@@ -106,18 +110,27 @@ def _import(arguments: argparse.Namespace) -> None:
     say(f"  {average}{length} of {path.name} (sha256 {config.params['imported']['sha256']})")
     say(f"  {config.backbone} {config.constants}, precond {config.precond}, conditioning {config.conditioning}")
     say(f"  latents {config.shape} of codec {config.codec}, {config.num_classes} classes")
+    if (told := convert.other_codec(arguments.format, config.codec)) is not None:
+        say(f"  {told}")
 
 
-def _codec_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the codec is built with: its weights, which are looked at."""
+def _codec(arguments: argparse.Namespace) -> codecs.Codec | None:
+    """The codec, so that its weights are looked at; None: it has none."""
     name = arguments.codec or convert.load_format(arguments.format).codec
     if (name in codecs.WEIGHTS) != (arguments.vae is not None):
         rule = "needs its weights (folder, hub name or file)" if name in codecs.WEIGHTS else "has no weights"
         raise ValueError(f"--vae {arguments.vae}: codec '{name}' {rule}")
-    if arguments.vae is None:
-        return {}
-    options: dict[str, Any] = getattr(codecs.build(name, vae=arguments.vae), "options", {})
-    return options
+    return None if arguments.vae is None else codecs.build(name, vae=arguments.vae)
+
+
+def _refuse_channels(codec: codecs.Codec | None, config: Config, path: Path) -> None:
+    """Raise ValueError where a network's latents cannot be those of its codec."""
+    channels = config.shape[0] if codec is None else codec.latent_shape(PICTURE)[0]
+    if channels != config.shape[0]:
+        raise ValueError(
+            f"{path} has latents of {config.shape[0]} channels, codec '{config.codec}' makes {channels}: set --codec "
+            "to the one it was trained on"
+        )
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -81,9 +81,10 @@ def describe(
 
 def _layouts(tensors: Mapping[str, Tensor], first: str) -> dict[str, keys.Layout]:
     """Axes of the weights from which sizes are read."""
-    linear, ends = ("out", "in"), {"conv0.weight": ("out", "in", "3", "3"), "affine.weight": ("out", "in")}
+    ends: dict[str, keys.Layout] = {"conv0.weight": ("out", "in", "3", "3"), "affine.weight": ("out", "in")}
     ends["resample_filter"] = ("1", "1", "taps", "taps")
-    layouts = {name: linear for name in ("map_layer0.weight", "map_augment.weight", "map_label.weight")}
+    linear = ("map_layer0.weight", "map_augment.weight", "map_label.weight")
+    layouts: dict[str, keys.Layout] = dict.fromkeys(linear, ("out", "in"))
     layouts |= {name: axes for name in tensors for end, axes in ends.items() if name.endswith(f".{end}")}
     return layouts | {first: ("width", "channels", "3", "3")}
 

@@ -40,8 +40,8 @@ def describe_all(
         del constants["learn_sigma"]  # the default of this network
     if "rope" not in constants:
         raise ForeignError(
-            f"{path} has no feat_rope.*, the tables of rotary positions (RoPE): its network has none, or they were left "
-            "out; which of them is another function, say it with --set rope=true or --set rope=false (in params.yaml: "
+            f"{path} has no feat_rope.*, the tables of rotary positions (RoPE): its network has none, or they were "
+            "left out; the answers differ, so say which with --set rope=true or --set rope=false (in params.yaml: "
             "backbones.lightningdit.rope)"
         )
     return constants, shape, classes

@@ -1,17 +1,79 @@
-"""A converted network in the teacher's place: it must be what params.yaml and data/latents say the teacher is."""
+"""A converted network in the teacher's place: it must be what params.yaml and data/latents say the teacher is.
+
+Which codec, and which of its weights, a network was trained on no file tells: those of data/latents are taken.
+"""
 
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from facm import checkpoint, preconds
+from facm import checkpoint, convert, preconds
 from facm.checkpoint import Config
 from facm.convert.pickles import ForeignError
 from facm.data.latents import LatentSet
+from facm.params import Imported
+from facm.work import located
 
 FREE = ("edm", "ddpm")  # preconds that translate between the network's data and ours, however those are normalised
+
+
+def read(
+    imported: Imported, codec: str, backbone: tuple[str, dict[str, Any]], precond: str
+) -> tuple[dict[str, Tensor], Config]:
+    """The checkpoint that params.yaml names, converted; it needs no latents.
+
+    Args:
+        imported: the block of that name.
+        codec: key of facm.codecs.
+        backbone: name and constants that it must have.
+        precond: key of facm.preconds that it must have.
+
+    Raises:
+        FileNotFoundError, ForeignError, ValueError: as `convert.space` and `convert.convert`.
+    """
+    source = convert.Source(
+        path=located(imported.source or ""),
+        format=imported.format or "",
+        which=imported.which,
+        profile=imported.profile,
+        trust=imported.trust_pickle,
+        sha256=imported.sha256,
+    )
+    stats = None if imported.stats is None else located(imported.stats)
+    space = convert.space(source.format, codec=codec, stats=stats)
+    return convert.convert(source, space, backbone[1], expected=(backbone[0], precond))
+
+
+def refuse_other(config: Config, conditioning: str, precond: dict[str, Any], path: Path) -> None:
+    """Raise ForeignError where params.yaml says another conditioning, or other constants of the precond.
+
+    Args:
+        config: as `read` gives it.
+        conditioning: of params.yaml, teacher.conditioning.
+        precond: constants of the precond, of params.yaml.
+        path: of the source, for messages.
+    """
+    if conditioning != config.conditioning:
+        cure = (
+            "to have it know the FM format too, convert it with `python -m facm.convert`, fine-tune it for a few "
+            "epochs with teacher.stage: teacher and teacher.init (paper, A.3a)"
+            if config.conditioning == "plain"
+            else "or choose another source"
+        )
+        raise ForeignError(
+            f"{path} knows conditioning '{config.conditioning}', params.yaml, teacher.conditioning is "
+            f"'{conditioning}': set it to {config.conditioning}; {cure}"
+        )
+    constants = preconds.defaults(config.precond) | precond
+    for name, value in config.precond_constants.items():
+        if constants[name] != value:
+            raise ForeignError(
+                f"{path} has {name} {value}, params.yaml, preconds.{config.precond}.{name} is {constants[name]}: set "
+                f"it to {value}"
+            )
 
 
 def place(config: Config, latents: LatentSet, conditioning: str, precond: dict[str, Any], path: Path) -> Config:
@@ -25,21 +87,11 @@ def place(config: Config, latents: LatentSet, conditioning: str, precond: dict[s
         path: of the source, for messages.
 
     Raises:
-        ForeignError: another conditioning, or other constants of the precond, than params.yaml says.
+        ForeignError: as `refuse_other`.
         ValueError: statistics that the precond cannot have.
-        facm.checkpoint.CheckpointError: other classes, shape, codec or statistics than those of data/latents.
+        facm.checkpoint.CheckpointError: other classes, shape or statistics than those of data/latents.
     """
-    if conditioning != config.conditioning:
-        cure = (
-            "to have it know the FM format too, convert it with `python -m facm.convert`, fine-tune it for a few "
-            "epochs with teacher.stage: teacher and teacher.init (paper, A.3a)"
-            if config.conditioning == "plain"
-            else "or choose another source"
-        )
-        raise ForeignError(
-            f"{path} knows conditioning '{config.conditioning}', params.yaml, teacher.conditioning is "
-            f"'{conditioning}': set it to {config.conditioning}; {cure}"
-        )
+    refuse_other(config, conditioning, precond, path)
     mean, std = latents.mean.tolist(), latents.std.tolist()
     sizes = {
         "shape": tuple(latents.shape),
@@ -48,17 +100,10 @@ def place(config: Config, latents: LatentSet, conditioning: str, precond: dict[s
         "codec_options": latents.codec_options,
     }
     own = replace(config, mean=mean, std=std, precond_constants=precond, **sizes)  # type: ignore[arg-type]
-    config = replace(config, codec_options=latents.codec_options)
+    config = replace(config, codec=latents.codec, codec_options=latents.codec_options)
     if config.precond in FREE:
         config = replace(config, mean=mean, std=std)
     checkpoint.check_fits(own, config, path)
-    defaults = preconds.defaults(config.precond)
-    for name, value in config.precond_constants.items():
-        if (defaults | precond)[name] != value:
-            raise ForeignError(
-                f"{path} has {name} {value}, params.yaml, preconds.{config.precond}.{name} is "
-                f"{(defaults | precond)[name]}: set it to {value}"
-            )
     with torch.device("meta"):
         own.build()  # refuses statistics that the precond cannot have
     return own
