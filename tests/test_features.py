@@ -124,10 +124,10 @@ def test_torch_fidelity_itself_measures_the_same_over_our_network(short: None, t
         verbose=False,
     )
     yardstick, extracted = Yardstick.of(network, two), network.extract(one)
-    # torch-fidelity averages the float32 features in float32
+    # torch-fidelity averages the float32 features in float32, as it does KID's kernels, which are about 1
     assert yardstick.distance(extracted) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
     kid = kernel_distance(extracted, yardstick.features, subsets=3)
-    assert kid == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
+    assert kid == pytest.approx(theirs["kernel_inception_distance_mean"], abs=5e-7)
     assert precision_recall(extracted, yardstick.features) == (theirs["precision"], theirs["recall"])
 
 
