@@ -58,6 +58,12 @@ def test_odd_modes_become_rgb() -> None:
     assert decode.levels(gif, None).shape == (4, 4, 3)
 
 
+def test_a_transparent_level_of_16_bit_grey_is_white() -> None:
+    values = np.array([[0, 30000, 30000, 65535]], np.uint16).repeat(4, 0)
+    content = encoded(Image.fromarray(values), "PNG", transparency=30000)
+    assert decode.levels(content, None)[0, :, 0].tolist() == [0, 255, 255, 255]
+
+
 def test_16_bit_grey_is_rounded_not_clipped() -> None:
     values = np.array([[0, 128, 129, 256, 257, 30000, 65406, 65407, 65535]], np.uint16).repeat(2, 0)
     found = decode.levels(encoded(Image.fromarray(values)), None)

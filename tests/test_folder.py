@@ -146,6 +146,14 @@ def test_a_file_that_changes_while_a_stage_runs_is_told(classes: Path) -> None:
 
 LAYOUTS = [
     ({"train/a": 2, "val/a": 1, "val/c": 1}, r"val has class folders that train/ lacks: c"),
+    (
+        {"train/a": 2, "validation/a": 1},
+        r"has pictures in validation beside train/, which would not be used: move them",
+    ),
+    ({"train/a": 2, "val/a": 1, "extra/deep/er": 1}, r"has pictures in extra beside train/"),
+    ({"train/a": 2, "val/a": 1, "": 1}, r"has pictures in 000.jpg beside train/"),
+    ({"training/a": 2, "validation/a": 1}, r"has \['training', 'validation'\] and no train/: there must be train/"),
+    ({"Train/a": 2, "Val/a": 1}, r"has \['Train', 'Val'\] and no train/"),
     ({"train/a": 2, "train/c": 0, "val/a": 1}, r"class folders without a file: c"),
     ({"val/a": 2}, r"has \['val'\] and no train/: there must be train/ and heldout/, val/ or test/"),
     ({"train": 3, "val": 0}, r"has no pictures for heldout: there must be"),
@@ -160,6 +168,22 @@ def test_another_layout_is_refused(folders: dict[str, int], message: str, tmp_pa
         fill(tmp_path / name, num, side=4)
     with pytest.raises(ValueError, match=message):
         admitted(tmp_path)
+
+
+def test_what_is_no_picture_may_lie_beside_the_splits(classes: Path) -> None:
+    (classes / "README.txt").write_text("of whom, where from")
+    (classes / "devkit").mkdir()
+    (classes / "devkit/meta.mat").write_bytes(b"?")
+    fill(classes / "test/a", 1, side=24)
+    assert len(admitted(classes).load("heldout")) == 5, "val/, the first of both"
+
+
+def test_a_folder_that_links_to_itself_is_refused_and_a_link_to_nowhere_hashed(classes: Path) -> None:
+    (classes / "train/a/gone.jpg").symlink_to(classes / "nowhere")
+    assert len(data.fingerprint("folder", classes)) == 64
+    (classes / "train/a/again").symlink_to(classes / "train")
+    with pytest.raises(ValueError, match="train/a/again links to a folder that it lies in: remove it"):
+        admitted(classes, max_bad=0.5)
 
 
 def test_no_folder_and_needless_sizes_are_refused(tmp_path: Path) -> None:

@@ -125,6 +125,25 @@ def test_a_folder_without_shards_or_statistics_and_a_wrong_codec_are_refused(roo
         data.load("precomputed", tmp_path, "train")
 
 
+def test_lost_ranks_and_lost_ends_of_ranks_are_refused(root: Path) -> None:
+    (root / "latents_rank01_shard001.safetensors").unlink()
+    with pytest.raises(ValueError, match="unlike numbers of latents, rank00 9, rank01 5: the last ones of some are"):
+        taken_over(root)
+    for number in range(2):
+        shard(root / f"latents_rank03_shard{number:03d}.safetensors", 5 - number, 30 + number)
+    with pytest.raises(ValueError, match="lacks shards of rank02: fetch them again"):
+        taken_over(root)
+
+
+def test_an_empty_shard_and_a_copy_of_one_are_told_by_name(root: Path) -> None:
+    shard(root / "latents_rank01_shard001.safetensors", 0)
+    with pytest.raises(ValueError, match="latents_rank01_shard001.safetensors holds no latents"):
+        taken_over(root)
+    shard(root / "latents_rank01_shard001 (1).safetensors", 4, 11)
+    with pytest.raises(ValueError, match=r"shard001 \(1\).safetensors is not called latents_rank<n>_shard<n>"):
+        taken_over(root)
+
+
 def test_a_shard_that_is_missing_and_values_that_are_not_finite_are_refused(root: Path) -> None:
     shard(root / SHARD, 5, latents=torch.full((5, 3, 2, 2), float("nan")))
     with pytest.raises(ValueError, match=f"{SHARD}: latents are not all finite"):

@@ -17,7 +17,7 @@ def adopt(
 
     Args:
         folder: where to; an earlier set in it is removed.
-        dataset: has `paths`, `read` and `statistics` (facm.data.precomputed.Precomputed).
+        dataset: has `paths`, `read`, `refuse_uneven` and `statistics` (facm.data.precomputed.Precomputed).
         codec: whose latents they are.
         flip: take over the mirrored ones, which must be there.
         labels: take over the labels; the number of classes is one more than the greatest.
@@ -44,6 +44,7 @@ def adopt(
 
     made = list(dist.in_order(map(written, progress(mine, len(mine), "taking over")), num_shards))
     if dist.is_main():
+        dataset.refuse_uneven([shard["num"] for shard, _ in made])
         described, classes = [shard for shard, _ in made], max(num_classes for _, num_classes in made)
         meta = {"codec": codec.name, "dataset": dataset_name, "fingerprint": fingerprint, "flips": flip}
         sizes = {"shape": list(shape), "num": sum(shard["num"] for shard in described), "num_classes": classes}

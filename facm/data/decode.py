@@ -107,7 +107,9 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 def _rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I;16"):
-        narrow = (np.asarray(picture).astype(np.uint32) + 128) // 257
+        wide = np.asarray(picture).astype(np.uint32)
+        unseen = wide == picture.info.get("transparency")  # a level
+        narrow = np.where(unseen, 255, (wide + 128) // 257)
         return Image.fromarray(narrow.astype(np.uint8)).convert("RGB")
     if picture.mode in ("I", "F"):
         raise Unreadable(f"32-bit levels (mode {picture.mode}), whose range is not known")

@@ -3,6 +3,8 @@
 * `train/` with the pictures to train on, and `heldout/`, `val/` or `test/` (the first that is there) with those held
   out. Where none of the three is there, a picture is held out if the hash of its name says so, one in HELDOUT_ONE_IN;
   where there is no `train/`, the folder itself has the pictures.
+  Nothing is passed over in silence: beside `train/` no other folder of pictures may lie but those three, nor pictures;
+  without it no class may be called like a split.
 * Classes are the sorted names of the subfolders, as torchvision's ImageFolder counts them. Names that begin with a dot
   are passed over; every other file is meant to be a picture.
 * A file that is no usable picture is told by name, with the reason, and refused beyond the fraction `data.max_bad`.
@@ -27,6 +29,8 @@ from facm.data.pictures import Files, in_threads
 from facm.log import progress
 
 TRAIN, HELDOUT = "train", ("heldout", "val", "test")
+LIKE_A_SPLIT = {"train", "training", "val", "valid", "validation", "test", "testing", "heldout", "held_out"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 HELDOUT_ONE_IN = 20
 PART = 512  # files that a rank looks at before it hands over what it saw
 LAYOUT = (
@@ -85,7 +89,7 @@ class Folder:
     def fingerprint(self) -> str:
         """Sha256 over the sorted names and the files' bytes; no file is decoded."""
         names = _together(self._listed())
-        digests = in_threads(lambda name: hashlib.sha256((self.root / name).read_bytes()).digest(), names)
+        digests = in_threads(lambda name: _digest(self.root / name), names)
         return _fingerprint(zip(names, progress(digests, len(names), "reading pictures"), strict=True))
 
     def survey(self, *, strict: bool = True) -> Survey:
@@ -174,8 +178,13 @@ class Folder:
         """
         folders, classes = self._folders(), set(self._classes())
         train, heldout = folders["train"], folders["heldout"]
-        if not train and classes & set(HELDOUT):
+        if not train and any(name.lower() in LIKE_A_SPLIT for name in classes):
             raise ValueError(f"params.yaml, data.root: {self.root} has {sorted(classes)} and no {TRAIN}/: {LAYOUT}")
+        if train and (beside := self._beside()):
+            raise ValueError(
+                f"params.yaml, data.root: {self.root} has pictures in {', '.join(beside[:5])} beside {TRAIN}/, which "
+                f"would not be used: move them; {LAYOUT}"
+            )
         names = self._files(train)
         empty = sorted(classes - {_class(name, train) for name in names})
         if empty:
@@ -189,11 +198,29 @@ class Folder:
             raise ValueError(f"{self.root / heldout} has class folders that {train} lacks: {', '.join(foreign[:5])}")
         return {"train": names, "heldout": others}
 
+    def _beside(self) -> list[str]:
+        """Entries of the root beside the splits' folders that are pictures or hold some, sorted."""
+        found = []
+        for entry in sorted(self.root.iterdir()):
+            if _shown(entry.name) and entry.name not in (TRAIN, *HELDOUT):
+                files = self._files(f"{entry.name}/") if entry.is_dir() else [entry.name]
+                found += [entry.name] * any(Path(name).suffix.lower() in SUFFIXES for name in files)
+        return found
+
     def _files(self, folder: str) -> list[str]:
-        """Names of the files under a folder, relative to the root, sorted."""
+        """Names of the files under a folder, relative to the root, sorted.
+
+        Raises:
+            ValueError: a link to a folder that it lies in.
+        """
         names = []
         for place, folders, files in os.walk(self.root / folder, onerror=_refuse, followlinks=True):
             folders[:] = filter(_shown, folders)
+            loop = next((name for name in folders if _leads_back(Path(place) / name)), None)
+            if loop is not None:
+                raise ValueError(
+                    f"params.yaml, data.root: {Path(place) / loop} links to a folder that it lies in: remove it"
+                )
             inside = Path(place).relative_to(self.root).as_posix()
             names += [name if inside == "." else f"{inside}/{name}" for name in files if _shown(name)]
         return sorted(names)
@@ -202,6 +229,19 @@ class Folder:
 def _refuse(error: OSError) -> None:
     """A folder that cannot be listed is no empty folder."""
     raise error
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether a folder is a link to one that it lies in."""
+    return folder.is_symlink() and folder.absolute().parent.resolve().is_relative_to(folder.resolve())
+
+
+def _digest(path: Path) -> bytes:
+    """Sha256 of a file's bytes; of one that cannot be read nothing, as `Folder.survey` has it."""
+    try:
+        return hashlib.sha256(path.read_bytes()).digest()
+    except OSError:
+        return b""
 
 
 def _unfit(look: Look, sides: tuple[int, int]) -> str:

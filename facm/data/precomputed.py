@@ -4,12 +4,15 @@
     latents_stats.pt                           mean and std, (1, C, 1, 1), of 10,000 of them
 
 The statistics are the given ones: a network lives in the space that they normalise. `data.root` is the folder; files
-are taken in the order of their names. The published extraction fills up the last round of its processes with pictures
-that it has had already (fewer than it has processes); which ones, the files do not tell, so they are kept, as the
-published training keeps them. Latents are what `latents.codec` decodes: as drawn for va_vae, times 0.18215 for sd_vae.
+are taken in the order of their names; a lost one is noticed by the numbers in them, and by ranks of unlike length. The
+published extraction fills up the last round of its processes with pictures that it has had already (fewer than it has
+processes); which ones, the files do not tell, so they are kept, as the published training keeps them. Latents are what
+`latents.codec` decodes: as drawn for va_vae, times 0.18215 for sd_vae.
 """
 
 import hashlib
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,6 +24,7 @@ from facm.files import read_tensors, sha256
 from facm.log import progress
 
 SHARDS, STATS = "latents_rank*_shard*.safetensors", "latents_stats.pt"
+NAME = re.compile(r"latents_rank([0-9]+)_shard([0-9]+)\.safetensors")
 
 
 class Precomputed:
@@ -82,6 +86,8 @@ class Precomputed:
             cure = "; set latents.flip: false" if "latents_flip" in missing else ""
             raise ValueError(f"{path} lacks {', '.join(missing)}, it has {', '.join(sorted(found))}{cure}")
         z, y = found["latents"], found.get("labels")
+        if not len(z):
+            raise ValueError(f"{path} holds no latents: fetch it again")
         for name in ("latents", *(["latents_flip"] if flip else [])):
             if found[name].dim() != 4 or found[name].dtype != torch.float32 or found[name].shape != z.shape:
                 raise ValueError(
@@ -94,6 +100,23 @@ class Precomputed:
             raise ValueError(f"{path}: labels must be int64 ({len(z)},) from 0 on, they are {y.dtype} {tuple(y.shape)}")
         return {name: found[name] for name in wanted}
 
+    def refuse_uneven(self, nums: Sequence[int]) -> None:
+        """Raise ValueError where ranks have unlike numbers of latents: all wrote as many (DistributedSampler pads).
+
+        Args:
+            nums: latents of each shard.
+        """
+        totals: dict[int, int] = {}
+        for path, num in zip(self.paths, nums, strict=True):
+            rank, _ = _numbers(path)
+            totals[rank] = totals.get(rank, 0) + num
+        if len(set(totals.values())) > 1:
+            told = ", ".join(f"rank{rank:02d} {num}" for rank, num in sorted(totals.items()))
+            raise ValueError(
+                f"params.yaml, data.root: the ranks' shards hold unlike numbers of latents, {told}: the last ones of "
+                f"some are missing; fetch {self.root} again"
+            )
+
     def statistics(self) -> dict[str, Tensor]:
         """mean and std, float32 (C,), as given.
 
@@ -104,9 +127,24 @@ class Precomputed:
 
 
 def _gaps(paths: list[Path]) -> list[str]:
-    """The ranks whose shards are not numbered 0, 1, 2, ... without a gap."""
-    numbers: dict[str, list[int]] = {}
+    """The ranks whose shards are not numbered 0, 1, 2, ... without a gap, and those that are missing altogether."""
+    numbers: dict[int, list[int]] = {}
     for path in paths:
-        rank, _, number = path.stem.removeprefix("latents_").partition("_shard")
-        numbers.setdefault(rank, []).append(int(number))
-    return [rank for rank, found in numbers.items() if sorted(found) != list(range(len(found)))]
+        rank, number = _numbers(path)
+        numbers.setdefault(rank, []).append(number)
+    whole = [rank for rank, found in numbers.items() if sorted(found) == list(range(len(found)))]
+    return [f"rank{rank:02d}" for rank in range(max(numbers) + 1) if rank not in whole]
+
+
+def _numbers(path: Path) -> tuple[int, int]:
+    """Rank and number of a shard.
+
+    Raises:
+        ValueError: a name that has none.
+    """
+    match = NAME.fullmatch(path.name)
+    if match is None:
+        raise ValueError(
+            f"params.yaml, data.root: {path} is not called latents_rank<n>_shard<n>.safetensors: move it away"
+        )
+    return int(match[1]), int(match[2])
