@@ -113,17 +113,27 @@ def _run(module: str) -> None:
     """Run the module here."""
     sys.path.insert(0, os.getcwd())
     sys.argv = [module]
-    if os.environ.get(TRACEBACK):
-        runpy.run_module(module, run_name="__main__")
-        return
     try:
         runpy.run_module(module, run_name="__main__")
+    except SystemExit as ended:
+        if not ended.code:
+            _leave()
+        raise
     except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get(TRACEBACK):
+            raise
         rank = int(os.environ.get("RANK", "0"))
         if rank:
             time.sleep(GRACE_S)  # torchrun ends this process meanwhile where rank 0 has failed, too
         where = f"{module}, rank {rank}" if rank else module
         raise SystemExit(f"\nerror in {where}: {error}\n({TRACEBACK}=1 shows where)") from None
+
+
+def _leave() -> None:
+    """Leave the process group, where a stage ended early and well: its threads may abort an exit that they outlive."""
+    from facm import dist
+
+    dist.teardown()
 
 
 if __name__ == "__main__":

@@ -153,6 +153,24 @@ def test_torchrun_is_asked_for_time_to_save_where_it_knows_that_option(since: st
     assert getattr(asked, "shutdown_timeout", None) == (launch.SAVE_S if since == "later" else None)
 
 
+LEAVING = """
+import atexit, os
+from pathlib import Path
+import torch.distributed
+from facm import dist
+dist.setup(1)
+told = Path("joined" + os.environ["RANK"])
+atexit.register(lambda: told.write_text(str(torch.distributed.is_initialized())))
+raise SystemExit(0)
+"""
+
+
+def test_a_stage_that_ends_early_and_well_leaves_the_process_group(module, tmp_path: Path) -> None:
+    run = started(module(LEAVING), FACM_NPROC="2")
+    assert run.wait(60) == 0
+    assert [(tmp_path / f"joined{rank}").read_text() for rank in range(2)] == ["False", "False"]
+
+
 def test_an_error_of_all_processes_is_told_once(module) -> None:
     status, output = ended(started(module("raise ValueError('params.yaml, distill: wrong')"), FACM_NPROC="2"))
     assert status == 1 and output.count("params.yaml, distill: wrong") == 1
