@@ -1,5 +1,8 @@
 """One picture file to levels: ADM's crop by its own formula, odd modes converted, damage refused with a reason."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from picture_files import encoded, jpeg, levels
@@ -62,6 +65,30 @@ def test_a_transparent_level_of_16_bit_grey_is_white() -> None:
     values = np.array([[0, 30000, 30000, 65535]], np.uint16).repeat(4, 0)
     content = encoded(Image.fromarray(values), "PNG", transparency=30000)
     assert decode.levels(content, None)[0, :, 0].tolist() == [0, 255, 255, 255]
+
+
+def png(bits: int, kind: int, rows: list[bytes], transparent: bytes) -> bytes:
+    """A PNG of two columns, put together by hand: Pillow writes neither 2 or 4 bits of grey nor 16 of colour."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    head = struct.pack(">IIBBBBB", 2, len(rows), bits, kind, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    parts = ((b"IHDR", head), (b"tRNS", transparent), (b"IDAT", pixels), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+@pytest.mark.parametrize(("bits", "row", "other"), [(2, 0b0110_0000, 170), (4, 0x1A, 170), (8, None, 10)])
+def test_a_transparent_level_of_few_bits_is_white(bits: int, row: int | None, other: int) -> None:
+    content = png(bits, 0, [bytes([1, 10] if row is None else [row])] * 2, struct.pack(">H", 1))
+    assert decode.levels(content, None)[0, :, 0].tolist() == [255, other]
+
+
+def test_a_transparent_one_of_16_bit_colours_is_refused() -> None:
+    row = struct.pack(">6H", 0x1234, 0x2345, 0x3456, 0x1234, 0x2345, 0x3457)
+    with pytest.raises(Unreadable, match="16-bit colours of which one is transparent: store it with 8 bits"):
+        decode.levels(png(16, 2, [row] * 2, row[:6]), None)
 
 
 def test_16_bit_grey_is_rounded_not_clipped() -> None:

@@ -152,6 +152,9 @@ LAYOUTS = [
     ),
     ({"train/a": 2, "val/a": 1, "extra/deep/er": 1}, r"has pictures in extra beside train/"),
     ({"train/a": 2, "val/a": 1, "": 1}, r"has pictures in 000.jpg beside train/"),
+    ({"train/a": 2, "val/a": 1, "heldout/a": 1}, r"has pictures in val beside train/"),
+    ({"train/a": 2, "val/a": 1, "Val/a": 1}, r"has pictures in Val beside train/.*rename their folder to val/"),
+    ({"a": 2, "b": 2, "held-out": 1}, r"has \['held-out'\] and no train/.*rename the folders to train/ and val/"),
     ({"training/a": 2, "validation/a": 1}, r"has \['training', 'validation'\] and no train/: there must be train/"),
     ({"Train/a": 2, "Val/a": 1}, r"has \['Train', 'Val'\] and no train/"),
     ({"train/a": 2, "train/c": 0, "val/a": 1}, r"class folders without a file: c"),
@@ -175,15 +178,36 @@ def test_what_is_no_picture_may_lie_beside_the_splits(classes: Path) -> None:
     (classes / "devkit").mkdir()
     (classes / "devkit/meta.mat").write_bytes(b"?")
     fill(classes / "test/a", 1, side=24)
+    (classes / "lost+found").mkdir()
+    (classes / "lost+found/7.jpg").write_bytes(jpeg(7))
     assert len(admitted(classes).load("heldout")) == 5, "val/, the first of both"
+    (classes / "validation").mkdir()
+    (classes / "validation/of_no_suffix").write_bytes(jpeg(7))
+    with pytest.raises(ValueError, match="has pictures in validation beside train/"):
+        admitted(classes)
 
 
 def test_a_folder_that_links_to_itself_is_refused_and_a_link_to_nowhere_hashed(classes: Path) -> None:
     (classes / "train/a/gone.jpg").symlink_to(classes / "nowhere")
-    assert len(data.fingerprint("folder", classes)) == 64
+    assert data.fingerprint("folder", classes) == admitted(classes, max_bad=1 / 15).fingerprint
     (classes / "train/a/again").symlink_to(classes / "train")
-    with pytest.raises(ValueError, match="train/a/again links to a folder that it lies in: remove it"):
+    with pytest.raises(ValueError, match="train/a/again leads back to a folder that it lies in: remove the link"):
         admitted(classes, max_bad=0.5)
+
+
+def test_links_that_lead_back_by_way_of_each_other_are_refused_and_a_folder_twice_is_not(classes: Path) -> None:
+    elsewhere = classes / ".elsewhere/deep"
+    fill(elsewhere, 2)
+    for name in ("a", "b"):
+        (classes / "train" / name / "more").symlink_to(elsewhere)
+    assert len(admitted(classes).load("train")) == 13
+    (elsewhere / "up").symlink_to("..")
+    with pytest.raises(ValueError, match="train/a/more/up/deep leads back to a folder that it lies in"):
+        admitted(classes)
+    (elsewhere / "up").unlink()
+    (elsewhere / "across").symlink_to(classes / "train/a")
+    with pytest.raises(ValueError, match="train/a/more/across leads back to a folder that it lies in"):
+        admitted(classes)
 
 
 def test_no_folder_and_needless_sizes_are_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from facm import data
 from facm.data.latents import LatentSet
+from facm.data.precomputed import Precomputed
 from stages import latents
 
 
@@ -84,6 +85,9 @@ SHARD = "latents_rank01_shard000.safetensors"
 REFUSED = [
     ({"labels": torch.zeros(5)}, {}, f"{SHARD}: labels must be int64 \\(5,\\) from 0 on"),
     ({"latents_flip": None}, {}, f"{SHARD} lacks latents_flip, it has labels, latents; set latents.flip: false"),
+    ({"latents": None}, {}, f"{SHARD} lacks latents, it has labels, latents_flip"),
+    ({"latents": torch.tensor(1.0)}, {}, f"{SHARD} holds no latents"),
+    ({"latents": torch.zeros(5)}, {}, f"{SHARD}: latents must be float32"),
     ({"latents": torch.zeros(5, 3, 2, 2).half()}, {}, f"{SHARD}: latents must be float32"),
     ({"latents_flip": torch.zeros(4, 3, 2, 2)}, {}, f"{SHARD}: latents_flip must be float32 .* the same for all"),
     (
@@ -135,10 +139,21 @@ def test_lost_ranks_and_lost_ends_of_ranks_are_refused(root: Path) -> None:
         taken_over(root)
 
 
+def test_lost_shards_are_refused_before_an_earlier_set_is_touched(root: Path) -> None:
+    taken_over(root)
+    before = {path.name: path.read_bytes() for path in Path("data/latents").iterdir()}
+    (root / "latents_rank01_shard001.safetensors").unlink()
+    with pytest.raises(ValueError, match="rank00 9, rank01 5"):
+        taken_over(root)
+    assert {path.name: path.read_bytes() for path in Path("data/latents").iterdir()} == before
+
+
 def test_an_empty_shard_and_a_copy_of_one_are_told_by_name(root: Path) -> None:
     shard(root / "latents_rank01_shard001.safetensors", 0)
     with pytest.raises(ValueError, match="latents_rank01_shard001.safetensors holds no latents"):
         taken_over(root)
+    with pytest.raises(ValueError, match="latents_rank01_shard001.safetensors holds no latents"):
+        Precomputed(root).read(3, flip=True, labels=True)
     shard(root / "latents_rank01_shard001 (1).safetensors", 4, 11)
     with pytest.raises(ValueError, match=r"shard001 \(1\).safetensors is not called latents_rank<n>_shard<n>"):
         taken_over(root)

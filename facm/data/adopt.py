@@ -24,8 +24,9 @@ def adopt(
         dataset_name, fingerprint: recorded.
 
     Raises:
-        ValueError: shards or statistics of another form, or latents that the codec does not have.
+        ValueError: shards or statistics of another form, lost ones, or latents that the codec does not have.
     """
+    dist.from_main(dataset.refuse_uneven)
     folder, statistics = Path(folder), dataset.statistics()
     shape = tuple(dataset.read(0, flip=flip, labels=labels)["latents"].shape[1:])
     _check(codec, shape, len(statistics["mean"]))
@@ -44,7 +45,6 @@ def adopt(
 
     made = list(dist.in_order(map(written, progress(mine, len(mine), "taking over")), num_shards))
     if dist.is_main():
-        dataset.refuse_uneven([shard["num"] for shard, _ in made])
         described, classes = [shard for shard, _ in made], max(num_classes for _, num_classes in made)
         meta = {"codec": codec.name, "dataset": dataset_name, "fingerprint": fingerprint, "flips": flip}
         sizes = {"shape": list(shape), "num": sum(shard["num"] for shard in described), "num_classes": classes}

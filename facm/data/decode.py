@@ -1,8 +1,9 @@
 """A picture file's bytes -> levels uint8 (H, W, 3): whatever Pillow reads is brought to RGB, or refused with a reason.
 
 Grey is repeated, palettes are looked up, CMYK and the like are converted, transparent parts lie on white, 16-bit grey
-becomes 8-bit by rounding, an EXIF orientation is applied, of an animation the first frame is taken. Published code
-(ADM, DiT, LightningDiT) drops transparency and ignores EXIF, which among ImageNet's photographs concerns a handful.
+becomes 8-bit by rounding, an EXIF orientation is applied, of an animation the first frame is taken. A PNG of 16-bit
+colours of which one is transparent is refused: Pillow reads 8 bits of them. Published code (ADM, DiT, LightningDiT)
+drops transparency and ignores EXIF, which among ImageNet's photographs concerns a handful.
 
 Damage within a JPEG's coded data cannot be told: it has no checksum, and decodes to a spoilt picture.
 
@@ -15,11 +16,13 @@ import zlib
 from io import BytesIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 CHANNELS = 3
 LEAST_SIDE = 2  # pixels; a picture of one pixel, or a line, shows nothing
 MOST_PIXELS = 2**27  # of a picture brought to size, before the crop: narrower ones would fill the memory
+
+LEVELS = {"L;2": 4, "L;4": 16}  # of grey PNGs that Pillow widens to 256
 
 # What Pillow's readers raise on damaged bytes, by their own account and by trial.
 BROKEN = (
@@ -58,6 +61,8 @@ def rgb(content: bytes) -> Image.Image:
         raise Unreadable("zero bytes")
     try:
         picture = _opened(content)
+    except Unreadable:
+        raise
     except Image.UnidentifiedImageError:
         raise Unreadable("not a picture that Pillow can read") from None
     except BROKEN as error:
@@ -94,7 +99,21 @@ def _opened(content: bytes) -> Image.Image:
     if picture.format == "PNG":
         picture.verify()
         picture = Image.open(BytesIO(content))
+        _widen_transparent(picture)
     return picture
+
+
+def _widen_transparent(picture: ImageFile.ImageFile) -> None:
+    """Bring a PNG's transparent level to the range of its pixels, which Pillow scales as it decodes.
+
+    Raises:
+        Unreadable: it is one of 16-bit colours, of which Pillow keeps 8 bits.
+    """
+    packing = picture.tile[0].args if "transparency" in picture.info and picture.tile else ""
+    if packing == "RGB;16B":
+        raise Unreadable("16-bit colours of which one is transparent: store it with 8 bits")
+    if packing in LEVELS:
+        picture.info["transparency"] *= 255 // (LEVELS[packing] - 1)
 
 
 def _upright(picture: Image.Image) -> Image.Image:

@@ -3,10 +3,10 @@
 * `train/` with the pictures to train on, and `heldout/`, `val/` or `test/` (the first that is there) with those held
   out. Where none of the three is there, a picture is held out if the hash of its name says so, one in HELDOUT_ONE_IN;
   where there is no `train/`, the folder itself has the pictures.
-  Nothing is passed over in silence: beside `train/` no other folder of pictures may lie but those three, nor pictures;
-  without it no class may be called like a split.
+  Nothing is passed over in silence: beside `train/` and what is held out no other folder of pictures may lie, nor
+  pictures, but for a `test/` that is kept for later; without `train/` no class may be called like a split.
 * Classes are the sorted names of the subfolders, as torchvision's ImageFolder counts them. Names that begin with a dot
-  are passed over; every other file is meant to be a picture.
+  are passed over, and a file system's lost+found; every other file is meant to be a picture.
 * A file that is no usable picture is told by name, with the reason, and refused beyond the fraction `data.max_bad`.
 
 Pictures stay in their files. All of them are read, hashed and decoded once before the work, so that a damaged one is
@@ -28,9 +28,12 @@ from facm.data.decode import Unreadable, levels
 from facm.data.pictures import Files, in_threads
 from facm.log import progress
 
-TRAIN, HELDOUT = "train", ("heldout", "val", "test")
+TRAIN, HELDOUT, FOR_LATER = "train", ("heldout", "val", "test"), "test"
 LIKE_A_SPLIT = {"train", "training", "val", "valid", "validation", "test", "testing", "heldout", "held_out"}
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+SUFFIXES = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".tga"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+}
 HELDOUT_ONE_IN = 20
 PART = 512  # files that a rank looks at before it hands over what it saw
 LAYOUT = (
@@ -178,12 +181,17 @@ class Folder:
         """
         folders, classes = self._folders(), set(self._classes())
         train, heldout = folders["train"], folders["heldout"]
-        if not train and any(name.lower() in LIKE_A_SPLIT for name in classes):
-            raise ValueError(f"params.yaml, data.root: {self.root} has {sorted(classes)} and no {TRAIN}/: {LAYOUT}")
+        splits = sorted(filter(_like_a_split, classes))
+        if not train and splits:
+            raise ValueError(
+                f"params.yaml, data.root: {self.root} has {splits} and no {TRAIN}/: {LAYOUT}. What is called like a "
+                f"split is no class: rename the folders to {TRAIN}/ and val/, or, if they are classes, differently"
+            )
         if train and (beside := self._beside()):
             raise ValueError(
                 f"params.yaml, data.root: {self.root} has pictures in {', '.join(beside[:5])} beside {TRAIN}/, which "
-                f"would not be used: move them; {LAYOUT}"
+                f"would not be used: move them, or, if they are to be held out, rename their folder to val/ (of "
+                f"{', '.join(HELDOUT)} the first that is there is used); {LAYOUT}"
             )
         names = self._files(train)
         empty = sorted(classes - {_class(name, train) for name in names})
@@ -199,28 +207,37 @@ class Folder:
         return {"train": names, "heldout": others}
 
     def _beside(self) -> list[str]:
-        """Entries of the root beside the splits' folders that are pictures or hold some, sorted."""
-        found = []
+        """Entries of the root, sorted, that are pictures or hold some and are not used; test/ may lie there.
+
+        In a folder that is called like a split every file is meant to be a picture.
+        """
+        found, used = [], {TRAIN, self._folders()["heldout"].rstrip("/"), FOR_LATER}
         for entry in sorted(self.root.iterdir()):
-            if _shown(entry.name) and entry.name not in (TRAIN, *HELDOUT):
-                files = self._files(f"{entry.name}/") if entry.is_dir() else [entry.name]
-                found += [entry.name] * any(Path(name).suffix.lower() in SUFFIXES for name in files)
+            if not _shown(entry.name) or entry.name in used:
+                continue
+            files = self._files(f"{entry.name}/") if entry.is_dir() else [entry.name]
+            meant = entry.is_dir() and _like_a_split(entry.name)
+            if any(meant or Path(name).suffix.lower() in SUFFIXES for name in files):
+                found.append(entry.name)
         return found
 
     def _files(self, folder: str) -> list[str]:
         """Names of the files under a folder, relative to the root, sorted.
 
         Raises:
-            ValueError: a link to a folder that it lies in.
+            ValueError: a link that leads back to a folder on the way to it.
         """
-        names = []
-        for place, folders, files in os.walk(self.root / folder, onerror=_refuse, followlinks=True):
-            folders[:] = filter(_shown, folders)
-            loop = next((name for name in folders if _leads_back(Path(place) / name)), None)
-            if loop is not None:
-                raise ValueError(
-                    f"params.yaml, data.root: {Path(place) / loop} links to a folder that it lies in: remove it"
-                )
+        names, top = [], self.root / folder
+        ways = {str(top): frozenset(map(_identity, (top, *top.resolve().parents)))}  # folders on the way to a place
+        for place, folders, files in os.walk(top, onerror=_refuse, followlinks=True):
+            folders[:] = sorted(filter(_shown, folders))
+            way = ways.pop(place)
+            for path in (os.path.join(place, name) for name in folders):
+                if _identity(path) in way:
+                    raise ValueError(
+                        f"params.yaml, data.root: {path} leads back to a folder that it lies in: remove the link"
+                    )
+                ways[path] = way | {_identity(path)}
             inside = Path(place).relative_to(self.root).as_posix()
             names += [name if inside == "." else f"{inside}/{name}" for name in files if _shown(name)]
         return sorted(names)
@@ -231,9 +248,10 @@ def _refuse(error: OSError) -> None:
     raise error
 
 
-def _leads_back(folder: Path) -> bool:
-    """Whether a folder is a link to one that it lies in."""
-    return folder.is_symlink() and folder.absolute().parent.resolve().is_relative_to(folder.resolve())
+def _identity(folder: str | Path) -> tuple[int, int]:
+    """Device and number of a folder, the same by whatever links it is reached."""
+    found = os.stat(folder)
+    return found.st_dev, found.st_ino
 
 
 def _digest(path: Path) -> bytes:
@@ -270,7 +288,11 @@ def _together(listed: dict[str, list[str]]) -> list[str]:
 
 
 def _shown(name: str) -> bool:
-    return not name.startswith(".")
+    return not name.startswith(".") and name != "lost+found"
+
+
+def _like_a_split(name: str) -> bool:
+    return name.lower().replace("-", "_") in LIKE_A_SPLIT
 
 
 def _fingerprint(files: Iterable[tuple[str, bytes]]) -> str:

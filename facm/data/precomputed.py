@@ -12,11 +12,10 @@ processes); which ones, the files do not tell, so they are kept, as the publishe
 
 import hashlib
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from facm.data import Images, normalise
@@ -79,15 +78,13 @@ class Precomputed:
         try:
             found, _ = read_tensors(path)
         except SafetensorError as error:
-            raise ValueError(f"{path} is damaged ({error}): fetch it again") from None
+            raise _damaged(path, error) from None
         wanted = ["latents", *(["latents_flip"] if flip else []), *(["labels"] if labels else [])]
         missing = [name for name in wanted if name not in found]
         if missing:
             cure = "; set latents.flip: false" if "latents_flip" in missing else ""
             raise ValueError(f"{path} lacks {', '.join(missing)}, it has {', '.join(sorted(found))}{cure}")
         z, y = found["latents"], found.get("labels")
-        if not len(z):
-            raise ValueError(f"{path} holds no latents: fetch it again")
         for name in ("latents", *(["latents_flip"] if flip else [])):
             if found[name].dim() != 4 or found[name].dtype != torch.float32 or found[name].shape != z.shape:
                 raise ValueError(
@@ -96,20 +93,22 @@ class Precomputed:
                 )
             if not bool(torch.isfinite(found[name]).all()):
                 raise ValueError(f"{path}: {name} are not all finite: extract them again")
+        if not len(z):
+            raise ValueError(f"{path} holds no latents: fetch it again")
         if labels and y is not None and (y.dtype != torch.int64 or y.shape != z.shape[:1] or int(y.min()) < 0):
             raise ValueError(f"{path}: labels must be int64 ({len(z)},) from 0 on, they are {y.dtype} {tuple(y.shape)}")
         return {name: found[name] for name in wanted}
 
-    def refuse_uneven(self, nums: Sequence[int]) -> None:
-        """Raise ValueError where ranks have unlike numbers of latents: all wrote as many (DistributedSampler pads).
+    def refuse_uneven(self) -> None:
+        """Refuse ranks of unlike numbers of latents: all wrote as many (DistributedSampler pads). Heads are read only.
 
-        Args:
-            nums: latents of each shard.
+        Raises:
+            ValueError: such ranks; a shard that is damaged or empty.
         """
         totals: dict[int, int] = {}
-        for path, num in zip(self.paths, nums, strict=True):
+        for path in self.paths:
             rank, _ = _numbers(path)
-            totals[rank] = totals.get(rank, 0) + num
+            totals[rank] = totals.get(rank, 0) + _num(path)
         if len(set(totals.values())) > 1:
             told = ", ".join(f"rank{rank:02d} {num}" for rank, num in sorted(totals.items()))
             raise ValueError(
@@ -134,6 +133,29 @@ def _gaps(paths: list[Path]) -> list[str]:
         numbers.setdefault(rank, []).append(number)
     whole = [rank for rank, found in numbers.items() if sorted(found) == list(range(len(found)))]
     return [f"rank{rank:02d}" for rank in range(max(numbers) + 1) if rank not in whole]
+
+
+def _num(path: Path) -> int:
+    """Latents of a shard, by its head.
+
+    Raises:
+        ValueError: damaged, or without latents.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = sorted(file.keys())
+            shape = file.get_slice("latents").get_shape() if "latents" in names else None
+    except SafetensorError as error:
+        raise _damaged(path, error) from None
+    if shape is None:
+        raise ValueError(f"{path} lacks latents, it has {', '.join(names)}")
+    if shape[:1] in ([], [0]):
+        raise ValueError(f"{path} holds no latents: fetch it again")
+    return int(shape[0])
+
+
+def _damaged(path: Path, error: SafetensorError) -> ValueError:
+    return ValueError(f"{path} is damaged ({error}): fetch it again")
 
 
 def _numbers(path: Path) -> tuple[int, int]:
