@@ -12,6 +12,7 @@ from tqdm import tqdm
 from facm import dist
 
 QUIET_S = 10  # until the first row, a log hears of a training so often
+SILENT_S = 60  # of other long work it hears at least so often, once an item is done
 
 
 def say(message: str) -> None:
@@ -28,19 +29,20 @@ def span(seconds: float) -> str:
 
 
 def progress(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
-    """A bar on a terminal; in a log a line at each tenth; nothing on ranks other than 0."""
+    """A bar on a terminal; in a log a line at each tenth and after each SILENT_S; nothing on ranks other than 0."""
     if not dist.is_main():
         yield from items
         return
     if sys.stderr.isatty():
         yield from tqdm(items, total=total, desc=what, dynamic_ncols=True)
         return
-    start, told = time.perf_counter(), 0
+    start, tenths, spoken_s = time.perf_counter(), 0, 0.0
     for done, item in enumerate(items, start=1):
         yield item
-        if done * 10 // total > told:
-            told = done * 10 // total
-            say(f"{what}: {done}/{total}, {time.perf_counter() - start:.1f} s")
+        passed_s = time.perf_counter() - start
+        if done * 10 // total > tenths or passed_s - spoken_s >= SILENT_S:
+            tenths, spoken_s = done * 10 // total, passed_s
+            say(f"{what}: {done}/{total}, {passed_s:.1f} s")
 
 
 class TrainingLog:

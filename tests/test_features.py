@@ -51,6 +51,12 @@ def test_training_depends_on_the_seed_only_and_leaves_the_global_generator_alone
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
+def test_a_log_hears_of_the_training(short: None, train: Images, capsys: pytest.CaptureFixture[str]) -> None:
+    DigitsCNN.create(train, 3)
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == 10 and told[-1].startswith("training digits_cnn, seed 3: ")
+
+
 def test_features_and_logits_have_their_shapes_and_survive_saving(tmp_path: Path, train: Images) -> None:
     torch.manual_seed(0)
     network, images = DigitsCNN().eval(), train.images[:501]

@@ -188,6 +188,14 @@ def test_progress_of_few_items_tells_each(capsys) -> None:
     ]
 
 
+def test_progress_of_slow_items_is_told_between_the_tenths(monkeypatch, capsys) -> None:
+    seconds = iter([0.0, *range(25, 25 * 41, 25)])
+    monkeypatch.setattr(log.time, "perf_counter", lambda: next(seconds))
+    list(log.progress(range(40), 40, "drawing"))
+    told = [int(re.fullmatch(r"drawing: (\d+)/40, .*", line)[1]) for line in capsys.readouterr().out.splitlines()]
+    assert told[:4] == [3, 4, 7, 8] and told[-1] == 40
+
+
 def test_progress_on_a_terminal_is_a_bar(monkeypatch, capsys) -> None:
     terminal = on_a_terminal(monkeypatch)
     assert list(log.progress(range(3), 3, "drawing")) == [0, 1, 2]

@@ -53,6 +53,12 @@ def test_training_depends_on_the_seed_only_and_leaves_the_global_generator_alone
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
+def test_a_log_hears_of_the_training(short: None, capsys: pytest.CaptureFixture[str]) -> None:
+    PicturesCNN.create(striped(32), 3)
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) >= 3 and told[-1].startswith("training pictures_cnn, seed 3: ")
+
+
 @pytest.mark.parametrize(("side", "wide"), [(8, 8), (16, 16), (17, 23), (32, 32), (64, 48), (256, 256)])
 def test_features_of_any_size_have_their_shape_and_survive_saving(
     short: None, tmp_path: Path, side: int, wide: int

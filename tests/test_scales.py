@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from miniature import NETWORK, ROOT, UNET, write_latents
+from foreign import edm_pickle, release_file, transformer_file
+from miniature import NETWORK, ROOT, UNET, randomised, write_latents
 
-from facm import backbones, check, codecs, convert, params, preset
+from facm import backbones, check, checkpoint, codecs, convert, params, preset
 from facm.codecs.sd_vae import SdVae
 from facm.codecs.va_vae import VaVae
 from facm.data import tokens
 from facm.data.latents import LatentSet
 from facm.params import Params
-from stages import distill, teacher
+from stages import distill, import_teacher, teacher
 
 TRAINED = [  # a teacher and a student, or a student from scratch
     "digits",
@@ -37,7 +38,7 @@ TRAINED = [  # a teacher and a student, or a student from scratch
     "imagenet256 sd_vae repa",
     "imagenet256 sd_vae repa scratch",
 ]
-IMPORTED = {  # a published checkpoint in the teacher's place, by its format; tests/test_convert_stage.py imports some
+IMPORTED = {  # a published checkpoint in the teacher's place, by its format
     "cifar10 imported": "edm",
     "imagenet256 imported": "facm",
     "imagenet256 sd_vae imported": "lightningdit",
@@ -222,6 +223,60 @@ def train(here: Path, mapping: dict[str, Any]) -> None:
 @pytest.mark.parametrize("names", [names for names in TRAINED if "mixture" not in names])  # tests/test_mixture.py
 def test_a_preset_trains_for_two_steps_at_reduced_width(names: str, here: Path) -> None:
     train(here, changed(rendered(names), SHORT))
+
+
+SIDE, CLASSES = 8, 5  # of the small published files
+OVERRIDES = {  # as docs/scales.md has them
+    "edm": {"backbone.precond": "edm", "backbones.ddpmpp.augment_dim": 9, "latents.normalise": "none"},
+    "facm": {"teacher.conditioning": "expanded"},
+}
+
+
+def published(format: str, p: Params, channels: int) -> None:
+    """x.pt: a checkpoint of a format, of the size that p has, with random weights."""
+    name, constants = check.backbone(p)
+    if format in ("sit", "dit", "repa"):
+        transformer_file(Path("x.pt"), channels=channels, answered=channels if format == "repa" else 2 * channels)
+        return
+    classes = 0 if format == "edm" else CLASSES
+    theirs = backbones.build(name, constants, shape=(channels, SIDE, SIDE), num_classes=classes)
+    if format == "edm":
+        edm_pickle(Path("x.pt"), randomised(theirs), Path("ran"))
+    else:
+        release_file(Path("x.pt"), dict(randomised(theirs).state_dict()))
+
+
+@pytest.mark.parametrize("names", IMPORTED)
+def test_an_imported_preset_trains_for_two_steps_at_reduced_width(names: str, here: Path) -> None:
+    """The stage import_teacher reads a file of the format that the row of docs/scales.md names."""
+    format = IMPORTED[names]
+    blocks = {f"backbones.{name}.depth": 2 for name in ("sit", "dit", "repa")}
+    learns = {"backbones.sit.learn_sigma": True, "backbones.dit.learn_sigma": True}
+    sides = {"backbones.ddpmpp.attn_resolutions": [4]}
+    mapping = changed(rendered(names), SHORT | blocks | learns | sides | OVERRIDES.get(format, {}))
+    p = params.parse(mapping)
+    channels = shape_of(p)[0]
+    published(format, p, channels)
+    chosen = {"source": "x.pt", "format": format, "sha256": checkpoint.sha256("x.pt"), "trust_pickle": format == "edm"}
+    latents = write_latents(
+        Path("data/latents"),
+        channels=channels,
+        side=SIDE,
+        classes=CLASSES if p.latents.labels else 0,
+        flip=p.latents.flip,
+        normalise=p.latents.normalise,
+    )
+    if convert.load_format(format).normalised:
+        torch.save({"mean": latents.mean, "std": latents.std}, "stats.pt")
+        chosen["stats"] = "stats.pt"
+    (here / "params.yaml").write_text(
+        yaml.safe_dump(changed(mapping, {f"imported.{key}": value for key, value in chosen.items()}))
+    )
+    import_teacher.main()
+    distill.main()
+    told = json.loads(Path("metrics/distill.json").read_text())["distill_training"]
+    assert (told["steps"], told["skipped"], told["stable"]) == (2, 0, True)
+    assert checkpoint.read_config("data/teacher").params["imported"]["format"] == format
 
 
 def rows() -> list[tuple[str, str, str]]:

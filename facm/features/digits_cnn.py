@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from facm.data import Images
 from facm.files import load_tensors, save_tensors
+from facm.log import progress
 
 EPOCHS, BATCH_SIZE, LR, WEIGHT_DECAY = 25, 64, 2e-3, 1e-2
 SMOOTHING, NOISE = 0.1, 0.2  # of the labels; std of the noise on pixels in [-1, 1]
@@ -70,7 +71,8 @@ class DigitsCNN(nn.Module):
             network = cls().train()
             optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
             steps = EPOCHS * (len(x) // BATCH_SIZE)
-            for step, rows in enumerate(_batches(len(x))):
+            batches = progress(_batches(len(x)), steps, f"training {cls.name}, seed {seed}")
+            for step, rows in enumerate(batches):
                 for group in optimizer.param_groups:
                     group["lr"] = LR * (1 + math.cos(math.pi * step / steps)) / 2
                 loss = functional.cross_entropy(network(augment(x[rows])), y[rows], label_smoothing=SMOOTHING)

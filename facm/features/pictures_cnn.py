@@ -20,6 +20,7 @@ from facm import dist
 from facm.data import Images
 from facm.features import precision
 from facm.files import load_tensors, save_tensors
+from facm.log import progress
 
 EPOCHS, BATCH_SIZE, LR, WEIGHT_DECAY = 10, 128, 4e-3, 5e-2
 WARMUP, SMOOTHING = 0.1, 0.1  # share of the steps; of the labels
@@ -94,7 +95,7 @@ class PicturesCNN(nn.Module):
             network = cls(classes, max(1, round(min(images.shape[1:3]) / GRID))).to(device).train()
             optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
             batches = list(_batches(len(x)))
-            for step, rows in enumerate(batches):
+            for step, rows in enumerate(progress(batches, len(batches), f"training {cls.name}, seed {seed}")):
                 for group in optimizer.param_groups:
                     group["lr"] = LR * _rate(step / len(batches))
                 chosen = rows.to(device)
