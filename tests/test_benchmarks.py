@@ -15,10 +15,11 @@ import torch
 from miniature import write_checkpoint, write_latents
 from oracle import golden, golden_losses, golden_network
 
-from benchmarks import generation, meter, step
+from benchmarks import encoding, generation, meter, step
 from benchmarks.published import Published, WrittenOut
 from benchmarks.variants import SIZES, Size, Variant, Workload, backward, gradient
-from facm import onestep
+from facm import codecs, onestep
+from facm.codecs.sd_vae import SdVae
 from facm.passes import Plan
 
 CPU = torch.device("cpu")
@@ -223,3 +224,31 @@ def test_a_way_that_draws_other_pictures_is_refused():
     assert generation.gate([right, near]) == {"b": 1.0}
     with pytest.raises(generation.Wrong, match="c draws other pictures than a: they differ by 2"):
         generation.gate([right, near, wrong])
+
+
+SMALL = ("--size", "32", "--num", "5", "--batch", "3", "--rounds", "2")
+
+
+@pytest.mark.parametrize("codec", encoding.ARCHITECTURES)
+def test_encoding_is_measured_beside_the_encoder_alone(codec: str, tmp_path: Path, capsys):
+    file = tmp_path / "encoding.json"
+    encoding.main(["--codec", codec, *SMALL, "--json", str(file)])
+    told, result = capsys.readouterr().out, json.loads(file.read_text())
+    assert set(result["samples"]) == {"encoder", "reading", "stage"}
+    assert all(len(clocks["wall"]) == 2 for clocks in result["samples"].values())
+    assert all(f"| {name} | " in told for name in result["samples"]) and "stage / " in told
+
+
+def test_a_stage_that_encodes_otherwise_is_refused(tmp_path: Path):
+    pictures = encoding.photographs(tmp_path / "pictures", 3, 32)
+    codec = codecs.build("sd_vae", vae=str(encoding.random_weights(tmp_path / "vae", SdVae.architecture, 32)))
+    runs = encoding.ways(tmp_path / "latents", pictures, codec, 2)
+    right = torch.cat(runs["encoder"]())
+    encoding.gate(right, runs["stage"], tmp_path / "latents")
+    with pytest.raises(generation.Wrong, match="holds other latents than the encoder gives"):
+        encoding.gate(right + 1, runs["stage"], tmp_path / "latents")
+
+
+def test_encoding_by_weights_that_are_not_there_ends_with_a_line(tmp_path: Path):
+    with pytest.raises(SystemExit, match="error: .*latents.vae: there is neither a folder nor a file .*gone"):
+        encoding.main(["--vae", str(tmp_path / "gone"), *SMALL])
