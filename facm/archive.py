@@ -116,7 +116,7 @@ class Archive:
             with np.load(path, allow_pickle=False) as arrays:
                 statistics = _statistics(arrays)
                 pictures = Member.of(path, PICTURES) if PICTURES in arrays.files else None
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
             raise ValueError(f"{PATH}, reference.source: {path} cannot be used ({error})") from None
         return cls(path, found, statistics, pictures)
 

@@ -160,13 +160,13 @@ def save(folder: str | Path, weights: dict[str, Tensor], config: Config, snapsho
     files.settle(folder.parent)
 
 
-def refuse_own(folder: str | Path, out: str | Path) -> None:
-    """Raise ValueError where `--out` is a checkpoint's own folder, lies in it, or holds it."""
+def refuse_own(folder: str | Path, out: str | Path, option: str = "--out") -> None:
+    """Raise ValueError where what an option names is a checkpoint's own folder, lies in it, or holds it."""
     own, place = Path(folder).resolve(), Path(out).resolve()
     if place in (own, *own.parents):
-        raise ValueError(f"--out {out} is the checkpoint's own folder, or above it: choose another")
+        raise ValueError(f"{option} {out} is the checkpoint's own folder, or above it: choose another")
     if own in place.parents:
-        raise ValueError(f"--out {out} lies in the checkpoint's own folder, which DVC tracks: choose another")
+        raise ValueError(f"{option} {out} lies in the checkpoint's own folder, which DVC tracks: choose another")
 
 
 def refuse_foreign(out: str | Path) -> None:
@@ -179,8 +179,8 @@ def refuse_foreign(out: str | Path) -> None:
     refuse_made(out)
 
 
-def refuse_made(out: str | Path) -> None:
-    """Raise ValueError where `--out` is, holds or lies in what a stage of the pipeline makes."""
+def refuse_made(out: str | Path, option: str = "--out") -> None:
+    """Raise ValueError where what an option names is, holds or lies in what a stage of the pipeline makes."""
     named, place = Path(os.path.abspath(out)), Path(out).resolve()  # data/ may be a link to another disk
     pipelines = [above / "dvc.yaml" for path in (named, place) for above in (path, *path.parents)]
     pipeline = next((path for path in pipelines if path.is_file()), Path("dvc.yaml"))
@@ -188,7 +188,9 @@ def refuse_made(out: str | Path) -> None:
         made = (pipeline.parent / name).resolve()
         if made in (place, *place.parents) or place in made.parents:
             relation = "holds" if place in made.parents else "belongs to"
-            raise ValueError(f"--out {out} {relation} {name}, which is made by a stage of {pipeline}: choose another")
+            raise ValueError(
+                f"{option} {out} {relation} {name}, which is made by a stage of {pipeline}: choose another"
+            )
 
 
 def read_config(folder: str | Path) -> Config:

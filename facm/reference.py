@@ -23,7 +23,7 @@ from facm.archive import Archive
 from facm.copies import Copies
 from facm.data import Images
 from facm.ends import Ends
-from facm.evaluate import Yardstick, chosen, score
+from facm.evaluate import NEIGHBOURS, Yardstick, chosen, score
 from facm.features import FeatureNetwork, network_class
 from facm.files import load_json, load_tensors, save_json, save_tensors
 from facm.log import say
@@ -166,8 +166,9 @@ def build(
 
     Raises:
         ValueError: the feature network does not fit the data, or the published reference the network; copies of
-            pictures that are too many to be kept, or not there.
+            pictures that are too many to be kept, or not there; a split of too few pictures.
     """
+    _refuse_few(train, heldout)
     reference = Reference.of(train, features=features, seed=seed, also=also, archive=archive)
     if copies and reference.copies is None:
         raise ValueError(
@@ -192,10 +193,25 @@ def build(
     return {"reference": metrics}
 
 
+def _refuse_few(train: Images | None, heldout: Images | None) -> None:
+    """Raise ValueError where a split is too small for precision and recall, before networks are trained."""
+    for name, split in (("train", train), ("held-out", heldout)):
+        if split is not None and len(split) <= NEIGHBOURS:
+            raise ValueError(
+                f"params.yaml, data.root: the {name} split has {len(split)} {split.kind}, precision and recall need at "
+                f"least {NEIGHBOURS + 1}: add some (docs/dataset.md says how a folder is split)"
+            )
+
+
 def _check_source(train: Images | None, archive: Archive | None, features: str, also: Sequence[str]) -> None:
     """Raise ValueError where a network has nothing to be measured on; say what a published reference lacks."""
     if archive is not None:
         _check_widths(archive, features, also)
+        if archive.pictures is not None and len(archive.pictures) <= NEIGHBOURS:
+            raise ValueError(
+                f"params.yaml, reference.source: {archive.path} has {len(archive.pictures)} pictures (arr_0), "
+                f"precision and recall need at least {NEIGHBOURS + 1}: leave arr_0 out, or take another file"
+            )
         if archive.pictures is None and dist.is_main():
             say(f"{archive.path} has no pictures (arr_0): KID, precision and recall are left out")
     lacking = [name for name in also if archive is None or name not in archive.statistics]

@@ -116,7 +116,7 @@ def load_samples(path: str | Path) -> tuple[Stored, np.ndarray | None]:
     try:
         with np.load(path) as arrays:
             return _stored(Path(path), arrays.zip), arrays.get("arr_1")
-    except (OSError, ValueError, KeyError, BadZipFile) as error:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
         raise ValueError(f"{path} is missing or damaged ({error}): remove its folder and run `dvc repro`") from None
 
 

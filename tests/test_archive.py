@@ -7,6 +7,7 @@ import pytest
 
 from facm.archive import Archive
 from facm.files import sha256
+from facm.samples import load_samples
 
 D, SPATIAL = 6, 4
 
@@ -91,6 +92,16 @@ def test_what_does_not_fit_is_told_with_the_file(name: str, tmp_path: Path) -> N
     np.savez(tmp_path / "r.npz", **members)
     with pytest.raises(ValueError, match=f"reference.source: .*r.npz cannot be used .*{message}"):
         opened(tmp_path / "r.npz")
+
+
+def test_an_array_in_the_place_of_an_archive_is_told(tmp_path: Path) -> None:
+    np.save(tmp_path / "r.npy", np.zeros(3))
+    for path in (tmp_path / "r.npy", tmp_path / "empty.npz"):
+        path.touch()
+        with pytest.raises(ValueError, match=f"{path.name} cannot be used"):
+            opened(path)
+        with pytest.raises(ValueError, match=f"{path.name} is missing or damaged"):
+            load_samples(path)
 
 
 def test_a_file_cut_off_is_told(tmp_path: Path) -> None:

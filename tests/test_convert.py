@@ -330,6 +330,10 @@ def test_statistics_are_needed_where_the_authors_normalise(refused) -> None:
     assert "latents_stats.pt holds no 'mean' and 'std'" in refused("x.pt", *FACM)
     torch.save({"mean": torch.zeros(4), "std": torch.zeros(4)}, "latents_stats.pt")
     assert "which must be as many and above 0" in refused("x.pt", *FACM)
+    torch.save({"mean": torch.zeros(4), "std": torch.full((4,), torch.inf)}, "latents_stats.pt")
+    assert "latents_stats.pt: 'std' is not finite, [inf, " in refused("x.pt", *FACM)
+    torch.save({"mean": "abc", "std": torch.ones(4)}, "latents_stats.pt")
+    assert "latents_stats.pt: 'mean' is a str, not numbers" in refused("x.pt", *FACM)
 
 
 def test_a_missing_source_and_a_folder_of_something_else_are_told(run, refused) -> None:
@@ -382,11 +386,44 @@ def test_a_whole_module_is_read_as_its_tensors(tmp_path: Path) -> None:
     assert content["evil"].name in ("posix.mkdir", "nt.mkdir") and content["evil"].arguments == (str(ran),)
 
 
+class Writes(torch.nn.Module):
+    """A program that writes a file as soon as torch.jit.load makes it."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = path
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[str, bool]:
+        return self.path, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool]) -> None:
+        self.path, self.training = state
+        self.training = bool(torch.from_file(self.path, True, 4, dtype=torch.uint8).fill_(65).sum() > 0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("trust", [False, True])
-@pytest.mark.parametrize("content", [b"", b"abcdefgh" * 9, b"PK\x03\x04"])
+def test_a_program_is_refused_trusted_or_not_and_does_not_run(trust: bool, tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(Writes(str(tmp_path / "ran"))), tmp_path / "x.pt")
+    with pytest.raises(ForeignError, match=r"x\.pt is a TorchScript archive, whose code torch would run"):
+        pickles.read(tmp_path / "x.pt", trust=trust)
+    assert not (tmp_path / "ran").exists()
+    torch.jit.load(tmp_path / "x.pt")
+    assert (tmp_path / "ran").exists(), "torch would have run it"
+
+
+@pytest.mark.parametrize("trust", [False, True])
+@pytest.mark.parametrize("content", [b"", b"<html>", b"version https://git-lfs", b"PK\x03\x04", b"\x80\x04x"])
 def test_a_damaged_file_is_named(content: bytes, trust: bool, tmp_path: Path) -> None:
     (tmp_path / "x.pt").write_bytes(content)
-    with pytest.raises(ForeignError, match=r"x\.pt (is damaged, or no checkpoint|holds more than tensors)"):
+    pickled = content.startswith(b"\x80") and not trust
+    told = "holds more than tensors" if pickled else "is damaged, or no checkpoint"
+    with pytest.raises(ForeignError, match=rf"x\.pt {told}"):
         pickles.read(tmp_path / "x.pt", trust=trust)
 
 
@@ -427,6 +464,7 @@ def test_a_student_goes_to_the_authors_layout_and_back_bit_for_bit(case: str, ru
     first = Path("out/model.safetensors").read_bytes()
     run("back.pt", *FACM, "--kind", "student")
     assert Path("out/model.safetensors").read_bytes() == first
+    assert checkpoint.read_config("out").sigma_rel == 0.2, "as the file tells"
 
 
 def test_a_trained_students_names_and_shapes_are_those_of_the_authors(run, tmp_path: Path) -> None:
@@ -460,6 +498,35 @@ def test_a_source_within_the_folder_that_would_be_replaced_is_refused(run) -> No
     assert Path("out/x.pt").is_file()
 
 
+def test_an_export_overwrites_neither_its_source_nor_what_a_stage_makes(run) -> None:
+    run(str(release_file(Path("x.pt"), STUDENT)), *FACM)
+    whole = Path("out/model.safetensors").read_bytes()
+    Path("dvc.yaml").write_text("stages:\n  latents:\n    outs:\n    - data/latents\n")
+    for option, path, told in (
+        ("--out", "out/model.safetensors", "lies in the checkpoint's own folder"),
+        ("--stats", "out/model.safetensors", "lies in the checkpoint's own folder"),
+        ("--stats", "data/latents/stats.safetensors", "belongs to data/latents, which is made by a stage"),
+        ("--stats", "y.pt", "is --out, too"),
+    ):
+        with pytest.raises(SystemExit, match=f"{option} {path} {told}"):
+            run(*("out", "--to", "facm", "--out", "y.pt", option, path))
+    assert Path("out/model.safetensors").read_bytes() == whole and not Path("y.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("out", "--to", "facm", "--out", "y.pt", "--which", "model"), "--which goes with --from, not with --to"),
+        (("out", "--to", "facm", "--out", "y.pt", "--set", "heads=2"), "--set goes with --from, not with --to"),
+        (("x.pt", *FACM, "--sigma-rel", "0.1"), "--sigma-rel goes with --to, not with --from"),
+    ],
+)
+def test_an_option_that_would_say_nothing_is_refused(arguments: tuple[str, ...], told: str, run, capsys) -> None:
+    with pytest.raises(SystemExit):
+        run(*arguments)
+    assert told in capsys.readouterr().err
+
+
 def test_what_no_weight_tells_cannot_be_claimed_of_a_published_network(refused) -> None:
     transformer = str(training_file(Path("x.pt")))
     told = refused(transformer, *LDIT, "--trust-pickle", "--set", "pixel_norm=true")
@@ -472,3 +539,14 @@ def test_an_average_that_a_released_file_lacks_is_refused(refused, tmp_path: Pat
     length = weights.EXTRACTED.get(str(content.get("_extracted_from")))
     assert length == 0.2
     assert "has the average of sigma_rel 0.2 alone, not that of 0.05" in refused("x.pt", *FACM, "--profile", "0.05")
+    torch.save(STUDENT, "bare.pt")
+    assert "without telling which: leave out --profile 0.05" in refused("bare.pt", *FACM, "--profile", "0.05")
+    torch.save({"ema": STUDENT}, "untold.pt")
+    assert "has weights of no told sigma_rel, not that of 0.05" in refused("untold.pt", *FACM, "--profile", "0.05")
+
+
+def test_a_learned_position_embedding_is_missed(refused) -> None:
+    lacking = {name: weight for name, weight in STUDENT.items() if name != "pos_embed"}
+    release_file(Path("x.pt"), lacking)
+    told = refused("x.pt", *FACM, "--set", "pos_learned=true", "--set", "side=4")
+    assert told.splitlines()[1:] == ["  missing: pos_embed"]

@@ -99,6 +99,28 @@ def test_kernel_distance_is_the_same_every_time_and_about_0_for_one_distribution
     assert first == kernel_distance(a, b, subsets=3) and abs(first) < 0.02
 
 
+def test_kernel_distance_takes_subsets_of_1000(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = normal(1100, 3), normal(1200, 3, seed=1) + 0.3
+    asked: list[int] = []
+    monkeypatch.setattr(
+        "torch_fidelity.metric_kid.kid_features_to_metric",
+        lambda *_, kid_subset_size, **__: asked.append(kid_subset_size) or {"kernel_inception_distance_mean": 0.0},
+    )
+    kernel_distance(a, b)
+    kernel_distance(a[:1000], b)
+    kernel_distance(a, b[:999])
+    assert asked == [1000, 1000, 999], "Binkowski et al."
+
+
+def test_precision_and_recall_are_fractions_to_the_last_bit_and_far_from_the_origin_too() -> None:
+    real, samples = normal(90, 2), normal(70, 2, seed=1)
+    distances = torch.cdist(real, real, compute_mode="donot_use_mm_for_euclid_dist")
+    reach = distances.kthvalue(4, dim=1).values
+    hits = (torch.cdist(samples, real, compute_mode="donot_use_mm_for_euclid_dist") <= reach).any(1).sum()
+    for far in (0.0, 2.0**20):  # where float32 has steps of an eighth
+        assert precision_recall(samples + far, real + far)[0] == int(hits) / 70
+
+
 def test_precision_sees_quality_and_recall_diversity() -> None:
     real = normal(300, 2)
     assert precision_recall(real, real) == (1, 1)

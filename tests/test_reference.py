@@ -106,6 +106,18 @@ def test_the_pictures_of_an_npz_serve_precision_and_recall_only(tmp_path: Path) 
     assert (one["precision"], one["recall"]) != (two["precision"], two["recall"])
 
 
+def test_too_few_pictures_for_precision_and_recall_are_refused_before_networks_are_made(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"features": "inception", "seed": 0, "num": 30}
+    with pytest.raises(ValueError, match=r"data.root: the held-out split has 3 pictures, .* at least 4"):
+        build(tmp_path / "made", split(90), split(3, 1), **options)
+    with pytest.raises(ValueError, match=r"data.root: the train split has 2 pictures, .* at least 4"):
+        build(tmp_path / "made", split(2), split(40, 1), **options)
+    few = archive(tmp_path / "few.npz", pictures(3, 5), pictures(90))
+    with pytest.raises(ValueError, match=r"few.npz has 3 pictures \(arr_0\), .* at least 4"):
+        build(tmp_path / "made", split(90), split(40, 1), archive=few, **options)
+    assert not (tmp_path / "made").exists()
+
+
 def test_an_npz_without_pictures_leaves_out_what_needs_them_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from facm import backbones, check, checkpoint, dist, encoder, flow, repa, source, train
+from facm.backbones.repa import make_projector
 from facm.batch import Batch, share
 from facm.data import tokens
 from facm.data.latents import LatentSet
@@ -87,6 +88,13 @@ def find(folder: Path, **changes: Any) -> TokenSet:
 
 def network(**constants: Any) -> Any:
     return randomised(backbones.build("repa", REPA | constants, shape=(1, 4, 4), num_classes=3))
+
+
+def test_a_projector_begins_with_biases_of_0_and_xaviers_weights() -> None:
+    made = make_projector(40, 60, 50)
+    for linear in (made[0], made[2], made[4]):
+        bound = (6 / sum(linear.weight.shape)) ** 0.5
+        assert not linear.bias.any() and 0.95 * bound < linear.weight.abs().max() <= bound
 
 
 # The loss

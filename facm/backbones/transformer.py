@@ -10,6 +10,7 @@ as well.
 Plain operations only (lists in cat and stack, nothing in-place, no einops): the network also runs on dual numbers.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -117,7 +118,8 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         t_stds = (t_std, t_std) if isinstance(t_std, int | float) else tuple(t_std)
-        check_sizes(self.NAME, shape, patch_size, hidden, heads, t_stds)
+        check_sizes(self.NAME, shape, patch_size, hidden, heads)
+        check_stds(self.NAME, label_std, t_stds, gate_bias)
         grid = (shape[1] // patch_size, shape[2] // patch_size)
         self.channels, self.learn_sigma = shape[0], learn_sigma
 
@@ -277,9 +279,7 @@ class AdaLNTransformer(Transformer):
         )
 
 
-def check_sizes(
-    name: str, shape: Sequence[int], patch_size: int, hidden: int, heads: int, t_stds: Sequence[Any]
-) -> None:
+def check_sizes(name: str, shape: Sequence[int], patch_size: int, hidden: int, heads: int) -> None:
     """Raise ValueError, naming value, rule and place, for sizes that do not fit together."""
     place = f"params.yaml, backbones.{name}"
     if len(shape) != 3:
@@ -294,5 +294,14 @@ def check_sizes(
             f"{place}.hidden: must be a multiple of 4 x heads (each head turns pairs along two axes), "
             f"got {hidden} with {heads} heads"
         )
-    if len(t_stds) != 2 or not all(isinstance(std, int | float) for std in t_stds):
-        raise ValueError(f"{place}.t_std: one number or two (one per layer), got {list(t_stds)}")
+
+
+def check_stds(name: str, label_std: float, t_stds: Sequence[Any], gate_bias: float) -> None:
+    """Raise ValueError, naming value, rule and place, for what no weight can be drawn from."""
+    place = f"params.yaml, backbones.{name}"
+    if len(t_stds) != 2 or not all(isinstance(std, int | float) and 0 <= std < math.inf for std in t_stds):
+        raise ValueError(f"{place}.t_std: one number or two (one per layer), at least 0, got {list(t_stds)}")
+    if not 0 <= label_std < math.inf:
+        raise ValueError(f"{place}.label_std: must be a number of at least 0, got {label_std}")
+    if not math.isfinite(gate_bias):
+        raise ValueError(f"{place}.gate_bias: must be finite, got {gate_bias}")

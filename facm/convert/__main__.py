@@ -25,11 +25,20 @@ from facm.files import sha256
 from facm.log import say
 
 PICTURE = (256, 256, 3)  # any that codecs with weights take: its latent tells their channels
+OF_ONE_WAY = {  # options that say nothing the other way
+    "from": ("kind", "which", "profile", "codec", "vae", "set", "sha256", "trust_pickle"),
+    "to": ("sigma_rel",),
+}
 
 
 def main() -> None:
     """Convert a published checkpoint to a checkpoint folder (--from), or a folder to the authors' format (--to)."""
-    arguments = _parser().parse_args()
+    parser = _parser()
+    arguments = parser.parse_args()
+    way, other = ("to", "from") if arguments.to else ("from", "to")
+    for name in OF_ONE_WAY[other]:
+        if getattr(arguments, name) != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')} goes with --{other}, not with --{way}")
     try:
         (_export if arguments.to else _import)(arguments)
     except (ValueError, OSError) as error:
@@ -135,8 +144,14 @@ def _refuse_channels(codec: codecs.Codec | None, config: Config, path: Path) -> 
 
 def _export(arguments: argparse.Namespace) -> None:
     out, stats = Path(arguments.out), None if arguments.stats is None else Path(arguments.stats)
-    if out.is_dir():
-        raise ValueError(f"{out} is a folder: --out must be the file to write, such as student.pt")
+    for option, path in (("--out", out), ("--stats", stats)):
+        if path is not None and path.is_dir():
+            raise ValueError(f"{path} is a folder: {option} must be the file to write, such as student.pt")
+        if path is not None:
+            checkpoint.refuse_own(arguments.source, path, option)
+            checkpoint.refuse_made(path, option)
+    if stats is not None and stats.resolve() == out.resolve():
+        raise ValueError(f"--stats {stats} is --out, too: choose another")
     needed = export(Path(arguments.source), out, sigma_rel=arguments.sigma_rel, stats=stats)
     say(f"{out}: sha256 {sha256(out)}")
     say("  their ldit/lightningdit.yaml needs " + ", ".join(f"{name}: {value}" for name, value in needed.items()))

@@ -65,8 +65,10 @@ def compare(weights: Mapping[str, Tensor], config: Config, path: Path) -> tuple[
         ForeignError: every missing, unexpected and mis-shaped name, and what is not dense or not of FLOATS.
     """
     with torch.device("meta"):
-        expected = {name: tensor.shape for name, tensor in config.build().state_dict().items()}
-    lacking = [name for name in expected if name not in weights and name.startswith(RECOMPUTABLE)]
+        network = config.build()
+    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    follows = [name for name, _ in network.named_buffers() if name.startswith(RECOMPUTABLE)]
+    lacking = [name for name in expected if name not in weights and name in follows]
     missing = [name for name in expected if name not in weights and name not in lacking]
     unexpected = [name for name in weights if name not in expected]
     shapes = [

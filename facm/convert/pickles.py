@@ -5,7 +5,7 @@ plain values (`weights_only=True`). One that needs more (an argparse.Namespace o
 classes that carry their own source) is refused, with the first name that it asks for, unless it is trusted. Even then
 nothing of it is run: tensors are rebuilt, dicts, lists and numbers are what they are, and in place of every other class
 or function stands a `StandIn`, which notes what it was given and does nothing. What trust means is that a hostile file
-may still fill the memory.
+may still fill the memory. TorchScript archives, which are programs, are refused, trusted or not.
 """
 
 import io
@@ -25,6 +25,8 @@ from torch import Tensor
 from facm.files import load_tensors
 
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # with which torch.save began a file before it wrote zips
+PICKLE = b"\x80"  # with which pickles begin since protocol 2
+SCRIPT = "constants.pkl"  # by this record torch.load tells a TorchScript archive, and runs its code
 DAMAGED = (
     *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, LookupError, ValueError, TypeError),
     *(ArithmeticError, AssertionError, AttributeError, ImportError, MemoryError, RuntimeError),
@@ -104,7 +106,12 @@ def read(path: Path, *, trust: bool = False) -> Any:
     try:
         zipped = zipfile.is_zipfile(path)
         with path.open("rb") as file:
-            plain = not zipped and file.read(len(MAGIC)) != MAGIC
+            start = file.read(len(MAGIC))
+        plain = not zipped and start != MAGIC
+        if plain and not start.startswith(PICKLE):
+            raise ForeignError(f"{path} is damaged, or no checkpoint (it begins with {start!r}): fetch it again")
+        if zipped and SCRIPT in torch._C.PyTorchFileReader(str(path)).get_all_records():
+            raise ForeignError(f"{path} is a TorchScript archive, whose code torch would run: save its state dict")
         if plain and not trust:
             raise ForeignError(_untrusted(path, "it is a pickle of Python objects"))
         if plain:

@@ -4,6 +4,7 @@ z is trained on as (z - mean) / std. A network means nothing without them, so a 
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,15 +20,26 @@ def read(path: Path) -> tuple[list[float], list[float]]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ForeignError: it holds something else, or a std that is not above 0.
+        ForeignError: it holds something else, values that are not finite, or a std that is not above 0.
     """
     content = pickles.read(path)
     if not isinstance(content, dict) or not set(NAMES) <= set(content):
         raise ForeignError(f"{path} holds no 'mean' and 'std': it must be the latents_stats.pt of the checkpoint")
-    mean, std = (torch.as_tensor(content[name]).double().flatten().tolist() for name in NAMES)
+    mean, std = (_numbers(content[name], name, path) for name in NAMES)
     if len(mean) != len(std) or not all(s > 0 for s in std):
         raise ForeignError(f"{path}: {len(mean)} means, {len(std)} stds, which must be as many and above 0")
     return mean, std
+
+
+def _numbers(value: Any, name: str, path: Path) -> list[float]:
+    """A flat list; raises ForeignError unless it is numbers, all of them finite."""
+    try:
+        numbers = torch.as_tensor(value).double().flatten()
+    except (TypeError, ValueError, RuntimeError):
+        raise ForeignError(f"{path}: '{name}' is a {type(value).__name__}, not numbers: fetch it again") from None
+    if not numbers.isfinite().all():
+        raise ForeignError(f"{path}: '{name}' is not finite, {numbers.tolist()[:4]}: compute it again")
+    return [float(number) for number in numbers]
 
 
 def write(path: Path, mean: list[float], std: list[float]) -> None:

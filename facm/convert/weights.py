@@ -67,14 +67,17 @@ def choose(content: Any, path: Path, *, which: str = "ema", profile: float = DEF
     if which in content:
         value = content[which]
         attributes = module_attributes(value) if isinstance(value, StandIn) else {}
-        length = EXTRACTED.get(str(content.get("_extracted_from"))) if which == "ema" else None
-        if length is not None and profile not in (DEFAULT_PROFILE, length):
-            raise ForeignError(f"{path} has the average of sigma_rel {length} alone, not that of {profile}")
+        length = _length(str(content.get("_extracted_from"))) if which == "ema" else None
+        if profile not in (DEFAULT_PROFILE, length):
+            told = "weights of no told sigma_rel" if length is None else f"the average of sigma_rel {length} alone"
+            raise ForeignError(f"{path} has {told}, not that of {profile}: leave out --profile")
         tensors = stripped(_flat(value, f"{path}, '{which}'"), path)
         return Weights(tensors, which == "ema", length, step, attributes)
     if not any(name in content for name in ("ema", "emas", "model")) and _are_tensors(content):
         if which == "model":
             raise ForeignError(f"{path} holds one set of weights without telling which: leave out --which model")
+        if profile != DEFAULT_PROFILE:
+            raise ForeignError(f"{path} holds one set of weights without telling which: leave out --profile {profile}")
         return Weights(stripped(dict(content), path), None, None, None, {})
     other = "; --which model takes its raw weights" if "model" in content else ""
     raise ForeignError(f"{path} has no '{which}', it has {', '.join(map(str, list(content)[:8]))}{other}")
@@ -105,6 +108,12 @@ def _profile(emas: Any, path: Path, profile: float) -> dict[str, Tensor]:
         raise ForeignError(f"{path} has averages of sigma_rel {PROFILES}, none of {profile}: set --profile to one")
     prefix = f"ema_models.{PROFILES.index(profile)}.ema_model."
     return {name.removeprefix(prefix): tensor for name, tensor in flat.items() if name.startswith(prefix)}
+
+
+def _length(told: str) -> float | None:
+    """sigma_rel of an average, as FACM's extract_ema.py or our export notes it."""
+    ours = re.search(r"\bsigma_rel (\d+(?:\.\d+)?)\b", told)
+    return float(ours[1]) if ours else EXTRACTED.get(told)
 
 
 def _flat(value: Any, where: str) -> dict[str, Tensor]:

@@ -170,6 +170,11 @@ def _checked(train: Images | None) -> tuple[Tensor, Tensor, int]:
             f"{place} is trained to tell classes, and these pictures have none: put them into class folders, or set "
             "it to inception"
         )
+    if train.num_classes < 2:
+        raise ValueError(
+            f"{place} is trained to tell classes, and these pictures are all of one: put them into two class folders "
+            "or more, or set it to inception"
+        )
     num, *shape = train.images.shape
     if train.kind != "pictures" or shape[-1] != 3 or not all(SIDES[0] <= side <= SIDES[1] for side in shape[:2]):
         raise ValueError(

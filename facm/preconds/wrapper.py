@@ -66,7 +66,8 @@ class Units(nn.Module):
 def physical(t: Any) -> Any:
     """Where x lies: t in the CM format, 2 - t in the FM format; (B,) in [0, 2] -> (B,) in [0, 1].
 
-    At t = 1 the derivative is that of the CM format.
+    At t = 1 the derivative by dual numbers is that of the CM format; torch.func halves the tie. FACM multiplies it by
+    1 - t = 0 there.
     """
     return torch.minimum(t, 2 - t)
 
