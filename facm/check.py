@@ -136,7 +136,7 @@ def backbone(p: Params) -> tuple[str, dict[str, Any]]:
 
     Raises:
         ParamsError: there is none.
-        ValueError: a size that is unknown or contradicted.
+        ValueError: a variant that is unknown or contradicted.
     """
     if p.backbone.name not in p.backbones:
         raise ParamsError(f"{PATH}, backbones: no block '{p.backbone.name}' for backbone.name")
@@ -243,7 +243,7 @@ def _check_imported(p: Params) -> None:
 
 def _check_data(p: Params) -> None:
     """Raise ValueError for what the dataset or the codec has no use for, or lacks."""
-    data.check_size(p.data.name, p.data.size)
+    data.check_size(p.data.name, p.data.side)
     needed = p.latents.codec in codecs.WEIGHTS
     if needed != (p.latents.vae is not None):
         with_weights = ", ".join(codecs.WEIGHTS)

@@ -19,6 +19,7 @@ import yaml
 from facm.names import hint, refuse_unknown
 
 PATH = "params.yaml"
+UNSEEN = ("size", "nfiles")  # keys that are not in the key of DVC's run cache, wherever they stand (dvc/stage/cache.py)
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -60,7 +61,7 @@ class Data:
     name: str
     root: str | None
     fingerprint: str | None
-    size: Count | None
+    side: Count | None
     max_bad: Fraction
 
 
@@ -353,8 +354,21 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
     if origin is dict:
         if not isinstance(value, dict) or not all(isinstance(v, dict) for v in value.values()):
             raise ParamsError(f"{PATH}, {where}: must hold one block of constants per name, got {value!r}")
+        for name, block in value.items():
+            _refuse_unseen(block, f"{where}.{name}")
         return value
     return _convert_scalar(value, kind, where)
+
+
+def _refuse_unseen(value: Any, where: str) -> None:
+    """Raise ParamsError for a key that DVC does not see, at any depth."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        if key in UNSEEN:
+            raise ParamsError(
+                f"{PATH}, {where}.{key}: no key may be called {key}. DVC leaves such keys out when it looks for a "
+                "run of the same params, and would give back what another value has made: choose another name"
+            )
+        _refuse_unseen(inner, f"{where}.{key}")
 
 
 def _convert_mapping(value: Any, kind: type, where: str) -> Any:

@@ -17,10 +17,10 @@ def main() -> None:
     check.sources_at_hand(p)
     dist.setup(p.runtime.threads)
     codec = codecs.build(p.latents.codec, **check.codec_options(p))
-    if p.data.size is not None:
-        codec.latent_shape((p.data.size, p.data.size, 3))  # refused before all pictures are looked at
+    if p.data.side is not None:
+        codec.latent_shape((p.data.side, p.data.side, 3))  # refused before all pictures are looked at
     source = data.admit(p.data)
-    made_of = {"latents": raw["latents"], "data": source.fingerprint, "size": p.data.size}
+    made_of = {"latents": raw["latents"], "data": source.fingerprint, "size": p.data.side}
     made_of |= {"codec": getattr(codec, "options", {})}
     work = Work("latents", dist.from_main(lambda: key(made_of, [], __file__)), keep=1)
     try:

@@ -30,7 +30,7 @@ CONSTANTS: dict[str, dict[str, Any]] = {  # of every backbone, as a student has 
     "ddpmpp": SHALLOW,
 }
 TINY = {
-    "backbones.lightningdit.size": None,
+    "backbones.lightningdit.variant": None,
     **{f"backbones.lightningdit.{name}": value for name, value in NETWORK.items()},
     "backbones.mlp.hidden": 16,
     "backbones.mlp.depth": 1,

@@ -234,7 +234,7 @@ def test_codec_and_sizes_are_refused_before_pictures_are_looked_at(
     common = {"data__name": "folder", "data__root": "pictures", "latents__codec": "sd_vae"}
     changes = (
         ({"latents__vae": str(files / "sd"), "latents__vae_sha256": "0" * 64}, "pinned is 000"),
-        ({"latents__vae": str(files / "sd"), "data__size": 12}, "sides in multiples of 8, these are 12x12"),
+        ({"latents__vae": str(files / "sd"), "data__side": 12}, "sides in multiples of 8, these are 12x12"),
         ({"latents__vae": "/nowhere/vae.pt"}, "neither a folder nor a file /nowhere/vae.pt"),
     )
     for change, message in changes:

@@ -161,7 +161,7 @@ def test_params_that_cannot_be_run_are_refused(changes: dict, message: str) -> N
 
 def test_a_teacher_of_the_codecs_own_output_needs_latents_that_are_not_normalised(here: Path, capsys) -> None:
     transformer_file(Path("x.pt"))
-    sizes = {f"backbones__sit__{name}": size for name, size in {**SIZES, "depth": 2, "size": None}.items()}
+    sizes = {f"backbones__sit__{name}": size for name, size in {**SIZES, "depth": 2, "variant": None}.items()}
     sit = {"backbone__name": "sit", "imported__format": "sit", "imported__stats": None}
     sit |= {"teacher__conditioning": "plain", **sizes}
     with pytest.raises(checkpoint.CheckpointError, match="both must be normalised alike"):
@@ -177,7 +177,7 @@ def test_a_teacher_of_the_codecs_own_output_needs_latents_that_are_not_normalise
 
 def test_behind_a_precond_the_space_is_free_but_for_one_std(here: Path) -> None:
     transformer_file(Path("x.pt"))
-    sizes = {f"backbones__dit__{name}": size for name, size in {**SIZES, "depth": 2, "size": None}.items()}
+    sizes = {f"backbones__dit__{name}": size for name, size in {**SIZES, "depth": 2, "variant": None}.items()}
     dit = {"backbone__name": "dit", "backbone__precond": "ddpm", "imported__format": "dit", "imported__stats": None}
     dit |= {"teacher__conditioning": "plain", **sizes}
     with pytest.raises(ValueError, match="set latents.normalise to one or none"):

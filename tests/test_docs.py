@@ -86,7 +86,7 @@ def test_rules_and_choices_come_from_types_and_registries() -> None:
     assert parameters.rule("teacher.optimizer.betas") == "list of 2: number in [0, 1]"
     assert parameters.rule("sample.sigma_rel") == "number in (0, 0.28], or null"
     assert "meanflow" in parameters.rule("distill.objective").split(" | ")
-    assert "XL/2" in parameters.rule("backbones.sit.size")
+    assert "XL/2" in parameters.rule("backbones.sit.variant")
     assert parameters.rule("backbones.mlp.hidden") == "whole number"
 
 

@@ -216,7 +216,7 @@ def test_two_processes_write_the_bytes_of_one_with_a_vae_and_pictures_in_files(
         fill(tmp_path / f"pictures/{split}/a", num, side=40)
         fill(tmp_path / f"pictures/{split}/b", num - 1, side=48)
     (tmp_path / "pictures/train/a/broken.jpg").write_bytes(b"")
-    changes = {"data__root": str(tmp_path / "pictures"), "data__size": 32, "data__max_bad": 0.1, "data__name": "folder"}
+    changes = {"data__root": str(tmp_path / "pictures"), "data__side": 32, "data__max_bad": 0.1, "data__name": "folder"}
     changes |= {
         "latents__codec": "va_vae",
         "latents__vae": str(tmp_path / "va.pt"),

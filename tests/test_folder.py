@@ -23,7 +23,7 @@ from stages import latents
 
 def admitted(root: Path, **changes) -> data.Admitted:
     """The folder as the stages take it."""
-    block = {"name": "folder", "root": str(root), "fingerprint": None, "size": None, "max_bad": 0.0}
+    block = {"name": "folder", "root": str(root), "fingerprint": None, "side": None, "max_bad": 0.0}
     return data.admit(params.Data(**(block | changes)))
 
 
@@ -48,7 +48,7 @@ def test_class_folders_are_labels_and_val_is_held_out(classes: Path) -> None:
 
 
 def test_pictures_in_files_are_indexed_as_a_tensor(classes: Path) -> None:
-    images = admitted(classes, size=16).load("train").images
+    images = admitted(classes, side=16).load("train").images
     assert isinstance(images, Files) and images.dtype == torch.uint8 and len(images) == 9
     whole = images[:]
     for rows in (slice(2, 5), slice(7, 99), slice(4, 4), torch.tensor([8, 0, 3]), torch.arange(9) % 2 == 1):
@@ -78,7 +78,7 @@ def test_the_fingerprint_is_over_names_and_bytes_and_the_same_without_decoding(c
     for path in sorted(classes.glob("*/*/*.jpg"), key=lambda path: str(path.relative_to(classes))):
         digest.update(str(path.relative_to(classes)).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     before = data.fingerprint("folder", classes)
-    assert before == digest.hexdigest() == admitted(classes, size=8).fingerprint
+    assert before == digest.hexdigest() == admitted(classes, side=8).fingerprint
     (classes / "train/a/050.jpg").rename(classes / "train/a/049.jpg")
     renamed = data.fingerprint("folder", classes)
     (classes / "train/a/049.jpg").write_bytes(jpeg(7))
@@ -99,16 +99,16 @@ def test_damaged_and_odd_files_are_refused_by_name_with_reasons(classes: Path) -
         "train/a/zero.jpg (zero bytes)",
         "train/b/half.jpg (",
         "train/b/dot.png (1x1 pixels)",
-        "val/b/large.jpg (30x30 pixels, most have 24x24: set data.size)",
+        "val/b/large.jpg (30x30 pixels, most have 24x24: set data.side)",
         "train/notes.txt (lies beside the class folders)",
         "Mend or remove them, or raise data.max_bad",
     ):
         assert told in str(refused.value)
     with pytest.raises(ValueError, match="4 of 19"):
-        admitted(classes, size=16)
+        admitted(classes, side=16)
     found = admitted(classes, max_bad=0.3)
     assert len(found.skipped) == 5 and len(found.load("train")) == 9 and len(found.load("heldout")) == 5
-    assert len(admitted(classes, max_bad=4 / 19, size=16).load("heldout")) == 6
+    assert len(admitted(classes, max_bad=4 / 19, side=16).load("heldout")) == 6
 
 
 def test_the_share_of_bad_files_is_a_limit_and_not_a_hint(classes: Path) -> None:
@@ -125,7 +125,7 @@ def test_skipped_files_stand_in_meta_json_and_latents_are_those_of_the_others(
     here.mkdir()
     monkeypatch.chdir(here)
     (classes / "train/a/055.jpg").write_bytes(b"?")
-    write_params(here, data__name="folder", data__root=str(classes), data__max_bad=0.1, data__size=8)
+    write_params(here, data__name="folder", data__root=str(classes), data__max_bad=0.1, data__side=8)
     latents.main()
     meta = json.loads(Path("data/latents/meta.json").read_text())
     assert meta["skipped"] == {"train/a/055.jpg": "not a picture that Pillow can read"}
@@ -213,7 +213,7 @@ def test_links_that_lead_back_by_way_of_each_other_are_refused_and_a_folder_twic
 def test_no_folder_and_needless_sizes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="data.root: 'folder' needs a folder of pictures, there is none at .*gone"):
         admitted(tmp_path / "gone")
-    with pytest.raises(ValueError, match="data.size: 'digits' comes in its own size, got 8; set it to null"):
+    with pytest.raises(ValueError, match="data.side: 'digits' comes in its own size, got 8; set it to null"):
         data.load("digits", None, "train", size=8)
 
 
@@ -233,7 +233,7 @@ def test_the_command_names_what_cannot_be_used(
     classes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     (classes / "train/a/zero.jpg").touch()
-    monkeypatch.setattr("sys.argv", ["facm.data", "--name", "folder", "--root", str(classes), "--look", "--size", "8"])
+    monkeypatch.setattr("sys.argv", ["facm.data", "--name", "folder", "--root", str(classes), "--look", "--side", "8"])
     __main__.main()
     told = capsys.readouterr().out.splitlines()[-3:]
     assert told[0] == f"data.fingerprint: {data.fingerprint('folder', classes)}"

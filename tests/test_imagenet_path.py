@@ -90,7 +90,7 @@ def run(here: Path, names: str, changes: dict[str, Any]) -> dict[str, Any]:
     assert (found.num, found.flips, found.num_classes) == (12, True, 3 if p.latents.labels else 0)
     for name in ("baseline/teacher", "samples/nfe1", "samples/nfe2"):
         images, labels = load_samples(f"data/{name}.npz")
-        side = p.data.size or 32
+        side = p.data.side or 32
         assert images.shape == (6, side, side, 3)
         assert (None if labels is None else labels.tolist()) == ([0, 1, 2] * 2 if p.latents.labels else None)
     scores: dict[str, Any] = json.loads(Path("metrics/evaluate.json").read_text())
@@ -109,7 +109,7 @@ def run(here: Path, names: str, changes: dict[str, Any]) -> dict[str, Any]:
 )
 def test_imagenet256_goes_all_the_way(names: str, weights: Any, shape: tuple[int, ...], here: Path) -> None:
     write_pictures(here / "pictures", 80)
-    scores = run(here, names, weights(here / "vae") | {"data.size": 64, "reference.features": "pictures_cnn"})
+    scores = run(here, names, weights(here / "vae") | {"data.side": 64, "reference.features": "pictures_cnn"})
     assert LatentSet.open("data/latents").shape == shape
     assert scores["student"]["nfe1"].keys() >= {"fd", "fd_second", "accuracy", "kid", "precision", "recall"}
 

@@ -84,6 +84,8 @@ MISSPELT = [
     ({"teacher__optimizer__warm_up": 1}, "params.yaml, teacher.optimizer: unknown 'warm_up' (did you mean 'warmup'?)"),
     ({"distil": {}}, "params.yaml, top level: unknown 'distil' (did you mean 'distill'?); known: data, reference, "),
     ({"zzz": 1}, "params.yaml, top level: unknown 'zzz'; known: data, "),
+    ({"objectives__ect__size": 1}, "params.yaml, objectives.ect.size: no key may be called size. DVC leaves such keys"),
+    ({"backbones__mlp__levels": [{"nfiles": 2}]}, "backbones.mlp.levels.0.nfiles: no key may be called nfiles"),
     ({"distill__conditioning": "expandet"}, "distill.conditioning: 'expandet' is not one of expanded, auxiliary (did"),
     ({"teacher__optimizer__schedule": "linear"}, "optimizer.schedule: 'linear' is not one of constant, cosine"),
     ({"distill__mode": False}, "params.yaml, distill.mode: False is not one of distill, scratch"),

@@ -3,13 +3,14 @@
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from miniature import ROOT
 from ruamel.yaml import YAML
 
-from facm import preset
+from facm import params, preset
 from facm.preset import PresetError
 
 BASE = """\
@@ -32,6 +33,24 @@ OVERLAYS = {
     "one": "# One.\n\ndistill:\n  alpha: cos                  # why\n  betas:\n    - 0.5\n    - 0.999\n",
     "two": "# Two.\n\ndata:\n  root: pictures\ndistill:\n  deep:\n    flag: false\n",
 }
+
+
+def keys(value: Any) -> set[Any]:
+    """Names at any depth."""
+    if isinstance(value, list):
+        return set().union(*map(keys, value))
+    return set(value).union(*map(keys, value.values())) if isinstance(value, dict) else set()
+
+
+@pytest.mark.parametrize("name", [*preset.available(ROOT / "presets"), "base"])
+def test_no_param_has_a_name_that_dvcs_run_cache_does_not_see(name: str) -> None:
+    from dvc.utils import dict_sha256
+    from dvc_data.hashfile.meta import Meta
+
+    assert (Meta.PARAM_SIZE, Meta.PARAM_NFILES) == params.UNSEEN
+    assert dict_sha256({"a": [{"size": 1}]}, exclude=params.UNSEEN) == dict_sha256({"a": [{}]}, exclude=params.UNSEEN)
+    found = keys(yaml.safe_load((ROOT / f"presets/{name}.yaml").read_text()))
+    assert found and not found & set(params.UNSEEN)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from clone import Clone, own_cache, ran, restored
+from clone import Clone, copy, own_cache, ran, restored
 from team import Team, commands
 
 pytestmark = pytest.mark.slow
@@ -93,6 +93,15 @@ def test_the_same_experiment_is_restored_in_a_clone_that_was_never_pulled(team: 
     output = third.dvc("exp", "run", "--pull", "-S", "distill.alpha=cos")
     assert (restored(output), ran(output)) == (["distill", "sample", "report"], ["evaluate"])
     assert third.read(STUDENT) == team.first.read(STUDENT)
+
+
+@pytest.mark.parametrize(("key", "values"), [("data.side", "48"), ("backbones.lightningdit.variant", "'B/2'")])
+def test_another_size_is_another_run(key: str, values: str, team: Team) -> None:
+    """DVC's run cache does not see keys that are called size."""
+    clone = copy(team.first, team.folder / key)
+    clone.set(key, values)
+    output = clone.dvc("repro", "distill")
+    assert ran(output)[-2:] == ["teacher", "distill"] and restored(output) == []
 
 
 def free_port() -> int:

@@ -376,7 +376,7 @@ def test_weights_are_pinned_and_must_fit(tmp_path: Path, monkeypatch: pytest.Mon
         ({"backbone__name": "repa"}, "latents.tokens.encoder: the teacher of backbone repa is aligned with an encoder"),
         ({"latents__tokens__encoder": "test_vit"}, "latents.tokens: encoder, weights and sha256 go together"),
         ({"latents__tokens__sha256": "0" * 64}, "latents.tokens: encoder, weights and sha256 go together"),
-        ({"backbone__name": "sit", "backbones__sit__hidden": 64}, "backbones.sit: size XL/2 has hidden 1152, but hid"),
+        ({"backbone__name": "sit", "backbones__sit__hidden": 64}, "backbones.sit: variant XL/2 has hidden 1152, but hid"),
     ],
     ids=str,
 )
@@ -390,7 +390,7 @@ def test_params_that_cannot_be_run_are_refused(changes: dict[str, Any], message:
     [
         {"backbone__name": "repa", "backbones__repa__coefficient": 0.0},
         {"backbone__name": "repa", **SCRATCH},
-        {"backbone__name": "sit", "backbones__sit__size": "S/8"},
+        {"backbone__name": "sit", "backbones__sit__variant": "S/8"},
         {"backbone__name": "dit"},
     ],
     ids=str,
@@ -407,7 +407,7 @@ def test_the_stages_align_a_teacher_and_make_a_student_without_projector(tmp_pat
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     save_file(dict(timm.create_model("test_vit", pretrained=False, num_classes=0).state_dict()), "vit.safetensors")
-    small = {"size": None, "patch_size": 4, "hidden": 32, "depth": 1, "heads": 2, "encoder_depth": 1}
+    small = {"variant": None, "patch_size": 4, "hidden": 32, "depth": 1, "heads": 2, "encoder_depth": 1}
     changes: dict[str, Any] = {f"backbones__repa__{name}": value for name, value in small.items()}
     changes |= {"backbone__name": "repa", "backbones__repa__features": 64, "backbones__repa__projector_width": 8}
     changes |= {"latents__tokens__encoder": "test_vit", "latents__tokens__weights": "vit.safetensors"}
@@ -421,7 +421,7 @@ def test_the_stages_align_a_teacher_and_make_a_student_without_projector(tmp_pat
         assert {"loss_fm", "loss_repa"} <= figures.keys()
         aligned, described = checkpoint.load("data/teacher")
         assert any(name.startswith("projectors.") for name in aligned.state_dict())
-        assert described.constants["patch_size"] == 4 and "size" not in described.constants
+        assert described.constants["patch_size"] == 4 and "variant" not in described.constants
         distill.main()
     finally:
         torch.set_num_threads(threads)

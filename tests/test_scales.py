@@ -82,9 +82,9 @@ def shape_of(p: Params) -> tuple[int, ...]:
     """(C, H, W) of the latents that a preset makes."""
     if p.latents.codec not in codecs.WEIGHTS:
         return 3, 32, 32
-    assert p.data.size is not None
+    assert p.data.side is not None
     architecture = {"sd_vae": SdVae, "va_vae": VaVae}[p.latents.codec].architecture
-    return architecture.channels, *2 * [p.data.size // architecture.factor]
+    return architecture.channels, *2 * [p.data.side // architecture.factor]
 
 
 @pytest.mark.parametrize("names", [*TRAINED, *IMPORTED])
@@ -154,7 +154,7 @@ SHORT = {
     **{
         f"backbones.{backbone}.{name}": value
         for backbone in ("lightningdit", "sit", "dit", "repa")
-        for name, value in (NETWORK | {"size": None, "label_std": 0.02, "gate_bias": 0.0}).items()
+        for name, value in (NETWORK | {"variant": None, "label_std": 0.02, "gate_bias": 0.0}).items()
     },
     **{f"backbones.ddpmpp.{name}": value for name, value in UNET.items()},
     **{f"backbones.repa.{name}": value for name, value in {"encoder_depth": 1, "features": 6}.items()},

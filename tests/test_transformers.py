@@ -48,7 +48,7 @@ def numbers(name: str, size: str, shape=(4, 32, 32), auxiliary: bool = False, **
     """Trained weights, and all that a state dict's `pos_embed` adds."""
     with torch.device("meta"):
         network: Any = backbones.build(
-            name, {"size": size, **constants}, shape=shape, num_classes=1000, auxiliary=auxiliary
+            name, {"variant": size, **constants}, shape=shape, num_classes=1000, auxiliary=auxiliary
         )
     trained = sum(parameter.numel() for parameter in network.parameters())
     return trained, trained + network.pos_embed.numel()
@@ -128,7 +128,7 @@ def test_lightningdits_published_numbers_are_exact() -> None:
 
 
 def test_a_size_stands_for_four_constants_and_leaves_the_others() -> None:
-    block = {"size": "B/4", "patch_size": None, "hidden": None, "depth": None, "heads": None, "qk_norm": True}
+    block = {"variant": "B/4", "patch_size": None, "hidden": None, "depth": None, "heads": None, "qk_norm": True}
     resolved = {"patch_size": 4, "hidden": 768, "depth": 12, "heads": 12, "qk_norm": True}
     assert backbones.resolve("sit", block) == resolved
     assert backbones.resolve("sit", block | {"hidden": 768}) == resolved, "what agrees may stand there"
@@ -139,12 +139,12 @@ def test_a_size_stands_for_four_constants_and_leaves_the_others() -> None:
 @pytest.mark.parametrize(
     ("name", "constants", "message"),
     [
-        ("sit", {"size": "XL/2", "hidden": 64}, "backbones.sit: size XL/2 has hidden 1152, but hidden is 64: set"),
-        ("dit", {"size": "XXL/2"}, r"backbones.dit.size: unknown 'XXL/2' \(did you mean 'XL/2'\?\); known: S/2, S/4"),
-        ("dit", {"size": "XL/1"}, "backbones.dit.size: unknown 'XL/1'"),
-        ("lightningdit", {"size": "S/2"}, "backbones.lightningdit.size: unknown 'S/2'"),
-        ("mlp", {"size": "S/2", "hidden": 3, "depth": 1}, "backbones.mlp: unknown 'size'"),
-        ("dit", {"size": None, **SMALL, "hidden": None}, "params.yaml, backbones.dit: 'hidden' is missing"),
+        ("sit", {"variant": "XL/2", "hidden": 64}, "variant XL/2 has hidden 1152, but hidden is 64: set"),
+        ("dit", {"variant": "XXL/2"}, r"dit.variant: unknown 'XXL/2' \(did you mean 'XL/2'\?\); known: S/2, S/4"),
+        ("dit", {"variant": "XL/1"}, "backbones.dit.variant: unknown 'XL/1'"),
+        ("lightningdit", {"variant": "S/2"}, "backbones.lightningdit.variant: unknown 'S/2'"),
+        ("mlp", {"variant": "S/2", "hidden": 3, "depth": 1}, "backbones.mlp: unknown 'variant'"),
+        ("dit", {"variant": None, **SMALL, "hidden": None}, "params.yaml, backbones.dit: 'hidden' is missing"),
         ("dit", {**SMALL, "rope": True}, "backbones.dit: unknown 'rope'"),
         ("sit", {**SMALL, "heads": 3}, "params.yaml, backbones.sit.hidden: must be a multiple of 4 x heads"),
         ("repa", {**SMALL, "encoder_depth": 3}, "repa.encoder_depth: 3 must be one of the blocks 1..2"),
@@ -191,7 +191,7 @@ def shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
 @pytest.mark.parametrize(("name", "answered"), [("dit", 8), ("sit", 8), ("repa", 4)])
 def test_state_dicts_have_the_published_names_and_shapes(name: str, answered: int) -> None:
     with torch.device("meta"):
-        network = backbones.build(name, {"size": "XL/2"}, shape=(4, 32, 32), num_classes=1000)
+        network = backbones.build(name, {"variant": "XL/2"}, shape=(4, 32, 32), num_classes=1000)
     found = shapes(network)
     projector = {key: found.pop(key) for key in list(found) if key.startswith("projectors.")}
     assert found == published(1152, 28, 2, answered, 256)

@@ -114,7 +114,7 @@ def rule(name: str) -> str:
 
 
 def _constant(block: str, owner: str, constant: str) -> str:
-    if block == "backbones" and constant == "size":
+    if block == "backbones" and constant == "variant":
         return " | ".join(backbones.load_class(owner).SIZES) + ", or null"  # type: ignore[arg-type]
     if block == "objectives":
         hints = typing.get_type_hints(objectives.load(owner), include_extras=True)

@@ -2,7 +2,7 @@
 
 A backbone is a plain nn.Module whose keyword arguments are the constants of its block `backbones.<name>` and `shape`,
 `num_classes`, `auxiliary`, `dropout`. It uses plain operations (see transformer.py), so that it runs on dual numbers.
-Its class may have `SIZES`, what `size` in its block stands for, and `STUDENT`, constants that a student has besides.
+Its class may have `SIZES`, what `variant` in its block stands for, and `STUDENT`, constants that a student has besides.
 """
 
 import inspect
@@ -64,30 +64,30 @@ def build(
 
 
 def resolve(name: str, constants: Mapping[str, Any]) -> dict[str, Any]:
-    """Constants with the numbers that `size` stands for in its place, and without nulls there.
+    """Constants with the numbers that `variant` stands for in its place, and without nulls there.
 
     Args:
         name: a key of BACKBONES.
-        constants: the block `backbones.<name>`; `size` and BY_SIZE may be null.
+        constants: the block `backbones.<name>`; `variant` and BY_SIZE may be null.
 
     Raises:
-        ValueError: unknown name or size, or a number that contradicts the size.
+        ValueError: unknown name or variant, or a number that contradicts the variant.
     """
     sizes, place = getattr(load_class(name), "SIZES", None), f"params.yaml, backbones.{name}"
     if sizes is None:
         return dict(constants)
-    size = constants.get("size")
-    given = {k: v for k, v in constants.items() if k != "size" and not (k in BY_SIZE and v is None)}
-    if size is None:
+    variant = constants.get("variant")
+    given = {k: v for k, v in constants.items() if k != "variant" and not (k in BY_SIZE and v is None)}
+    if variant is None:
         return given
-    refuse_unknown([size], sizes, f"{place}.size")
-    for key, value in sizes[size].items():
+    refuse_unknown([variant], sizes, f"{place}.variant")
+    for key, value in sizes[variant].items():
         if given.get(key, value) != value:
             raise ValueError(
-                f"{place}: size {size} has {key} {value}, but {key} is {given[key]!r}: set {key} to null, or size to "
-                f"null and {', '.join(BY_SIZE)} to numbers"
+                f"{place}: variant {variant} has {key} {value}, but {key} is {given[key]!r}: set {key} to null, or "
+                f"variant to null and {', '.join(BY_SIZE)} to numbers"
             )
-    return sizes[size] | given
+    return sizes[variant] | given
 
 
 def of_student(name: str, constants: Mapping[str, Any]) -> dict[str, Any]:

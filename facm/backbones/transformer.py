@@ -86,7 +86,7 @@ class Transformer(nn.Module):
     """Key of the registry, for messages."""
 
     SIZES: ClassVar[dict[str, dict[str, int]]] = {}
-    """What `size` in params.yaml may be, and the constants that it stands for."""
+    """What `variant` in params.yaml may be, and the constants that it stands for."""
 
     pos_embed: Tensor | None
 

@@ -145,7 +145,7 @@ class Autoencoder:
         if channels != 3 or height % factor or width % factor:
             raise ValueError(
                 f"{PATH}, latents.codec: '{self.name}' needs RGB pictures with sides in multiples of {factor}, these "
-                f"are {width}x{height} with {channels} channels: set data.size"
+                f"are {width}x{height} with {channels} channels: set data.side"
             )
         return self.architecture.channels, height // factor, width // factor
 

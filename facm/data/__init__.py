@@ -37,7 +37,7 @@ DATASETS = {
 }
 POINTS = ("mixture",)  # which of them have points
 LATENTS = ("precomputed",)  # which of them are encoded already
-SIZED = ("folder",)  # which of them are brought to data.size, and may have unusable files (data.max_bad)
+SIZED = ("folder",)  # which of them are brought to data.side, and may have unusable files (data.max_bad)
 SPLITS = ("train", "heldout")
 TOLD = 10  # unusable files that a message names
 KINDS = {("uint8", 4): "pictures", ("float32", 2): "points"}  # of samples, by type and number of axes
@@ -141,7 +141,7 @@ def admit(block: Data) -> Admitted:
         ValueError: as `load` and `verify`; more unusable files than `data.max_bad` allows.
         FileNotFoundError: its files are missing.
     """
-    dataset = dataset_of(block.name, block.root, size=block.size, max_bad=block.max_bad)
+    dataset = dataset_of(block.name, block.root, size=block.side, max_bad=block.max_bad)
     if not hasattr(dataset, "survey"):
         return Admitted(dataset, dist.from_main(lambda: verify(block.name, block.root, block.fingerprint)))
     survey: Survey = dataset.survey()
@@ -174,7 +174,7 @@ def dataset_of(name: str, root: str | Path | None, *, size: int | None = None, m
 def check_size(name: str, size: int | None) -> None:
     """Raise ValueError for a size asked of a dataset that has its own."""
     if size is not None and name not in SIZED:
-        raise ValueError(f"{PATH}, data.size: '{name}' comes in its own size, got {size}; set it to null")
+        raise ValueError(f"{PATH}, data.side: '{name}' comes in its own size, got {size}; set it to null")
 
 
 def load(name: str, root: str | Path | None, split: str, *, size: int | None = None, max_bad: float = 0.0) -> Images:

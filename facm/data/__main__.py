@@ -18,14 +18,14 @@ def main() -> None:
     parser.add_argument("--name", help="data set; left out: data.name and data.root of params.yaml")
     parser.add_argument("--root", help="its folder, where it has one")
     parser.add_argument("--look", action="store_true", help="of a folder: name the files that are no usable pictures")
-    parser.add_argument("--size", type=int, help="data.size, with --name and --look")
+    parser.add_argument("--side", type=int, help="data.side, with --name and --look")
     arguments = parser.parse_args()
     try:
         block = params.read().data if arguments.name is None else arguments
         if not arguments.look:
             print(f"data.fingerprint: {fingerprint(block.name, block.root)}")
             return
-        dataset = dataset_of(block.name, block.root, size=block.size)
+        dataset = dataset_of(block.name, block.root, size=block.side)
         if not hasattr(dataset, "survey"):
             raise ValueError(f"--look is for folders of pictures, not for '{block.name}'")
         survey = dataset.survey(strict=False)

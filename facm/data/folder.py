@@ -266,7 +266,7 @@ def _unfit(look: Look, sides: tuple[int, int]) -> str:
     """Why a file cannot be used among pictures of some size; empty where it can."""
     if not look.reason and look.sides != sides:
         (height, width), (tall, wide) = look.sides, sides
-        return f"{width}x{height} pixels, most have {wide}x{tall}: set data.size"
+        return f"{width}x{height} pixels, most have {wide}x{tall}: set data.side"
     return look.reason
 
 

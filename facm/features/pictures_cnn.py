@@ -184,7 +184,7 @@ def _checked(train: Images | None) -> tuple[Tensor, Tensor, int]:
     if (size := math.prod(train.images.shape)) > BYTES:
         raise ValueError(
             f"{place} holds its pictures in memory, {BYTES / 2**30:g} GiB at most, and {num} of {tuple(shape)} are "
-            f"{size / 2**30:.1f} GiB: set it to inception, or data.size to less"
+            f"{size / 2**30:.1f} GiB: set it to inception, or data.side to less"
         )
     return train.images[:], train.labels, train.num_classes
 
