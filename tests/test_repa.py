@@ -376,7 +376,7 @@ def test_weights_are_pinned_and_must_fit(tmp_path: Path, monkeypatch: pytest.Mon
         ({"backbone__name": "repa"}, "latents.tokens.encoder: the teacher of backbone repa is aligned with an encoder"),
         ({"latents__tokens__encoder": "test_vit"}, "latents.tokens: encoder, weights and sha256 go together"),
         ({"latents__tokens__sha256": "0" * 64}, "latents.tokens: encoder, weights and sha256 go together"),
-        ({"backbone__name": "sit", "backbones__sit__hidden": 64}, "sit: variant XL/2 has hidden 1152, but hidden is 64"),
+        ({"backbone__name": "sit", "backbones__sit__hidden": 64}, "variant XL/2 has hidden 1152, but hidden is 64"),
     ],
     ids=str,
 )
