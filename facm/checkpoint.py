@@ -307,7 +307,8 @@ def transfer(network: nn.Module, weights: dict[str, Tensor], where: str) -> None
             f"{where} does not fit the network of params.yaml, backbones: missing {missing[:4]}, "
             f"unexpected {unexpected[:4]}, other shape {shapes[:4]}"
         )
-    network.load_state_dict(own | weights, strict=True)
+    without_values = any(tensor.is_meta for tensor in own.values())  # names and shapes are all there is to it
+    network.load_state_dict(own | weights, strict=True, assign=without_values)
 
 
 def start_from(network: nn.Module, config: Config, folder: str | Path, expected: str | None) -> None:

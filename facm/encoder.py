@@ -50,6 +50,11 @@ class Encoder:
             raise ValueError(f"{PLACE}.weights: they do not fit '{name}': {error}") from None
         self.name, self.side, self.network = name, side, network.eval().requires_grad_(False)
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number and width of a picture's tokens."""
+        return (self.side // self.network.patch_embed.patch_size[0]) ** 2, self.network.num_features
+
     def to(self, device: torch.device) -> "Encoder":
         """Move it to a device."""
         self.network.to(device)

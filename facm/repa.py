@@ -103,20 +103,34 @@ def aligned(objective: Any, network: nn.Module, tokens: TokenSet | None) -> Any:
     Raises:
         ValueError: a projector without tokens, or tokens of another number or width than the network's.
     """
-    if not wanted(network):
-        return objective
+    refuse_unfit(network, None if tokens is None else tokens.shape)
     place: Any = network
-    if tokens is None:
+    return Aligned(objective, place.coefficient) if wanted(network) else objective
+
+
+def refuse_unfit(network: nn.Module, shape: tuple[int, ...] | None) -> None:
+    """Raise where a network with a projector is to be trained beside other tokens than it needs.
+
+    Args:
+        network: about to be trained.
+        shape: number and width of the tokens of a picture; None: there are none.
+
+    Raises:
+        ValueError: see `aligned`.
+    """
+    if not wanted(network):
+        return
+    place: Any = network
+    if shape is None:
         raise ValueError(
             "params.yaml, backbones.repa.coefficient: above 0 it needs an encoder's tokens beside the latents: set "
             "latents.tokens.encoder, or coefficient to 0"
         )
     rows, columns = place.final_layer.grid
     needed = (rows * columns, place.features)
-    if tokens.shape != needed:
+    if tuple(shape) != needed:
         raise ValueError(
-            f"data/latents has tokens {tokens.shape} (number, width) per picture, the network of params.yaml, "
+            f"data/latents has tokens {tuple(shape)} (number, width) per picture, the network of params.yaml, "
             f"backbones.repa needs {needed}: set latents.tokens.side (14 pixels a token for DINOv2) or "
             "backbones.repa.features"
         )
-    return Aligned(objective, place.coefficient)

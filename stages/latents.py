@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from facm import check, codecs, data, dist, encoder, params
+from facm import check, codecs, data, dist, encoder, foresight, params
 from facm.data import latents, normalise, tokens
 from facm.data.adopt import adopt
 from facm.work import Work, key, located
 
 OUT = Path("data/latents")
+NOT_OF_SHARDS = ("normalise", "stats", "stats_sha256")  # params of which a finished shard knows nothing
 
 
 def main() -> None:
@@ -20,7 +21,8 @@ def main() -> None:
     if p.data.side is not None:
         codec.latent_shape((p.data.side, p.data.side, 3))  # refused before all pictures are looked at
     source = data.admit(p.data)
-    made_of = {"latents": raw["latents"], "data": source.fingerprint, "size": p.data.side}
+    encoded = {name: value for name, value in raw["latents"].items() if name not in NOT_OF_SHARDS}
+    made_of = {"latents": encoded, "data": source.fingerprint, "side": p.data.side}
     made_of |= {"codec": getattr(codec, "options", {})}
     work = Work("latents", dist.from_main(lambda: key(made_of, [], __file__)), keep=1)
     try:
@@ -43,6 +45,11 @@ def write(p: params.Params, source: data.Admitted, codec: codecs.Codec, unfinish
     if asked.encoder is not None and asked.weights is not None and asked.sha256 is not None:
         encoding = encoder.load(asked.encoder, asked.weights, asked.sha256, asked.side).to(dist.device())
     images = source.load("train")
+    shape, num_classes = codec.latent_shape(images.images.shape[1:]), images.num_classes if p.latents.labels else 0
+    if given is not None:
+        normalise.refuse_channels(given, shape[0])
+    coming = foresight.expected(p, shape, num_classes, codec_options=getattr(codec, "options", {}), given=given)
+    dist.from_main(lambda: foresight.refuse_unfit(p, coming, None if encoding is None else encoding.shape))
     latents.write(
         OUT,
         images if p.latents.labels else images.unlabelled(),

@@ -22,7 +22,9 @@ ROOT = Path(__file__).parents[1]
 # May not change a number, and nothing that they import is handed on. `files` only reads and writes what it is given.
 NEUTRAL = {
     f"facm.{name}"
-    for name in ("ahead", "check", "dist", "files", "launch", "log", "names", "params", "stop", "table", "work")
+    for name in (
+        *("ahead", "check", "dist", "files", "foresight", "launch", "log", "names", "params", "stop", "table", "work"),
+    )
 }
 PASSING = {"facm.checkpoint"}  # neutral too, but what it imports (networks, averages) acts through it
 FOLDERS = ("facm/convert",)  # dependencies as a whole: what an imported teacher alone depends on

@@ -35,13 +35,18 @@ def statistics(measured: dict[str, Tensor], how: str, given: dict[str, Tensor] |
     if how == "one":
         return {"mean": mean, "std": std.double().square().mean().sqrt().float().expand_as(std).clone()}
     if how == "given" and given is not None:
-        if given["mean"].shape != mean.shape:
-            raise ValueError(
-                f"params.yaml, latents.stats: {len(given['mean'])} channels, the latents have {len(mean)}: name the "
-                "statistics that belong to latents.codec"
-            )
+        refuse_channels(given, len(mean))
         return given
     return measured
+
+
+def refuse_channels(given: dict[str, Tensor], channels: int) -> None:
+    """Raise ValueError where given statistics are of other channels than the latents."""
+    if len(given["mean"]) != channels:
+        raise ValueError(
+            f"params.yaml, latents.stats: {len(given['mean'])} channels, the latents have {channels}: name the "
+            "statistics that belong to latents.codec"
+        )
 
 
 def pinned(path: Path, expected: str | None) -> dict[str, Tensor]:

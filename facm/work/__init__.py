@@ -34,7 +34,10 @@ from facm.work.unfinished import Unfinished
 from facm.work.waiting import Waiting
 
 # Modules that may not change a number: editing them does not discard unfinished work.
-NEUTRAL = ("ahead", "check", "checkpoint", "dist", "files", "launch", "log", "names", "params", "stop", "table", "work")
+NEUTRAL = (
+    *("ahead", "check", "checkpoint", "dist", "files", "foresight", "launch", "log", "names", "params", "stop"),
+    *("table", "work"),
+)
 PLAIN = "plain values"  # name of the tensor with their JSON
 KEEP = 3  # unfinished runs kept per stage beside the present one, however old
 KEEP_S = 14 * 86400.0  # others go that were not written to for so long

@@ -1,0 +1,124 @@
+"""What the trainings would refuse about latents, told before these are made: encoding may take hours.
+
+Shape, classes and codec are known beforehand, statistics only where `latents.normalise` says them. A network is built
+without weights of its own (torch's device meta); weights to start from are read, and compared by name and shape.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from facm import check, checkpoint, repa
+from facm.checkpoint import Config
+from facm.data.latents import LatentSet
+from facm.objectives.fm import FM
+from facm.params import PATH, Params, ParamsError
+from facm.work import located
+
+FREE = ("edm", "ddpm")  # preconds that need one std for all channels, and bring their data's units along
+
+
+def expected(
+    p: Params,
+    shape: tuple[int, ...],
+    num_classes: int,
+    *,
+    codec_options: dict[str, Any],
+    given: dict[str, torch.Tensor] | None,
+) -> LatentSet:
+    """The latents that will be made, without a shard; statistics that are not known yet are 0 and 1.
+
+    Args:
+        p: params.yaml.
+        shape: of one, (C, H, W) or (D,).
+        num_classes: 0: no labels.
+        codec_options: as `LatentSet` has them.
+        given: mean and std (C,), where `latents.normalise` is given.
+    """
+    mean, std = (torch.zeros(shape[0]), torch.ones(shape[0])) if given is None else (given["mean"], given["std"])
+    return LatentSet(
+        num=0,
+        shape=shape,
+        num_classes=num_classes,
+        mean=mean,
+        std=std,
+        codec=p.latents.codec,
+        flips=p.latents.flip,
+        dataset=p.data.name,
+        fingerprint="",
+        shards=(),
+        codec_options=codec_options,
+    )
+
+
+def refuse_unfit(p: Params, latents: LatentSet, tokens: tuple[int, int] | None = None) -> None:
+    """Raise where a training could not take these latents, or not start from what it is to start from.
+
+    Args:
+        p: params.yaml, checked.
+        latents: see `expected`.
+        tokens: number and width of the tokens per picture that will be made beside them; None: none.
+
+    Raises:
+        ValueError: a network that cannot be built for them, another shape, classes, codec or statistics than those of
+            a checkpoint to start from or to import, tokens that do not fit.
+        FileNotFoundError: there is no such checkpoint.
+    """
+    check.fits(p, latents.shape)
+    if p.backbone.precond in FREE and p.latents.normalise == "channel" and latents.shape[0] > 1:
+        raise ParamsError(
+            f"{PATH}, latents.normalise: precond '{p.backbone.precond}' needs one std for all channels: set one or none"
+        )
+    d, t = p.distill, p.teacher
+    network, precond = check.backbone(p), check.precond(p)
+    student = checkpoint.describe("student", latents, network, check.build_objective(p), d, {}, precond)
+    _start(p, student, d.init, d.init_sha256)
+    if d.mode == "scratch":
+        return
+    if d.teacher != "data/teacher":
+        other = checkpoint.read_config(d.teacher)
+        checkpoint.check_teacher(_known(p, student, other), other, d.teacher, d.teacher_condition)
+    elif t.stage == "import_teacher":
+        _import(p, latents)
+    else:
+        objective = FM(conditioning=t.conditioning, fraction=t.fraction, cosine=t.cosine, cosine_eps=t.cosine_eps)
+        teacher = checkpoint.describe("teacher", latents, network, objective, t, {}, precond)
+        repa.refuse_unfit(_start(p, teacher, t.init, t.init_sha256), tokens)
+
+
+def _start(p: Params, config: Config, init: str | None, sha256: str | None) -> torch.nn.Module:
+    """Build the network, and start it from where it is to start from, if anywhere."""
+    with torch.device("meta"):
+        network = config.build()
+    if init is not None:
+        folder = located(init)
+        checkpoint.start_from(network, _known(p, config, checkpoint.read_config(folder)), folder, sha256)
+    return network
+
+
+def _import(p: Params, latents: LatentSet) -> None:
+    """Convert the checkpoint to import, and put it in the teacher's place, but for writing it."""
+    from facm.convert import place
+
+    (name, constants), path = check.precond(p), located(p.imported.source or "")
+    config = place.read(p.imported, p.latents.codec, check.backbone(p), name)[1]
+    if not _statistics_known(p):
+        if name not in FREE and config.mean == [0.0] * len(config.mean) and config.std == [1.0] * len(config.std):
+            raise ParamsError(
+                f"{PATH}, latents.normalise: {path} was trained on the codec's own output: set none, not "
+                f"'{p.latents.normalise}'"
+            )
+        if len(config.mean) == len(latents.mean):
+            latents = replace(latents, mean=torch.tensor(config.mean), std=torch.tensor(config.std))
+    place.place(config, latents, p.teacher.conditioning, constants, Path(path))
+
+
+def _known(p: Params, config: Config, other: Config) -> Config:
+    """The description with the other one's statistics where its own are not known yet."""
+    return config if _statistics_known(p) else replace(config, mean=other.mean, std=other.std)
+
+
+def _statistics_known(p: Params) -> bool:
+    return p.latents.normalise in ("none", "given")
