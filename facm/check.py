@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from facm import backbones, codecs, data, dist, features, lpips, objectives, params, preconds, samplers, train
+from facm import backbones, codecs, data, features, lpips, objectives, params, preconds, samplers, train
 from facm.evaluate import NEIGHBOURS
 from facm.names import refuse_unknown
 from facm.params import PATH, Params, ParamsError
 from facm.schedules import TIME_SAMPLERS
 from facm.velocity import Guidance
-from facm.work import located, repository_root
 
 WITHOUT_TEACHER = ("data/samples", "metrics/distill")  # report.pictures and report.curves from scratch
 
@@ -78,38 +77,6 @@ def at_hand(p: Params) -> None:
     """
     if "lpips" in getattr(build_objective(p), "tools", ()):
         lpips.find_weights()
-
-
-def sources_at_hand(p: Params) -> None:
-    """Raise, before anything is encoded, where a later stage starts from what is not there, or is another file.
-
-    A pulled result needs none of it, so only the first stage and `python -m facm.check` ask.
-
-    Raises:
-        FileNotFoundError: a checkpoint to start from or to import, or weights that a loss compares with.
-        ValueError: of another content than the pinned one, or not the network that params.yaml says.
-    """
-    at_hand(p)
-    for name, init in (("teacher", p.teacher.init), ("distill", p.distill.init)):
-        if init is not None and not any(
-            (root / init / "config.json").is_file() for root in (Path(), repository_root())
-        ):
-            raise FileNotFoundError(f"{PATH}, {name}.init: {init} is no checkpoint folder (no config.json in it)")
-    if p.teacher.stage == "import_teacher":
-        path = located(p.imported.source or "")
-        if not path.is_file():
-            raise FileNotFoundError(f"{PATH}, imported.source: {path} is missing")
-        if dist.is_main():
-            _refuse_unfit(p, path)
-
-
-def _refuse_unfit(p: Params, path: Path) -> None:
-    """Raise, by converting it, where a checkpoint to import is not what params.yaml says."""
-    from facm.convert import place
-
-    wrapper, options = precond(p)
-    config = place.read(p.imported, p.latents.codec, backbone(p), wrapper)[1]
-    place.refuse_other(config, p.teacher.conditioning, options, path)
 
 
 def build_objective(p: Params) -> Any:
@@ -460,9 +427,11 @@ def sampler_fields(p: Params, nfe: int) -> dict[str, Any]:
 
 def main() -> None:
     """Check params.yaml."""
+    from facm import foresight
+
     argparse.ArgumentParser(prog="python -m facm.check", description=main.__doc__).parse_args()
     try:
-        sources_at_hand(read())
+        foresight.refuse_missing(read())
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
     print(f"{PATH}: in order")

@@ -7,6 +7,7 @@ the class token; position embeddings are resampled to the grid of `side`.
 Weights are a local file, Meta's `dinov2_vitb14_pretrain.pth` or timm's safetensors, pinned by its sha256.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -77,6 +78,17 @@ class Encoder:
         return tokens[:, self.network.num_prefix_tokens :]
 
 
+def pinned(path: str, expected: str) -> Path:
+    """The file of weights; raises FileNotFoundError where there is none, ValueError where it is another one."""
+    file = repository_root() / path
+    if not file.is_file():
+        raise FileNotFoundError(f"{PLACE}.weights: {file} is missing: put the encoder's weights there")
+    found = sha256(file)
+    if found != expected:
+        raise ValueError(f"{PLACE}.sha256: {file} has {found}, pinned is {expected}: other weights give other tokens")
+    return file
+
+
 def load(name: str, path: str, expected: str, side: int) -> Encoder:
     """Make an encoder from a file of weights.
 
@@ -90,12 +102,7 @@ def load(name: str, path: str, expected: str, side: int) -> Encoder:
         FileNotFoundError: no such file.
         ValueError: another file than the pinned one, or as `Encoder` does.
     """
-    file = repository_root() / path
-    if not file.is_file():
-        raise FileNotFoundError(f"{PLACE}.weights: {file} is missing: put the encoder's weights there")
-    found = sha256(file)
-    if found != expected:
-        raise ValueError(f"{PLACE}.sha256: {file} has {found}, pinned is {expected}: other weights give other tokens")
+    file = pinned(path, expected)
     weights = load_tensors(file, f"fetch {file} again") if file.suffix == ".safetensors" else load_foreign(file)
     if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
         raise ValueError(f"{PLACE}.weights: {file} holds no bare state dict")

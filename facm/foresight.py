@@ -1,7 +1,11 @@
-"""What the trainings would refuse about latents, told before these are made: encoding may take hours.
+"""What later stages would refuse, told before anything long is begun.
 
-Shape, classes and codec are known beforehand, statistics only where `latents.normalise` says them. A network is built
-without weights of its own (torch's device meta); weights to start from are read, and compared by name and shape.
+`refuse_missing`: files from outside the repository that are missing, or others than the pinned ones. The first stage
+and `python -m facm.check` ask.
+
+`refuse_unfit`: latents that the trainings could not take, asked before they are encoded. Shape, classes and codec are
+known then, statistics only where `latents.normalise` says them. Networks are built without values (torch's device
+meta); weights to start from are read, and compared by name and shape.
 """
 
 from dataclasses import replace
@@ -10,14 +14,69 @@ from typing import Any
 
 import torch
 
-from facm import check, checkpoint, repa
+from facm import archive, check, checkpoint, dist, encoder, files, repa
 from facm.checkpoint import Config
+from facm.codecs import autoencoder
+from facm.data import normalise
 from facm.data.latents import LatentSet
 from facm.objectives.fm import FM
 from facm.params import PATH, Params, ParamsError
-from facm.work import located
+from facm.work import located, repository_root
 
 FREE = ("edm", "ddpm")  # preconds that need one std for all channels, and bring their data's units along
+
+
+def refuse_missing(p: Params) -> None:
+    """Raise where a stage starts from what is not there, or is another file. All ranks may call it, rank 0 reads.
+
+    What is on the hub or in torch's cache is not looked for: it is fetched where it is missing.
+
+    Raises:
+        FileNotFoundError: a checkpoint to start from or to import, weights that a loss compares with, of a codec or of
+            an encoder, statistics, a published reference.
+        ValueError: of another content than the pinned one, or not the network that params.yaml says.
+    """
+    check.at_hand(p)
+    if not dist.is_main():
+        return
+    for name, init, sha256 in (
+        ("teacher", p.teacher.init, p.teacher.init_sha256),
+        ("distill", p.distill.init, p.distill.init_sha256),
+    ):
+        if init is not None:
+            _refuse_other(f"{PATH}, {name}.init", located(init) / "model.safetensors", sha256)
+    if p.teacher.stage == "import_teacher":
+        _refuse_other(
+            f"{PATH}, imported.source", located(p.imported.source or ""), None
+        )  # place.read looks at its hash
+        _converted(p)
+    if p.latents.vae is not None and not autoencoder.is_hub_name(p.latents.vae):
+        autoencoder.find_pinned(p.latents.vae, p.latents.vae_sha256)
+    if p.latents.stats is not None:
+        normalise.pinned(located(p.latents.stats), p.latents.stats_sha256)
+    tokens = p.latents.tokens
+    if tokens.encoder is not None and tokens.weights is not None:
+        encoder.pinned(tokens.weights, tokens.sha256 or "")
+    if p.reference.source != archive.DATASET:
+        archive.Archive.open(repository_root() / p.reference.source, p.reference.sha256 or "")
+
+
+def _refuse_other(place: str, path: Path, pinned: str | None) -> None:
+    """Raise unless a file is there, and has the sha256 that it should have."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{place}: {path} is missing")
+    if pinned is not None and (found := files.sha256(path)) != pinned:
+        raise ValueError(f"{place}_sha256: pinned is {pinned}, but {path} has {found}: it is another checkpoint")
+
+
+def _converted(p: Params) -> Config:
+    """What a checkpoint to import is; raises where that is not what params.yaml says."""
+    from facm.convert import place
+
+    name, constants = check.precond(p)
+    config = place.read(p.imported, p.latents.codec, check.backbone(p), name)[1]
+    place.refuse_other(config, p.teacher.conditioning, constants, located(p.imported.source or ""))
+    return config
 
 
 def expected(
@@ -103,7 +162,7 @@ def _import(p: Params, latents: LatentSet) -> None:
     from facm.convert import place
 
     (name, constants), path = check.precond(p), located(p.imported.source or "")
-    config = place.read(p.imported, p.latents.codec, check.backbone(p), name)[1]
+    config = _converted(p)
     if not _statistics_known(p):
         if name not in FREE and config.mean == [0.0] * len(config.mean) and config.std == [1.0] * len(config.std):
             raise ParamsError(
@@ -112,7 +171,7 @@ def _import(p: Params, latents: LatentSet) -> None:
             )
         if len(config.mean) == len(latents.mean):
             latents = replace(latents, mean=torch.tensor(config.mean), std=torch.tensor(config.std))
-    place.place(config, latents, p.teacher.conditioning, constants, Path(path))
+    place.place(config, latents, p.teacher.conditioning, constants, path)
 
 
 def _known(p: Params, config: Config, other: Config) -> Config:

@@ -15,7 +15,7 @@ NOT_OF_SHARDS = ("normalise", "stats", "stats_sha256")  # params of which a fini
 def main() -> None:
     p, raw = check.read(), params.raw()
     check.writable("data", ".work")
-    check.sources_at_hand(p)
+    foresight.refuse_missing(p)
     dist.setup(p.runtime.threads)
     codec = codecs.build(p.latents.codec, **check.codec_options(p))
     if p.data.side is not None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from facm import check, data, dist, reference
+from facm import check, data, dist, features, foresight, reference
 from facm.archive import DATASET, Archive
 from facm.files import save_json
 from facm.work import repository_root
@@ -11,9 +11,12 @@ from facm.work import repository_root
 def main() -> None:
     params = check.read()
     check.writable("data", "metrics")
+    if not Path("data/latents/meta.json").is_file():  # what is done needs no sources
+        foresight.refuse_missing(params)
     dist.setup(params.runtime.threads)
     r = params.reference
     archive = None if r.source == DATASET else Archive.open(repository_root() / r.source, r.sha256 or "")
+    dist.from_main(lambda: features.find_weights([r.features, *(r.also or ())]))
     source = data.admit(params.data)
     splits = {} if params.data.name in data.LATENTS else {split: source.load(split) for split in data.SPLITS}
     figures = reference.build(

@@ -9,7 +9,7 @@ import torch
 from foreign import inputs, network, release_file, stats_file, theirs, transformer_file
 from miniature import parsed, write_latents, write_params
 
-from facm import check, checkpoint, convert
+from facm import check, checkpoint, convert, foresight
 from facm.convert.pickles import ForeignError
 from facm.data import normalise
 from facm.data.latents import LatentSet
@@ -116,18 +116,18 @@ def test_what_does_not_fit_is_refused_before_anything_is_encoded(changes: dict, 
     stats_file(Path("three.pt"), channels=3)
     shutil.rmtree("data")
     fitting = IMPORTED | {"imported__sha256": checkpoint.sha256("x.pt")}
-    check.sources_at_hand(parsed(**fitting))
+    foresight.refuse_missing(parsed(**fitting))
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        check.sources_at_hand(parsed(**(fitting | changes)))
+        foresight.refuse_missing(parsed(**(fitting | changes)))
 
 
 def test_of_several_processes_one_looks_at_a_checkpoint(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     p = parsed(**IMPORTED, imported__sha256="0" * 64)
     monkeypatch.setenv("RANK", "1")
-    check.sources_at_hand(p)
+    foresight.refuse_missing(p)
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(ForeignError):
-        check.sources_at_hand(p)
+        foresight.refuse_missing(p)
 
 
 def test_latents_of_other_classes_are_refused(here: Path) -> None:

@@ -8,10 +8,11 @@ import torch
 from foreign import network, release_file, stats_file, transformer_file
 from miniature import SCRATCH, parsed, write_checkpoint, write_latents, write_params
 
-from facm import checkpoint, foresight
+from facm import check, checkpoint, foresight
 from facm.data import latents
 from facm.data.latents import LatentSet
 from stages import latents as stage
+from stages import reference
 
 SIT = {"backbone__name": "sit", "backbones__sit__variant": None, "backbones__sit__depth": 2}
 SIT |= {f"backbones__sit__{name}": value for name, value in {"patch_size": 2, "hidden": 32, "heads": 2}.items()}
@@ -159,3 +160,45 @@ def test_statistics_of_other_channels_are_told_before_and_others_keep_the_shards
     write_params(here, **one)
     stage.main()
     assert LatentSet.open("data/latents").mean.tolist() == pytest.approx([-0.3]), "by the shards that were there"
+
+
+MISSING: list[tuple[dict[str, Any], str]] = [
+    ({"teacher__init": "gone", "teacher__init_sha256": "0" * 64}, "teacher.init: .*gone/model.safetensors is missing"),
+    ({"distill__init": "older", "distill__init_sha256": "0" * 64}, f"distill.init_sha256: pinned is {'0' * 64}, but"),
+    (
+        {"latents__codec": "sd_vae", "latents__vae": "../weights/gone"},
+        "latents.vae: there is neither a folder nor a file",
+    ),
+    ({"latents__normalise": "given", "latents__stats": "gone.pt", "latents__stats_sha256": "0" * 64}, "gone.pt"),
+    (
+        {f"latents__tokens__{name}": value for name, value in {"encoder": "e", "weights": "w", "sha256": "0"}.items()},
+        "latents.tokens.weights: .*w is missing",
+    ),
+    ({"reference__source": "r.npz", "reference__sha256": "0" * 64}, "reference.source: .*r.npz is missing: fetch it"),
+    (IMPORTED | FACM | {"imported__source": "gone.pt"}, "imported.source: .*gone.pt is missing"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), MISSING, ids=[row[1][:20] for row in MISSING])
+def test_what_is_missing_or_another_is_told(changes: dict[str, Any], message: str, here: Path) -> None:
+    (here / "older").mkdir()
+    (here / "older/model.safetensors").write_bytes(b"?")
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        foresight.refuse_missing(parsed(**changes))
+
+
+def test_the_first_stage_and_the_check_ask(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    monkeypatch.setattr("sys.argv", ["facm.check"])
+    monkeypatch.setattr(foresight, "refuse_missing", lambda _: called.append("asked"))
+    write_params(here)
+    reference.main()
+    stage.main()
+    check.main()
+    assert called == ["asked"] * 3
+    reference.main()
+    assert called == ["asked"] * 3, "latents that are done need no sources"
+
+
+def test_a_name_on_the_hub_is_not_looked_for() -> None:
+    foresight.refuse_missing(parsed(latents__codec="sd_vae", latents__vae="stabilityai/sd-vae-ft-ema"))

@@ -31,6 +31,7 @@ PLAIN = {"kid", "precision", "recall"}
 def networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks without weights in place of the published ones."""
     monkeypatch.setattr("facm.reference.network_class", NETWORKS.__getitem__)
+    monkeypatch.setattr("facm.features.find_weights", list)
 
 
 def pictures(num: int, seed: int = 0) -> Tensor:

@@ -101,14 +101,7 @@ class Autoencoder:
         """
         refuse_unknown([posterior], POSTERIORS, f"{PATH}, latents.posterior")
         self._levels, self.posterior, self.seed = Identity(rounding), posterior, seed
-        path = find(vae)
-        self.sha256 = sha256(path)
-        if vae_sha256 not in (None, self.sha256):
-            raise ValueError(
-                f"{PATH}, latents.vae_sha256 (or a checkpoint's config.json): pinned is {vae_sha256}, but {path} has "
-                f"{self.sha256}: latents can be encoded and decoded by the same weights only; restore them, or pin the "
-                "others and run `dvc repro`"
-            )
+        path, self.sha256 = find_pinned(vae, vae_sha256)
         self._vae = vae
         self.network = load(path, self.architecture).to(dist.device())
 
@@ -171,6 +164,30 @@ def noise(seed: int, streams: Sequence[int], shape: Sequence[int]) -> Tensor:
         for stream in streams
     ]
     return torch.from_numpy(np.stack(rows))
+
+
+def find_pinned(vae: str, vae_sha256: str | None) -> tuple[Path, str]:
+    """The weights' file and its sha256.
+
+    Raises:
+        FileNotFoundError: no such weights.
+        ValueError: other weights than the pinned ones.
+    """
+    path = find(vae)
+    found = sha256(path)
+    if vae_sha256 not in (None, found):
+        raise ValueError(
+            f"{PATH}, latents.vae_sha256 (or a checkpoint's config.json): pinned is {vae_sha256}, but {path} has "
+            f"{found}: latents can be encoded and decoded by the same weights only; restore them, or pin the others "
+            "and run `dvc repro`"
+        )
+    return path, found
+
+
+def is_hub_name(vae: str) -> bool:
+    """Whether weights are neither here nor under the repository's root, and may be on the hub."""
+    here = any((root / vae).exists() for root in (Path(), repository_root()))
+    return HUB_NAME.fullmatch(vae) is not None and not here
 
 
 def find(vae: str) -> Path:

@@ -4,7 +4,7 @@ Not every data set has a published scale: on small pictures a small classifier, 
 place of Inception, and its distances are comparable within one data/reference only.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -76,3 +76,12 @@ def network_class(name: str) -> type[FeatureNetwork]:
     refuse_unknown([name], FEATURES, "params.yaml, reference.features")
     network: type[FeatureNetwork] = getattr(import_module(f"{__name__}.{name}"), FEATURES[name])
     return network
+
+
+def find_weights(names: Iterable[str]) -> None:
+    """Find, or fetch, the published weights of networks that have some; raises as `facm.features.weights.find`."""
+    for name in names:
+        refuse_unknown([name], FEATURES, "params.yaml, reference.features")
+        find = getattr(import_module(f"{__name__}.{name}"), "find_weights", None)
+        if find is not None:
+            find()
