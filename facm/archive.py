@@ -26,7 +26,7 @@ from torch import Tensor
 
 from facm import dist
 from facm.data import kind
-from facm.files import sha256
+from facm.files import refuse_no_file, sha256
 from facm.frechet import Statistics
 from facm.params import PATH
 
@@ -104,8 +104,7 @@ class Archive:
             ValueError: another sha256, no npz, no mu and sigma, or arrays that do not fit each other.
         """
         path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"{PATH}, reference.source: {path} is missing: fetch it, or set source: dataset")
+        refuse_no_file(path, f"{PATH}, reference.source: ", "fetch it, or set source: dataset")
         found = dist.from_main(lambda: sha256(path))
         if found != pinned:
             raise ValueError(

@@ -16,7 +16,9 @@ from facm.names import refuse_unknown
 from facm.params import PATH, Params, ParamsError
 from facm.schedules import TIME_SAMPLERS
 from facm.velocity import Guidance
+from facm.work import located
 
+MADE_HERE = ("data/teacher", "data/latents")  # what distill.teacher names that stages make (data/latents: from scratch)
 WITHOUT_TEACHER = ("data/samples", "metrics/distill")  # report.pictures and report.curves from scratch
 
 
@@ -53,6 +55,7 @@ def check(p: Params) -> None:
     _check_reference(p)
     _check_data(p)
     _check_normalise(p)
+    backbones.refuse_constants(*_backbone_block(p))
     for name, block in (("teacher", p.teacher), ("distill", p.distill)):
         refuse_unknown([block.time.sampler], TIME_SAMPLERS, f"{PATH}, {name}.time.sampler")
         if block.ema.sigma_rel not in block.ema.sigma_rels:
@@ -70,13 +73,19 @@ def check(p: Params) -> None:
 
 
 def at_hand(p: Params) -> None:
-    """Raise where a file from outside the repository that a training needs is not there, or is another one.
+    """Raise where what a training needs and no stage makes is not there, or is another file.
 
     Raises:
-        FileNotFoundError, ValueError: as `facm.lpips.find_weights` does.
+        FileNotFoundError: a teacher that is no checkpoint folder, or as `facm.lpips.find_weights` does.
+        ValueError: likewise.
     """
     if "lpips" in getattr(build_objective(p), "tools", ()):
         lpips.find_weights()
+    if p.distill.teacher not in MADE_HERE and not (located(p.distill.teacher) / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{PATH}, distill.teacher: {p.distill.teacher} is no checkpoint folder (no config.json in it): set it to "
+            "data/teacher, or to one that is there"
+        )
 
 
 def build_objective(p: Params) -> Any:
@@ -105,9 +114,15 @@ def backbone(p: Params) -> tuple[str, dict[str, Any]]:
         ParamsError: there is none.
         ValueError: a variant that is unknown or contradicted.
     """
+    name, constants = _backbone_block(p)
+    return name, backbones.resolve(name, constants)
+
+
+def _backbone_block(p: Params) -> tuple[str, dict[str, Any]]:
+    """Name and block of the chosen backbone; raises ParamsError where there is none."""
     if p.backbone.name not in p.backbones:
         raise ParamsError(f"{PATH}, backbones: no block '{p.backbone.name}' for backbone.name")
-    return p.backbone.name, backbones.resolve(p.backbone.name, p.backbones[p.backbone.name])
+    return p.backbone.name, p.backbones[p.backbone.name]
 
 
 def precond(p: Params) -> tuple[str, dict[str, Any]]:
@@ -158,6 +173,11 @@ def _check_kind(p: Params) -> None:
             raise ParamsError(
                 f"{PATH}, {place}: is for pictures, and data.name '{p.data.name}' has points: set it false"
             )
+    if p.data.name in data.LATENTS and p.evaluate.copies:
+        raise ParamsError(
+            f"{PATH}, evaluate.copies: is for pictures, and data.name '{p.data.name}' has latents without them: set it "
+            "false"
+        )
     if points and p.sample.rounding != "round":
         raise ParamsError(f"{PATH}, sample.rounding: points are not rounded: set it to round")
 
@@ -172,6 +192,11 @@ def _check_reference(p: Params) -> None:
         raise ParamsError(
             f"{PATH}, reference: source '{r.source}' with sha256 {r.sha256}: an npz goes with its sha256 (`sha256sum "
             "FILE` tells it), the dataset with null; data.fingerprint is what pins that"
+        )
+    if r.source == "dataset" and p.data.name in data.LATENTS:
+        raise ParamsError(
+            f"{PATH}, reference.source: data.name '{p.data.name}' has latents and no pictures to measure: name an npz "
+            "of published statistics with its sha256, and set reference.features to inception"
         )
     if r.source != "dataset" and features.network_class(r.features).seeded:
         raise ParamsError(
@@ -406,6 +431,9 @@ def _check_sampling(p: Params, objective: Any) -> None:
         raise ParamsError(f"{PATH}, sample.t_grid: two grids are as long as each other ({lengths}): one serves one NFE")
     for nfe in p.sample.nfe:
         student_sampler(p, nfe, objective.conditioning)
+    b = p.baseline
+    fields: dict[str, Any] = {"steps": b.steps, "w": b.w, "t_low": b.t_low, "t_high": b.t_high, "shift": b.shift}
+    samplers.for_network(b.sampler, p.teacher.conditioning, "t", **fields)
 
 
 def student_sampler(p: Params, nfe: int, conditioning: str) -> Any:

@@ -109,6 +109,20 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
+def refuse_no_file(path: Path, place: str = "", cure: str = "check the path") -> None:
+    """Raise FileNotFoundError unless there is a file; where a folder is in its place, the message says so.
+
+    Args:
+        path: of the file.
+        place: what the message begins with, such as "params.yaml, latents.stats: ".
+        cure: for one that is missing.
+    """
+    if path.is_dir():
+        raise FileNotFoundError(f"{place}{path} is a folder: name a file")
+    if not path.is_file():
+        raise FileNotFoundError(f"{place}{path} is missing: {cure}")
+
+
 def load_foreign(path: Path) -> Any:
     """Read another project's `.pt` file on the CPU: tensors and plain values only, since pickle can run any code.
 
@@ -116,8 +130,7 @@ def load_foreign(path: Path) -> Any:
         FileNotFoundError: there is no such file.
         ValueError: it holds more than that, or is damaged.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: check the path")
+    refuse_no_file(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError) as error:

@@ -63,8 +63,7 @@ def refuse_missing(p: Params) -> None:
 
 def _refuse_other(place: str, path: Path, pinned: str | None) -> None:
     """Raise unless a file is there, and has the sha256 that it should have."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{place}: {path} is missing")
+    files.refuse_no_file(path, f"{place}: ")
     if pinned is not None and (found := files.sha256(path)) != pinned:
         raise ValueError(f"{place}_sha256: pinned is {pinned}, but {path} has {found}: it is another checkpoint")
 

@@ -29,27 +29,34 @@ class ParamsError(ValueError):
 
 @dataclass(frozen=True)
 class Range:
-    """Closed interval; `exclusive_low` leaves the lower end out."""
+    """Closed interval; `exclusive_low` leaves the lower end out, `exclusive_high` the upper one."""
 
     low: float | None = None
     high: float | None = None
     exclusive_low: bool = False
+    exclusive_high: bool = False
 
     def __contains__(self, value: float) -> bool:
         above = self.low is None or (value > self.low if self.exclusive_low else value >= self.low)
-        return above and (self.high is None or value <= self.high)
+        below = self.high is None or (value < self.high if self.exclusive_high else value <= self.high)
+        return above and below
 
     def __str__(self) -> str:
-        low = "-inf" if self.low is None else f"{self.low:g}"
-        high = "inf" if self.high is None else f"{self.high:g}"
-        return (
-            f"{'(' if self.exclusive_low or self.low is None else '['}{low}, {high}{')' if self.high is None else ']'}"
-        )
+        low = "-inf" if self.low is None else _number(self.low)
+        high = "inf" if self.high is None else _number(self.high)
+        opening = "(" if self.exclusive_low or self.low is None else "["
+        return f"{opening}{low}, {high}{')' if self.exclusive_high or self.high is None else ']'}"
+
+
+def _number(value: float) -> str:
+    """A bound as it is read: whole numbers with all their digits."""
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 Count = Annotated[int, Range(low=1)]
-Seed = Annotated[int, Range(low=0)]
+Seed = Annotated[int, Range(low=0, high=2**63 - 1)]  # what numpy's Philox and torch's generators all take
 Fraction = Annotated[float, Range(0.0, 1.0)]
+Decay = Annotated[float, Range(0.0, 1.0, exclusive_high=True)]
 Positive = Annotated[float, Range(low=0.0, exclusive_low=True)]
 NonNegative = Annotated[float, Range(low=0.0)]
 Scale = Annotated[float, Range(low=1.0)]
@@ -118,7 +125,7 @@ class Time:
 @dataclass(frozen=True)
 class Optimizer:
     lr: Positive
-    betas: tuple[Fraction, Fraction]
+    betas: tuple[Decay, Decay]
     weight_decay: NonNegative
     warmup: Annotated[int, Range(low=0)]
     schedule: Literal["constant", "cosine"]
@@ -230,7 +237,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Evaluate:
-    baseline: str
+    baseline: Literal["metrics/baseline.json", "metrics/reference.json"]
     copies: bool
     kid_subsets: Count
 

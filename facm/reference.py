@@ -169,12 +169,12 @@ def build(
             pictures that are too many to be kept, or not there; a split of too few pictures.
     """
     _refuse_few(train, heldout)
-    reference = Reference.of(train, features=features, seed=seed, also=also, archive=archive)
-    if copies and reference.copies is None:
+    if copies and not _keeps(train):
         raise ValueError(
-            "params.yaml, evaluate.copies: there are no train pictures here, or more than 1 GiB of them, too many to "
-            "look through: set it false"
+            f"params.yaml, evaluate.copies: there are no train pictures here, or more than {PICTURES_GIB:g} GiB of "
+            "them, too many to look through: set it false"
         )
+    reference = Reference.of(train, features=features, seed=seed, also=also, archive=archive)
     if dist.is_main():
         reference.save(folder)
     if train is None or heldout is None:
@@ -239,11 +239,14 @@ def _check_widths(archive: Archive, features: str, also: Sequence[str]) -> None:
             )
 
 
+def _keeps(train: Images | None) -> bool:
+    """Whether there are train pictures, and not too many to look through."""
+    return train is not None and train.kind == "pictures" and math.prod(train.images.shape) <= PICTURES_GIB * 2**30
+
+
 def _copies(train: Images | None) -> Copies | None:
     """The train pictures, unless there are none, or too many."""
-    if train is None or train.kind != "pictures" or math.prod(train.images.shape) > PICTURES_GIB * 2**30:
-        return None
-    return Copies.of(train.images[:])
+    return Copies.of(train.images[:]) if train is not None and _keeps(train) else None
 
 
 def _networks(train: Images | None, features: str, seed: int, also: Sequence[str]) -> list[tuple[str, FeatureNetwork]]:

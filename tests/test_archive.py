@@ -66,6 +66,8 @@ def test_statistics_of_further_networks_stand_under_their_names(tmp_path: Path) 
 def test_another_file_than_the_pinned_one_and_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"reference.source: .*r.npz is missing: fetch it"):
         Archive.open(tmp_path / "r.npz", "0" * 64)
+    with pytest.raises(FileNotFoundError, match=r"params.yaml, reference.source: .* is a folder: name a file"):
+        Archive.open(tmp_path, "0" * 64)
     np.savez(tmp_path / "r.npz", **published("facm"))
     with pytest.raises(ValueError, match=f"reference.sha256: pinned is {'0' * 64}, but .* has {'[0-9a-f]' * 64}"):
         Archive.open(tmp_path / "r.npz", "0" * 64)

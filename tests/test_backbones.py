@@ -290,7 +290,12 @@ def test_a_few_steps_of_training_lower_the_loss(network):
         ("lightningdit", {**SMALL, "depth": True}, (2, 4, 6), "depth: must be a whole number"),
         ("lightningdit", {**SMALL, "label_std": "1e-3"}, (2, 4, 6), "label_std: must be a number"),
         ("lightningdit", {**SMALL, "t_std": [1.0]}, (2, 4, 6), "t_std: one number or two"),
-        ("lightningdit", {**SMALL, "t_std": "big"}, (2, 4, 6), "t_std: one number or two"),
+        (
+            "lightningdit",
+            {**SMALL, "t_std": "big"},
+            (2, 4, 6),
+            "t_std: must be a number, or a list of numbers, got 'big'",
+        ),
         ("lightningdit", {**SMALL, "t_std": [0.1, -0.1]}, (2, 4, 6), "t_std: one number or two"),
         ("lightningdit", {**SMALL, "label_std": -1.0}, (2, 4, 6), "label_std: must be a number of at least 0, got -1"),
         ("lightningdit", {**SMALL, "gate_bias": float("inf")}, (2, 4, 6), "gate_bias: must be finite, got inf"),

@@ -9,6 +9,8 @@ from miniature import MIXTURE, ROOT, SCRATCH, parsed, plain, write_params
 from facm import check
 from facm.params import ParamsError
 
+PUBLISHED = {"reference__features": "inception", "reference__source": "adm.npz", "reference__sha256": "0" * 64}
+
 
 def refused(**changes) -> str:
     """The message of `check` for params with these changes."""
@@ -61,7 +63,10 @@ def test_every_preset_is_in_order(names: list[str]) -> None:
         MIXTURE,
         MIXTURE | {"distill__objective": "fm", "sample__sampler": "euler"},
         {"reference__also": ["inception", "dinov2"], "sample__rounding": "floor"},
-        {"reference__features": "inception", "reference__source": "adm.npz", "reference__sha256": "0" * 64},
+        PUBLISHED,
+        PUBLISHED | {"data__name": "precomputed", "data__root": "extracted", "evaluate__copies": False},
+        {"baseline__sampler": "edm", "baseline__steps": 2},
+        {"backbone__name": "ddpmpp", "backbones__ddpmpp__augment_dim": 9},
     ],
     ids=str,
 )
@@ -241,6 +246,19 @@ CONFLICTS = [
         | {"distill__ema__sigma_rels": [0.05], "distill__ema__sigma_rel": 0.05},
         "params.yaml, sample.sigma_rel: 0.1 is made from two snapshots or more, and distill.ema keeps 1 of 1 average",
     ),
+    (
+        {"data__name": "precomputed", "data__root": "extracted", "evaluate__copies": False},
+        "params.yaml, reference.source: data.name 'precomputed' has latents and no pictures to measure: name an npz of",
+    ),
+    (
+        PUBLISHED | {"data__name": "precomputed", "data__root": "extracted", "evaluate__copies": True},
+        "params.yaml, evaluate.copies: is for pictures, and data.name 'precomputed' has latents without them: set it",
+    ),
+    (
+        {"baseline__sampler": "edm", "baseline__steps": 1},
+        "params.yaml, baseline or sample: steps 1 must be at least 2 for edm",
+    ),
+    ({"baseline__sampler": "edm", "baseline__shift": 0.5}, "shift 0.5 has no part in edm: set it to 0"),
     ({"sample__num": 3}, "params.yaml, sample.num: 3 must be at least 4, or nothing can be scored"),
     ({"objectives__facm__norm_q": 2.0}, "params.yaml, objectives.facm.norm_q: 2.0 must be at least 0, at most 1"),
     ({"objectives__facm__clamp": -1.0}, "params.yaml, objectives.facm.clamp (null: no clamp): -1.0 must be above 0"),
@@ -250,6 +268,47 @@ CONFLICTS = [
 @pytest.mark.parametrize(("changes", "message"), CONFLICTS, ids=[str(changes) for changes, _ in CONFLICTS])
 def test_choices_that_do_not_go_together_are_refused_with_the_way_out(changes: dict, message: str) -> None:
     assert message in refused(**changes)
+
+
+CONSTANTS = [
+    ({"backbones__lightningdit__hiden": 64}, "backbones.lightningdit: unknown 'hiden' (did you mean 'hidden'?); known"),
+    ({"backbones__lightningdit__hidden": "64"}, "lightningdit.hidden: must be a whole number of at least 1, got '64'"),
+    (
+        {"backbones__lightningdit__hidden": None},
+        "params.yaml, backbones.lightningdit: 'hidden' is missing; presets/base",
+    ),
+    (
+        {"backbones__lightningdit__depth": 0},
+        "backbones.lightningdit.depth: must be a whole number of at least 1, got 0",
+    ),
+    ({"backbones__lightningdit__depth": 2.5}, "lightningdit.depth: must be a whole number of at least 1, got 2.5"),
+    ({"backbones__lightningdit__mlp_ratio": "4"}, "backbones.lightningdit.mlp_ratio: must be a number, got '4'"),
+    ({"backbones__lightningdit__mlp_ratio": None}, "backbones.lightningdit.mlp_ratio: must be a number, got None"),
+    ({"backbones__lightningdit__qk_norm": 1}, "backbones.lightningdit.qk_norm: must be true or false, got 1"),
+    ({"backbones__lightningdit__label_std": "a"}, "backbones.lightningdit.label_std: must be a number, got 'a'"),
+    ({"backbones__lightningdit__gate_bias": float("nan")}, "lightningdit.gate_bias: must be finite, got nan"),
+    (
+        {"backbones__lightningdit__t_std": [0.5, "a"]},
+        "backbones.lightningdit.t_std: must be a number, or a list of numbers, got [0.5, 'a']",
+    ),
+    (
+        {"backbone__name": "repa", "backbones__repa__coefficient": "a"},
+        "params.yaml, backbones.repa.coefficient: must be a number, got 'a'",
+    ),
+    (
+        {"backbone__name": "ddpmpp", "backbones__ddpmpp__augment_dim": "9"},
+        "backbones.ddpmpp.augment_dim: must be a whole number of at least 1, or null, got '9'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), CONSTANTS, ids=[str(changes) for changes, _ in CONSTANTS])
+def test_constants_of_the_chosen_backbone_are_checked_without_a_shape(changes: dict, message: str) -> None:
+    assert message in refused(**changes)
+
+
+def test_constants_of_other_backbones_are_left_alone() -> None:
+    check.check(parsed(backbones__sit__hidden="64", backbones__mlp__depth=0))
 
 
 @pytest.mark.parametrize(("place", "name"), [("objectives", "facm"), ("backbones", "lightningdit")])
@@ -266,6 +325,20 @@ def test_a_teacher_stage_without_its_script_is_told(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "stages").mkdir()
     assert refused(teacher__stage="teacher") == "params.yaml, teacher.stage: there is no stages/teacher.py"
+
+
+def test_a_teacher_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "worker").mkdir()
+    monkeypatch.chdir(tmp_path / "worker")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    elsewhere = parsed(distill__teacher="data/other")
+    for made in (parsed(), parsed(**SCRATCH)):
+        check.at_hand(made)
+    (tmp_path / "data/other").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"params.yaml, distill.teacher: data/other is no checkpoint folder"):
+        check.at_hand(elsewhere)
+    (tmp_path / "data/other/config.json").touch()
+    check.at_hand(elsewhere)
 
 
 def test_whatever_is_refused_is_a_params_error(tmp_path: Path) -> None:

@@ -81,7 +81,8 @@ def test_a_converted_plain_teacher_is_fine_tuned_with_mixed_conditioning(here: P
 
 REFUSED = [
     ({"imported__sha256": "0" * 64}, ForeignError, f"pinned is {'0' * 64}: it is another file"),
-    ({"imported__source": "y.pt"}, FileNotFoundError, "y.pt is missing"),
+    ({"imported__source": "y.pt"}, FileNotFoundError, "params.yaml, imported.source: y.pt is missing"),
+    ({"imported__stats": "y.pt"}, FileNotFoundError, "params.yaml, imported.stats: y.pt is missing"),
     ({"imported__stats": None}, ParamsError, "imported.stats: format 'facm' normalises its latents"),
     ({"imported__stats": "others.pt"}, checkpoint.CheckpointError, "x.pt was made on latents of mean [-0.3"),
     ({"teacher__conditioning": "plain"}, ForeignError, "x.pt knows conditioning 'expanded', params.yaml, teacher.cond"),
@@ -102,7 +103,9 @@ def test_what_does_not_fit_is_refused_and_nothing_written(changes: dict, kind: t
 UNFIT = [
     ({"imported__sha256": "0" * 64}, f"pinned is {'0' * 64}: it is another file"),
     ({"imported__source": "y.pt"}, "imported.source: .*y.pt is missing"),
-    ({"imported__stats": "none.pt"}, "none.pt"),
+    ({"imported__source": "."}, "params.yaml, imported.source: .* is a folder: name a file"),
+    ({"imported__stats": "none.pt"}, "params.yaml, imported.stats: none.pt is missing: check the path"),
+    ({"imported__stats": "."}, "params.yaml, imported.stats: . is a folder: name a file"),
     ({"imported__stats": "three.pt"}, "x.pt has latents of 4 channels, the statistics are of 3"),
     ({"teacher__conditioning": "plain"}, "x.pt knows conditioning 'expanded', params.yaml, teacher.conditioning"),
     ({"imported__format": "sit", "imported__stats": None}, "x.pt is a sit with precond none, params.yaml, backbone"),
@@ -213,7 +216,7 @@ def test_given_statistics_are_pinned_and_of_the_latents_channels(tmp_path: Path)
         normalise.pinned(path, "0" * 64)
     with pytest.raises(ValueError, match="latents.stats: 3 channels, the latents have 2"):
         normalise.statistics(MEASURED, "given", given)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="params.yaml, latents.stats: .*none.pt is missing"):
         normalise.pinned(tmp_path / "none.pt", None)
 
 

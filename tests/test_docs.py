@@ -83,7 +83,7 @@ def test_every_key_of_params_has_a_comment_and_a_rule_and_stands_on_the_page() -
 
 def test_rules_and_choices_come_from_types_and_registries() -> None:
     assert parameters.rule("distill.w") == "number in [1, inf)"
-    assert parameters.rule("teacher.optimizer.betas") == "list of 2: number in [0, 1]"
+    assert parameters.rule("teacher.optimizer.betas") == "list of 2: number in [0, 1)"
     assert parameters.rule("sample.sigma_rel") == "number in (0, 0.28], or null"
     assert "meanflow" in parameters.rule("distill.objective").split(" | ")
     assert "XL/2" in parameters.rule("backbones.sit.variant")

@@ -298,6 +298,9 @@ def test_cifar10_that_is_not_whole_and_not_to_be_had_is_told(cifar: Path) -> Non
         data.load("cifar10", cifar, "train")
     with pytest.raises(ValueError, match="data.root: 'cifar10' needs a folder"):
         data.load("cifar10", None, "train")
+    for root in (cifar / "cifar-10-batches-py/batches.meta", cifar / "cifar-10-batches-py/batches.meta/new"):
+        with pytest.raises(ValueError, match=r"data.root: 'cifar10' needs a folder .*batches.meta is a file"):
+            data.load("cifar10", root, "train")
 
 
 def test_a_folder_that_cannot_be_listed_and_a_link_to_nowhere_are_not_passed_over(classes: Path, monkeypatch) -> None:

@@ -162,6 +162,7 @@ def test_statistics_of_other_channels_are_told_before_and_others_keep_the_shards
     assert LatentSet.open("data/latents").mean.tolist() == pytest.approx([-0.3]), "by the shards that were there"
 
 
+GIVEN = {"latents__normalise": "given", "latents__stats_sha256": "0" * 64}
 MISSING: list[tuple[dict[str, Any], str]] = [
     ({"teacher__init": "gone", "teacher__init_sha256": "0" * 64}, "teacher.init: .*gone/model.safetensors is missing"),
     ({"distill__init": "older", "distill__init_sha256": "0" * 64}, f"distill.init_sha256: pinned is {'0' * 64}, but"),
@@ -169,13 +170,17 @@ MISSING: list[tuple[dict[str, Any], str]] = [
         {"latents__codec": "sd_vae", "latents__vae": "../weights/gone"},
         "latents.vae: there is neither a folder nor a file",
     ),
-    ({"latents__normalise": "given", "latents__stats": "gone.pt", "latents__stats_sha256": "0" * 64}, "gone.pt"),
+    (GIVEN | {"latents__stats": "gone.pt"}, "params.yaml, latents.stats: gone.pt is missing: check the path"),
+    (GIVEN | {"latents__stats": "older"}, "params.yaml, latents.stats: older is a folder: name a file"),
     (
         {f"latents__tokens__{name}": value for name, value in {"encoder": "e", "weights": "w", "sha256": "0"}.items()},
         "latents.tokens.weights: .*w is missing",
     ),
     ({"reference__source": "r.npz", "reference__sha256": "0" * 64}, "reference.source: .*r.npz is missing: fetch it"),
+    ({"reference__source": "older", "reference__sha256": "0" * 64}, "reference.source: older is a folder: name a file"),
     (IMPORTED | FACM | {"imported__source": "gone.pt"}, "imported.source: .*gone.pt is missing"),
+    (IMPORTED | FACM | {"imported__source": "older"}, "params.yaml, imported.source: older is a folder: name a file"),
+    ({"distill__teacher": "older"}, "params.yaml, distill.teacher: older is no checkpoint folder"),
 ]
 
 

@@ -6,11 +6,14 @@ import typing
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from miniature import ROOT, plain
 
 from facm import params
+from facm.batch import seeded
 from facm.params import ParamsError, Range
+from facm.samplers import noise
 
 LISTED = ("backbones", "objectives", "preconds")  # blocks that the class which they are for checks
 
@@ -72,6 +75,13 @@ def test_params_yaml_of_the_repository_is_in_order() -> None:
     assert params.read(ROOT / "params.yaml").runtime.threads >= 1
 
 
+def test_the_largest_seed_is_what_every_generator_takes() -> None:
+    largest = params.parse(plain(sample__seed=2**63 - 1)).sample.seed
+    assert not torch.equal(noise(largest, [0], 1, (4,)), noise(largest - 1, [0], 1, (4,)))
+    torch.Generator().manual_seed(largest + 1)  # that of the second feature network
+    assert seeded(largest, 1).initial_seed() != seeded(largest - 1, 1).initial_seed()
+
+
 def test_whole_numbers_stand_for_numbers_and_null_for_what_may_be_left_out() -> None:
     p = params.parse(plain(teacher__time__mean=1, distill__w=2, sample__t_grid=[[0, 0.5]], sample__sigma_rel=None))
     assert p.teacher.time.mean == 1.0 and isinstance(p.distill.w, float)
@@ -88,6 +98,10 @@ MISSPELT = [
     ({"backbones__mlp__levels": [{"nfiles": 2}]}, "backbones.mlp.levels.0.nfiles: no key may be called nfiles"),
     ({"distill__conditioning": "expandet"}, "distill.conditioning: 'expandet' is not one of expanded, auxiliary (did"),
     ({"teacher__optimizer__schedule": "linear"}, "optimizer.schedule: 'linear' is not one of constant, cosine"),
+    (
+        {"evaluate__baseline": "metrics/teacher.json"},
+        "params.yaml, evaluate.baseline: 'metrics/teacher.json' is not one of metrics/baseline.json, metrics/reference",
+    ),
     ({"distill__mode": False}, "params.yaml, distill.mode: False is not one of distill, scratch"),
 ]
 
@@ -122,7 +136,14 @@ def test_a_wrong_type_is_told_with_value_rule_and_place(changes: dict, message: 
 
 RANGES = [
     ({"teacher__steps": 0}, "params.yaml, teacher.steps: 0 is outside [1, inf)"),
-    ({"teacher__seed": -1}, "params.yaml, teacher.seed: -1 is outside [0, inf)"),
+    ({"teacher__seed": -1}, "params.yaml, teacher.seed: -1 is outside [0, 9223372036854775807]"),
+    ({"latents__seed": 2**63}, "latents.seed: 9223372036854775808 is outside [0, 9223372036854775807]"),
+    *(
+        ({f"{stage}__seed": 10**23 - 1}, f"params.yaml, {stage}.seed: {10**23 - 1} is outside [0, 9223372036854775807]")
+        for stage in ("baseline", "sample")
+    ),
+    ({"distill__optimizer__betas": [0.9, 1.0]}, "params.yaml, distill.optimizer.betas[1]: 1.0 is outside [0, 1)"),
+    ({"teacher__optimizer__betas": [1, 0.9]}, "params.yaml, teacher.optimizer.betas[0]: 1 is outside [0, 1)"),
     ({"teacher__fraction": 1.5}, "params.yaml, teacher.fraction: 1.5 is outside [0, 1]"),
     ({"distill__w": 0.5}, "params.yaml, distill.w: 0.5 is outside [1, inf)"),
     ({"distill__optimizer__lr": 0.0}, "params.yaml, distill.optimizer.lr: 0.0 is outside (0, inf)"),
@@ -160,10 +181,13 @@ def test_a_file_that_is_missing_damaged_or_no_mapping_is_told(tmp_path: Path) ->
 
 
 def test_ranges_print_as_intervals() -> None:
-    assert [str(r) for r in (Range(0, 1), Range(low=1), Range(0.0, exclusive_low=True), Range())] == [
+    ranges = (Range(0, 1), Range(0.0, 1.0, exclusive_high=True), Range(low=1), Range(0.0, exclusive_low=True), Range())
+    assert [str(r) for r in ranges] == [
         "[0, 1]",
+        "[0, 1)",
         "[1, inf)",
         "(0, inf)",
         "(-inf, inf)",
     ]
+    assert 1 not in Range(0, 1, exclusive_high=True) and 0 in Range(0, 1, exclusive_high=True)
     assert 0 not in Range(0, 1, exclusive_low=True) and 0 in Range(0, 1) and 2 not in Range(0, 1) and -9 in Range()

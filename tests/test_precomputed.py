@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from miniature import write_params
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from facm import data
 from facm.data.latents import LatentSet
 from facm.data.precomputed import Precomputed
+from facm.files import sha256
 from stages import latents
 
 
@@ -45,7 +47,11 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def taken_over(root: Path, **changes) -> LatentSet:
     """The set as the stage makes it."""
-    write_params(Path(), data__name="precomputed", data__root=str(root), **{"latents__flip": True} | changes)
+    np.savez("published.npz", mu=np.zeros(2), sigma=np.eye(2))
+    published = {"reference__source": "published.npz", "reference__sha256": sha256(Path("published.npz"))}
+    published |= {"reference__features": "inception", "evaluate__copies": False}
+    asked = {"data__name": "precomputed", "data__root": str(root), "latents__flip": True}
+    write_params(Path(), **published | asked | changes)
     latents.main()
     return LatentSet.open("data/latents")
 

@@ -119,6 +119,17 @@ def test_too_few_pictures_for_precision_and_recall_are_refused_before_networks_a
     assert not (tmp_path / "made").exists()
 
 
+def test_too_many_pictures_for_copies_are_refused_before_networks_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("facm.reference.PICTURES_GIB", 1e-8)
+    monkeypatch.setattr("facm.reference.network_class", lambda name: pytest.fail("a network was made first"))
+    with pytest.raises(
+        ValueError, match=r"params.yaml, evaluate.copies: there are no train pictures here, or more than"
+    ):
+        build(tmp_path / "made", split(90), split(40, 1), features="inception", seed=0, num=30, copies=True)
+
+
 def test_an_npz_without_pictures_leaves_out_what_needs_them_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -240,7 +251,7 @@ def test_the_stage_takes_ready_made_latents_with_a_published_reference_only(
     threads = torch.get_num_threads()
     try:
         write_params(tmp_path, **precomputed)
-        with pytest.raises(ValueError, match="the data set has no pictures, so an npz must have the statistics"):
+        with pytest.raises(ValueError, match="reference.source: data.name 'precomputed' has latents and no pictures"):
             stages.reference.main()
         write_params(tmp_path, **precomputed, reference__source="r.npz", reference__sha256=published.sha256)
         stages.reference.main()

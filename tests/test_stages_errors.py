@@ -326,6 +326,13 @@ def test_a_stage_that_would_wait_for_its_own_process_is_refused(here: Path, monk
     running.close()
 
 
+@pytest.mark.parametrize("stage", [latents, teacher, distill], ids=["latents", "teacher", "distill"])
+def test_another_teacher_that_is_not_there_is_told_before_any_training(stage, here: Path) -> None:
+    write_params(here, distill__teacher="data/other")
+    told = refused(stage, FileNotFoundError)
+    assert told.startswith("params.yaml, distill.teacher: data/other is no checkpoint folder (no config.json in it): ")
+
+
 @pytest.mark.parametrize("stage", [teacher, distill], ids=["teacher", "distill"])
 def test_weights_of_a_distance_that_are_not_there_are_told_before_any_training(stage, here: Path, monkeypatch) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(here / "cache"))

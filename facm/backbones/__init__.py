@@ -6,6 +6,8 @@ Its class may have `SIZES`, what `variant` in its block stands for, and `STUDENT
 """
 
 import inspect
+import math
+import types
 import typing
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -25,6 +27,12 @@ BACKBONES = {
 }
 POINTS = ("mlp",)  # which of them take points (B, D)
 GIVEN = ("self", "shape", "num_classes", "auxiliary", "dropout")
+NAMED = {  # types of constants: one, several
+    bool: ("true or false", "true or false"),
+    int: ("a whole number of at least 1", "whole numbers of at least 1"),
+    float: ("a number", "numbers"),
+    types.NoneType: ("null", "nulls"),
+}
 BY_SIZE = ("patch_size", "hidden", "depth", "heads")
 
 
@@ -50,17 +58,30 @@ def build(
     Raises:
         ValueError: unknown name or constant, missing constant, wrong type, sizes that do not fit; it names the place.
     """
+    network, constants = load_class(name), refuse_constants(name, constants)
+    return network(**constants, shape=tuple(shape), num_classes=num_classes, auxiliary=auxiliary, dropout=dropout)
+
+
+def refuse_constants(name: str, constants: Mapping[str, Any]) -> dict[str, Any]:
+    """What can be told of constants before there is a shape; returns them as `resolve` does.
+
+    Args:
+        name, constants: see `build`.
+
+    Raises:
+        ValueError: unknown name, variant or constant, missing constant, or one of a wrong type; it names the place.
+    """
     place, network = f"params.yaml, backbones.{name}", load_class(name)
     constants = resolve(name, constants)
     parameters = {k: p for k, p in inspect.signature(network).parameters.items() if k not in GIVEN}
     refuse_unknown(constants, parameters, place)
-    types = typing.get_type_hints(network.__init__)
+    hints = typing.get_type_hints(network.__init__)
     for key, parameter in parameters.items():
         if key in constants:
-            refuse_type(constants[key], types[key], f"{place}.{key}")
+            refuse_type(constants[key], hints[key], f"{place}.{key}")
         elif parameter.default is parameter.empty:
             raise ValueError(f"{place}: '{key}' is missing; presets/base.yaml has its default")
-    return network(**constants, shape=tuple(shape), num_classes=num_classes, auxiliary=auxiliary, dropout=dropout)
+    return constants
 
 
 def resolve(name: str, constants: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,10 +125,26 @@ def load_class(name: str) -> type[nn.Module]:
 
 def refuse_type(value: Any, kind: Any, place: str) -> None:
     """Raise ValueError unless a constant is of its declared type; whole numbers are counts, from 1 on."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is bool and not isinstance(value, bool):
-        raise ValueError(f"{place}: must be true or false, got {value!r}")
-    if kind is int and not (number and isinstance(value, int) and value >= 1):
-        raise ValueError(f"{place}: must be a whole number of at least 1, got {value!r}")
-    if kind is float and not number:
-        raise ValueError(f"{place}: must be a number, got {value!r}")
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if not any(_is(value, one) for one in kinds):
+        raise ValueError(f"{place}: must be {', or '.join(map(_described, kinds))}, got {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{place}: must be finite, got {value!r}")
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value is of one of the types that constants have."""
+    if typing.get_origin(kind) is Sequence:
+        return isinstance(value, list | tuple) and all(_is(entry, typing.get_args(kind)[0]) for entry in value)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _described(kind: Any) -> str:
+    """What such a type is called."""
+    if typing.get_origin(kind) is Sequence:
+        return f"a list of {NAMED[typing.get_args(kind)[0]][1]}"
+    return NAMED[kind][0]

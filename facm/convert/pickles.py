@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facm.files import load_tensors
+from facm.files import load_tensors, refuse_no_file
 
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # with which torch.save began a file before it wrote zips
 PICKLE = b"\x80"  # with which pickles begin since protocol 2
@@ -99,8 +99,7 @@ def read(path: Path, *, trust: bool = False) -> Any:
         FileNotFoundError: there is no such file.
         ForeignError: it asks for more, or is damaged.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: check the path")
+    refuse_no_file(path)
     if path.suffix == ".safetensors":
         return load_tensors(path, "fetch it again")
     try:

@@ -14,6 +14,7 @@ from facm import checkpoint, convert, preconds
 from facm.checkpoint import Config
 from facm.convert.pickles import ForeignError
 from facm.data.latents import LatentSet
+from facm.files import refuse_no_file
 from facm.params import Imported
 from facm.work import located
 
@@ -42,7 +43,10 @@ def read(
         trust=imported.trust_pickle,
         sha256=imported.sha256,
     )
+    refuse_no_file(source.path, "params.yaml, imported.source: ")
     stats = None if imported.stats is None else located(imported.stats)
+    if stats is not None:
+        refuse_no_file(stats, "params.yaml, imported.stats: ")
     space = convert.space(source.format, codec=codec, stats=stats)
     return convert.convert(source, space, backbone[1], expected=(backbone[0], precond))
 

@@ -19,10 +19,15 @@ class Cifar10:
             root: folder that has, or is to have, `cifar-10-batches-py/`.
 
         Raises:
-            ValueError: no folder is named.
+            ValueError: no folder is named, or something else lies there.
         """
         if root is None:
             raise ValueError("params.yaml, data.root: 'cifar10' needs a folder for torchvision's files, got null")
+        there = next((place for place in (root, *root.parents) if place.exists()), root)
+        if there.exists() and not there.is_dir():
+            raise ValueError(
+                f"params.yaml, data.root: 'cifar10' needs a folder for torchvision's files, {there} is a file"
+            )
         self.root = root
 
     def load(self, split: str) -> Images:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from facm.files import load_foreign, sha256
+from facm.files import load_foreign, refuse_no_file, sha256
 
 
 def statistics(measured: dict[str, Tensor], how: str, given: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -51,7 +51,8 @@ def refuse_channels(given: dict[str, Tensor], channels: int) -> None:
 
 def pinned(path: Path, expected: str | None) -> dict[str, Tensor]:
     """Statistics of a file whose content is pinned; raises as `read`, and ValueError for another content."""
-    if path.is_file() and sha256(path) != expected:
+    refuse_no_file(path, "params.yaml, latents.stats: ")
+    if sha256(path) != expected:
         raise ValueError(f"params.yaml, latents.stats_sha256: pinned is {expected}, but {path} has {sha256(path)}")
     return read(path)
 
