@@ -13,12 +13,12 @@ from typing import Any
 from facm import backbones, codecs, data, features, lpips, objectives, params, preconds, samplers, train
 from facm.evaluate import NEIGHBOURS
 from facm.names import refuse_unknown
-from facm.params import PATH, Params, ParamsError
+from facm.params import PATH, Params, ParamsError, outputs
 from facm.schedules import TIME_SAMPLERS
 from facm.velocity import Guidance
 from facm.work import located
 
-MADE_HERE = ("data/teacher", "data/latents")  # what distill.teacher names that stages make (data/latents: from scratch)
+MADE_HERE = ("data/teacher", "data/latents")  # what distill.teacher may name, whatever dvc.yaml says
 WITHOUT_TEACHER = ("data/samples", "metrics/distill")  # report.pictures and report.curves from scratch
 
 
@@ -81,7 +81,8 @@ def at_hand(p: Params) -> None:
     """
     if "lpips" in getattr(build_objective(p), "tools", ()):
         lpips.find_weights()
-    if p.distill.teacher not in MADE_HERE and not (located(p.distill.teacher) / "config.json").is_file():
+    made_here = (*MADE_HERE, *outputs(None))
+    if p.distill.teacher not in made_here and not (located(p.distill.teacher) / "config.json").is_file():
         raise FileNotFoundError(
             f"{PATH}, distill.teacher: {p.distill.teacher} is no checkpoint folder (no config.json in it): set it to "
             "data/teacher, or to one that is there"

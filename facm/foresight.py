@@ -136,8 +136,9 @@ def refuse_unfit(p: Params, latents: LatentSet, tokens: tuple[int, int] | None =
     if d.mode == "scratch":
         return
     if d.teacher != "data/teacher":
-        other = checkpoint.read_config(d.teacher)
-        checkpoint.check_teacher(_known(p, student, other), other, d.teacher, d.teacher_condition)
+        if Path(d.teacher, "config.json").is_file():  # else a stage of the user's own makes it
+            other = checkpoint.read_config(d.teacher)
+            checkpoint.check_teacher(_known(p, student, other), other, d.teacher, d.teacher_condition)
     elif t.stage == "import_teacher":
         _import(p, latents)
     else:
