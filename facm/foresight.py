@@ -8,13 +8,14 @@ known then, statistics only where `latents.normalise` says them. Networks are bu
 meta); weights to start from are read, and compared by name and shape.
 """
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from facm import archive, check, checkpoint, dist, encoder, files, repa
+from facm import archive, check, checkpoint, dist, encoder, files, params, repa
 from facm.checkpoint import Config
 from facm.codecs import autoencoder
 from facm.data import normalise
@@ -26,30 +27,53 @@ from facm.work import located, repository_root
 FREE = ("edm", "ddpm")  # preconds that need one std for all channels, and bring their data's units along
 
 
-def refuse_missing(p: Params) -> None:
+def refuse_missing(p: Params, done: Collection[str] = ()) -> None:
     """Raise where a stage starts from what is not there, or is another file. All ranks may call it, rank 0 reads.
 
     What is on the hub or in torch's cache is not looked for: it is fetched where it is missing.
+
+    Args:
+        p: params.yaml, checked.
+        done: stages of which nothing is asked, see `done_before`.
 
     Raises:
         FileNotFoundError: a checkpoint to start from or to import, weights that a loss compares with, of a codec or of
             an encoder, statistics, a published reference.
         ValueError: of another content than the pinned one, or not the network that params.yaml says.
     """
-    check.at_hand(p)
+    if "distill" not in done:
+        check.at_hand(p)
     if not dist.is_main():
         return
+    if p.reference.source != archive.DATASET:
+        archive.Archive.open(repository_root() / p.reference.source, p.reference.sha256 or "")
+    if "latents" not in done:
+        _latents(p)
     for name, init, sha256 in (
         ("teacher", p.teacher.init, p.teacher.init_sha256),
         ("distill", p.distill.init, p.distill.init_sha256),
     ):
-        if init is not None:
+        if init is not None and name not in done:
             _refuse_other(f"{PATH}, {name}.init", located(init) / "model.safetensors", sha256)
-    if p.teacher.stage == "import_teacher":
-        _refuse_other(
-            f"{PATH}, imported.source", located(p.imported.source or ""), None
-        )  # place.read looks at its hash
+    if p.teacher.stage == "import_teacher" and "teacher" not in done:
+        _refuse_other(f"{PATH}, imported.source", located(p.imported.source or ""), None)
         _converted(p)
+
+
+def done_before(path: str | Path = "dvc.lock") -> list[str]:
+    """Those of latents, teacher, distill that ran with these params last: what was pulled needs no sources."""
+    lock = params.mapping_of(Path(path).read_text(), str(path)) if Path(path).is_file() else {}
+    mapping, found = params.raw(), []
+    for stage in ("latents", "teacher", "distill"):
+        recorded = lock.get("stages", {}).get(stage, {}).get("params", {}).get(PATH, {})
+        if not recorded or any(params.at(mapping, key) != value for key, value in recorded.items()):
+            break
+        found.append(stage)
+    return found
+
+
+def _latents(p: Params) -> None:
+    """Raise for what the latents are made with."""
     if p.latents.vae is not None and not autoencoder.is_hub_name(p.latents.vae):
         autoencoder.find_pinned(p.latents.vae, p.latents.vae_sha256)
     if p.latents.stats is not None:
@@ -57,8 +81,6 @@ def refuse_missing(p: Params) -> None:
     tokens = p.latents.tokens
     if tokens.encoder is not None and tokens.weights is not None:
         encoder.pinned(tokens.weights, tokens.sha256 or "")
-    if p.reference.source != archive.DATASET:
-        archive.Archive.open(repository_root() / p.reference.source, p.reference.sha256 or "")
 
 
 def _refuse_other(place: str, path: Path, pinned: str | None) -> None:

@@ -313,6 +313,14 @@ def outputs(stage: str | None, path: str | Path = "dvc.yaml") -> list[str]:
     return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
 
 
+def at(mapping: dict[str, Any], key: str) -> Any:
+    """The value of a dotted key; None where there is none."""
+    found: Any = mapping
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    return found
+
+
 def tracked(mapping: dict[str, Any], stage: str) -> dict[str, Any]:
     """What may change a training's result, as dvc.yaml lists it: of all blocks those that `stage` uses.
 

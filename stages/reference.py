@@ -11,8 +11,7 @@ from facm.work import repository_root
 def main() -> None:
     params = check.read()
     check.writable("data", "metrics")
-    if not Path("data/latents/meta.json").is_file():  # what is done needs no sources
-        foresight.refuse_missing(params)
+    foresight.refuse_missing(params, foresight.done_before())
     dist.setup(params.runtime.threads)
     r = params.reference
     archive = None if r.source == DATASET else Archive.open(repository_root() / r.source, r.sha256 or "")

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from foreign import network, release_file, stats_file, transformer_file
 from miniature import SCRATCH, parsed, write_checkpoint, write_latents, write_params
 
-from facm import check, checkpoint, foresight
+from facm import check, checkpoint, foresight, params
 from facm.data import latents
 from facm.data.latents import LatentSet
 from stages import latents as stage
@@ -192,17 +193,47 @@ def test_what_is_missing_or_another_is_told(changes: dict[str, Any], message: st
         foresight.refuse_missing(parsed(**changes))
 
 
-def test_the_first_stage_and_the_check_ask(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    called: list[str] = []
+def test_the_first_stages_and_the_check_ask(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[list[str]] = []
     monkeypatch.setattr("sys.argv", ["facm.check"])
-    monkeypatch.setattr(foresight, "refuse_missing", lambda _: called.append("asked"))
+    monkeypatch.setattr(foresight, "refuse_missing", lambda _, done=(): called.append(list(done)))
     write_params(here)
     reference.main()
     stage.main()
     check.main()
-    assert called == ["asked"] * 3
+    assert called == [[], [], []]
+    write_lock("latents")
     reference.main()
-    assert called == ["asked"] * 3, "latents that are done need no sources"
+    assert called[3:] == [["latents"]], "a pulled result needs no sources"
+
+
+def write_lock(*stages: str) -> None:
+    """A dvc.lock with these stages' params as they are."""
+    raw = params.raw()
+    keys = {"latents": ["data", "latents"], "teacher": ["backbone", "teacher"], "distill": ["distill"]}
+    recorded = {name: {"params": {params.PATH: {key: raw[key] for key in keys[name]}}} for name in stages}
+    Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": recorded}))
+
+
+def test_a_stage_is_done_that_ran_with_these_params_after_those_that_did(here: Path) -> None:
+    write_params(here)
+    assert foresight.done_before() == []
+    for stages in (["latents"], ["latents", "teacher"], ["latents", "teacher", "distill"]):
+        write_lock(*stages)
+        assert foresight.done_before() == stages
+    write_params(here, teacher__seed=1)
+    assert foresight.done_before() == ["latents"]
+    write_lock("teacher", "distill")
+    assert foresight.done_before() == []
+
+
+def test_of_stages_that_are_done_nothing_is_asked(here: Path) -> None:
+    nowhere = {"teacher__init": "gone", "teacher__init_sha256": "0" * 64, "latents__normalise": "given"}
+    nowhere |= {"latents__stats": "gone.pt", "latents__stats_sha256": "0" * 64}
+    for done, message in (((), "latents.stats: .*gone.pt"), (("latents",), "teacher.init: .*gone")):
+        with pytest.raises(FileNotFoundError, match=message):
+            foresight.refuse_missing(parsed(**nowhere), done)
+    foresight.refuse_missing(parsed(**nowhere), ("latents", "teacher"))
 
 
 def test_a_name_on_the_hub_is_not_looked_for() -> None:
