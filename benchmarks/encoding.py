@@ -18,16 +18,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks import meter
+from benchmarks import command, meter
 from benchmarks.generation import Wrong
 from benchmarks.step import environment
-from facm import codecs, dist, files
+from facm import codecs, dist
 from facm.codecs.autoencoder import Architecture
 from facm.codecs.sd_vae import SdVae
 from facm.codecs.va_vae import VaVae
 from facm.data import Images, latents
 from facm.data.pictures import Files
-from facm.log import say
 
 ARCHITECTURES: dict[str, Architecture] = {"sd_vae": SdVae.architecture, "va_vae": VaVae.architecture}
 SIDES, QUALITY = (500, 375), 90  # pixels, about ImageNet's mean; of the JPEG files
@@ -36,15 +35,7 @@ TURN = 7  # pixels by which each picture's window is further right and down than
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the table, write the JSON file."""
-    options = parse(arguments)
-    dist.setup(options.threads)
-    try:
-        result = measure(options)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
-    say(table(result))
-    if options.json:
-        files.save_json(options.json, result)
+    command.run(parse(arguments), measure, table)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

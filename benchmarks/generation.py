@@ -19,11 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import meter
+from benchmarks import command, meter
 from benchmarks.step import environment, pinned
-from facm import dist, exported, files, onestep, samplers
+from facm import dist, exported, onestep, samplers
 from facm.generator import Generator, balanced_labels
-from facm.log import say
 
 WARM_UP = 2
 NFES = (1, 2, 4)
@@ -54,15 +53,7 @@ class Way:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the table, write the JSON file."""
-    options = parse(arguments)
-    dist.setup(options.threads)
-    try:
-        result = measure(options)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
-    say(table(result))
-    if options.json:
-        files.save_json(options.json, result)
+    command.run(parse(arguments), measure, table)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

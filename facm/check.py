@@ -19,6 +19,7 @@ from facm.velocity import Guidance
 from facm.work import located
 
 MADE_HERE = ("data/teacher", "data/latents")  # what distill.teacher may name, whatever dvc.yaml says
+ONE_STD = ("edm", "ddpm")  # preconds that know noise of one level: one std for all channels
 WITHOUT_TEACHER = ("data/samples", "metrics/distill")  # report.pictures and report.curves from scratch
 
 
@@ -327,7 +328,7 @@ def _check_stages(p: Params, objective: Any) -> None:
             f"{PATH}, distill.conditioning: the teacher is auxiliary, its network has a second time that a student of "
             f"conditioning '{objective.conditioning}' lacks: set teacher.conditioning to expanded or plain"
         )
-    if p.backbone.precond in ("edm", "ddpm") and p.latents.codec in codecs.WEIGHTS and p.latents.normalise == "channel":
+    if p.backbone.precond in ONE_STD and p.latents.codec in codecs.WEIGHTS and p.latents.normalise == "channel":
         raise ParamsError(
             f"{PATH}, latents.normalise: precond '{p.backbone.precond}' needs one std for all channels: set one or none"
         )

@@ -24,8 +24,6 @@ from facm.objectives.fm import FM
 from facm.params import PATH, Params, ParamsError
 from facm.work import located, repository_root
 
-FREE = ("edm", "ddpm")  # preconds that need one std for all channels, and bring their data's units along
-
 
 def refuse_missing(p: Params, done: Collection[str] = ()) -> None:
     """Raise where a stage starts from what is not there, or is another file. All ranks may call it, rank 0 reads.
@@ -147,7 +145,7 @@ def refuse_unfit(p: Params, latents: LatentSet, tokens: tuple[int, int] | None =
         FileNotFoundError: there is no such checkpoint.
     """
     check.fits(p, latents.shape)
-    if p.backbone.precond in FREE and p.latents.normalise == "channel" and latents.shape[0] > 1:
+    if p.backbone.precond in check.ONE_STD and p.latents.normalise == "channel" and latents.shape[0] > 1:
         raise ParamsError(
             f"{PATH}, latents.normalise: precond '{p.backbone.precond}' needs one std for all channels: set one or none"
         )
@@ -186,7 +184,7 @@ def _import(p: Params, latents: LatentSet) -> None:
     (name, constants), path = check.precond(p), located(p.imported.source or "")
     config = _converted(p)
     if not _statistics_known(p):
-        if name not in FREE and config.mean == [0.0] * len(config.mean) and config.std == [1.0] * len(config.std):
+        if name not in place.FREE and config.mean == [0.0] * len(config.mean) and config.std == [1.0] * len(config.std):
             raise ParamsError(
                 f"{PATH}, latents.normalise: {path} was trained on the codec's own output: set none, not "
                 f"'{p.latents.normalise}'"

@@ -25,16 +25,6 @@ REPA |= {"backbone__name": "repa", "backbones__repa__depth": 1, "backbones__repa
 REPA |= {"backbones__repa__encoder_depth": 1, "backbones__repa__features": 6, "backbones__repa__projector_width": 8}
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A folder to run stages in; what they set in this process is set back."""
-    monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    yield tmp_path
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(False)
-
-
 def refuse(
     changes: dict[str, Any],
     shape: tuple[int, ...] = (4, 8, 8),

@@ -189,16 +189,6 @@ def write_tokens(folder: Path, latents: LatentSet) -> None:
     )
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """An empty repository; what stages set in this process is set back."""
-    monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    yield tmp_path
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(False)
-
-
 def train(here: Path, mapping: dict[str, Any]) -> None:
     """Two steps of the teacher, where there is one, and of the student."""
     (here / "params.yaml").write_text(yaml.safe_dump(mapping))
