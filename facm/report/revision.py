@@ -11,6 +11,7 @@ from facm.params import mapping_of
 from facm.report.run import Workspace
 
 LOCK, OWN = "dvc.lock", "report"
+CODE = ("facm", "stages")  # folders of code; elsewhere it is files that end in .py
 SUBJECT = 60  # characters of a commit's subject
 
 
@@ -146,6 +147,7 @@ def stages_of(lock: str, where: str) -> dict[str, dict[str, Any]]:
 
 
 def code_of(stages: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Hashes of the code that stages depended on, by path."""
-    deps = [dep for stage in stages.values() for dep in stage.get("deps", ()) if dep["path"].endswith(".py")]
-    return {dep["path"]: dep.get("md5", "") for dep in deps}
+    """Hashes of the code that stages depended on, files and folders, by path."""
+    deps = [dep for stage in stages.values() for dep in stage.get("deps", ())]
+    code = [dep for dep in deps if dep["path"].endswith(".py") or Path(dep["path"]).parts[0] in CODE]
+    return {dep["path"]: dep.get("md5", "") for dep in code}

@@ -5,6 +5,7 @@ import io
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from runs import write_run
 
 from facm import copies, preset
 from facm.params import mapping_of
-from facm.report import near, page
+from facm.report import near, page, revision
 from facm.report.changes import nearest_preset, overlaid
 from facm.report.chart import Axis, Line, chart, nice
 from facm.report.failures import worst
@@ -267,3 +268,17 @@ def test_an_overlay_replaces_values_and_merges_blocks() -> None:
     below = {"a": {"b": 1, "c": [1]}, "d": 2}
     assert overlaid(below, {"a": {"c": [2, 3]}, "e": 4}) == {"a": {"b": 1, "c": [2, 3]}, "d": 2, "e": 4}
     assert below == {"a": {"b": 1, "c": [1]}, "d": 2}
+
+
+def test_a_folder_of_code_tells_runs_apart() -> None:
+    def run(md5: str) -> dict[str, dict[str, Any]]:
+        deps = [
+            {"path": "facm/flow", "md5": f"{md5}.dir"},
+            {"path": "stages/teacher.py", "md5": "f1"},
+            {"path": "data/latents", "md5": "d1.dir"},
+            {"path": "../teachers/xl", "md5": "d2.dir"},
+        ]
+        return {"teacher": {"deps": deps}}
+
+    assert revision.code_of(run("a1")) == {"facm/flow": "a1.dir", "stages/teacher.py": "f1"}
+    assert revision.code_of(run("a1")) != revision.code_of(run("a2"))
