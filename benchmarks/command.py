@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from facm import dist, files
-from facm.log import say
+from facm.runtime import dist, files
+from facm.runtime.log import say
 
 Result = Mapping[str, Any]
 

@@ -21,12 +21,14 @@ from torch import Tensor
 from benchmarks import command, meter
 from benchmarks.generation import Wrong
 from benchmarks.step import environment
-from facm import codecs, dist
-from facm.codecs.autoencoder import Architecture
-from facm.codecs.sd_vae import SdVae
-from facm.codecs.va_vae import VaVae
-from facm.data import Images, latents
-from facm.data.pictures import Files
+from facm.data import codecs
+from facm.data.codecs.sd_vae import SdVae
+from facm.data.codecs.va_vae import VaVae
+from facm.data.images.files import Files
+from facm.data.images.images import Images
+from facm.data.latents import store
+from facm.data.latents.autoencoder import Architecture
+from facm.runtime import dist
 
 ARCHITECTURES: dict[str, Architecture] = {"sd_vae": SdVae.architecture, "va_vae": VaVae.architecture}
 SIDES, QUALITY = (500, 375), 90  # pixels, about ImageNet's mean; of the JPEG files
@@ -72,7 +74,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def gate(expected: Tensor, stage: Callable[[], Any], folder: Path) -> None:
     """Run the stage; raise Wrong where its latents are not the encoder's, to the bit: batches are the same."""
     stage()
-    found = latents.LatentSet.open(folder)
+    found = store.LatentSet.open(folder)
     (shard,) = found.shards
     if not torch.equal(shard["latents"], expected):
         raise Wrong(f"{folder} holds other latents than the encoder gives")
@@ -107,7 +109,7 @@ def ways(folder: Path, pictures: Files, codec: codecs.Codec, batch: int) -> dict
     parts = [slice(part.start, part.stop) for part in dist.batches(len(pictures), batch)]
     streams = range(0, 2 * len(pictures), 2)  # the odd ones are those of mirrored pictures
     stage = partial(
-        latents.write,
+        store.write,
         folder,
         Images(pictures, None, 0),
         codec,

@@ -21,8 +21,11 @@ from torch import Tensor
 
 from benchmarks import command, meter
 from benchmarks.step import environment, pinned
-from facm import dist, exported, onestep, samplers
-from facm.generator import Generator, balanced_labels
+from facm import samplers
+from facm.export import folder as exported
+from facm.export import onnx
+from facm.inference.generator import Generator, balanced_labels
+from facm.runtime import dist
 
 WARM_UP = 2
 NFES = (1, 2, 4)
@@ -105,17 +108,15 @@ def built(student: Generator, folder: Path, options: argparse.Namespace) -> dict
         parts["pipeline"] = FACMPipeline.from_pretrained(folder / "export").to(student.device)
     if not options.no_onnx:
         try:
-            onestep.check(student.config)
-        except onestep.OnnxError as error:
+            onnx.check(student.config)
+        except onnx.OnnxError as error:
             raise ValueError(f"{error}; or leave onnxruntime out: --no-onnx") from None
         import onnxruntime
 
-        onestep.write(folder, student)
+        onnx.write(folder, student)
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = settings.inter_op_num_threads = options.threads
-        parts["onnx"] = onnxruntime.InferenceSession(
-            folder / onestep.FILE, settings, providers=["CPUExecutionProvider"]
-        )
+        parts["onnx"] = onnxruntime.InferenceSession(folder / onnx.FILE, settings, providers=["CPUExecutionProvider"])
     return parts
 
 

@@ -1,7 +1,7 @@
 """CPU time of one training step of every method, side by side: python -m benchmarks.methods [--preset mixture].
 
-The step is `facm.step.Step` on the preset's network and batch, distilling, with random latents and weights; data,
-optimizer and averages are left out. Each round runs every method once, starting with another one; the median of a
+The step is `facm.training.step.Step` on the preset's network and batch, distilling, with random latents and weights;
+data, optimizer and averages are left out. Each round runs every method once, starting with another one; the median of a
 method's process times over that of `facm` is what the studies of equal CPU time take their steps from.
 """
 
@@ -14,13 +14,16 @@ import torch
 import yaml
 
 from benchmarks import meter
-from facm import backbones, check, dist, objectives, params, preset, source, train
-from facm.batch import Batch
-from facm.passes import Passes, prepare
-from facm.point import Progress
-from facm.schedules import TimeSampler
-from facm.step import Step
-from facm.velocity import Guidance
+from facm import check, objectives, preset
+from facm.flow.guidance import Guidance
+from facm.flow.interface import Progress
+from facm.flow.time import TimeSampler
+from facm.networks import backbones
+from facm.runtime import dist, params
+from facm.training import loop, target_velocity
+from facm.training.batch import Batch
+from facm.training.passes import Passes, prepare
+from facm.training.step import Step
 
 SHAPES = {"digits": ((1, 8, 8), 10), "mixture": ((2,), 0)}
 WARM_UP = 5
@@ -68,13 +71,13 @@ class Method:
             return built
 
         guidance = Guidance(w=d.w, t_low=d.t_low, t_high=d.t_high, null=classes or None)
-        plan, student = train.plan_of(p.train), built(objective.conditioning == "auxiliary")
+        plan, student = loop.plan_of(p.train), built(objective.conditioning == "auxiliary")
         frozen = built(objective.conditioning == "auxiliary").requires_grad_(False)
         others = dict.fromkeys(("ema", "phase", "target"), lambda: Passes(frozen, d.derivative))
         self.step = Step(
             prepare(student, plan, d.derivative),
             objective,
-            source.teacher(built(False), guidance, plan),
+            target_velocity.teacher(built(False), guidance, plan),
             TimeSampler(d.time.sampler, d.time.mean, d.time.std),
             plan,
             null=classes or None,

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from benchmarks import meter
 from benchmarks.variants import COMPILED, NAMES, SIZES, Size, Variant, Workload, gradient
-from facm import dist, files
-from facm.log import say
+from facm.runtime import dist, files
+from facm.runtime.log import say
 
 TOLERANCES = {"float32": 1e-5, "bfloat16": 2e-2}  # of loss and gradient, relative, against float32
 GATED = 4  # samples of the gate at most: its float32 reference needs gigabytes for each of the XL network's

@@ -12,22 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.published import Network, Published
-from facm import flow
-from facm.backbones.lightningdit import LightningDiT
-from facm.batch import Batch
-from facm.losses import velocity_loss
+from facm.flow import path
+from facm.flow.guidance import Guidance
+from facm.flow.interface import START
+from facm.flow.losses import velocity_loss
+from facm.flow.time import TimeSampler
+from facm.networks.backbones.lightningdit import LightningDiT
 from facm.objectives.facm import FACM
-from facm.passes import DTYPES, Plan, prepare
-from facm.point import START
-from facm.schedules import TimeSampler
-from facm.source import teacher
-from facm.step import Step
-from facm.velocity import Guidance
+from facm.training.batch import Batch
+from facm.training.passes import DTYPES, Plan, prepare
+from facm.training.step import Step
+from facm.training.target_velocity import teacher
 
 CHANNELS, CLASSES = 32, 1000
 
 PLANS = {"joint": Plan(), "lean": Plan(lean=True), "checkpointed": Plan(checkpoint=True)}
-"""Variants of facm.step.Step: name -> its plan, in float32, eager."""
+"""Variants of facm.training.step.Step: name -> its plan, in float32, eager."""
 
 NAMES = ("fm", "reference", *PLANS)
 
@@ -94,7 +94,7 @@ class Workload:
 
     Attributes:
         size: see `Size`.
-        precision: float32 | bfloat16 (autocast), as in `facm.passes.Plan`.
+        precision: float32 | bfloat16 (autocast), as in `facm.training.passes.Plan`.
         student: copied by every variant.
         teacher: frozen, in eval mode.
         batch: noise, latents, labels, normals.
@@ -175,7 +175,7 @@ class Workload:
     def flow_matching(self, network: nn.Module, compiled: bool = False) -> Callable[[], dict[str, Tensor]]:
         """Losses of plain flow matching: one query, no teacher."""
         F, x0, x1, t = self.cast(network, compiled), self.batch.x0, self.batch.x1, self.t
-        return lambda: {"fm": velocity_loss(F(flow.interpolate(x0, x1, t), t, self.y), x1 - x0).mean()}
+        return lambda: {"fm": velocity_loss(F(path.interpolate(x0, x1, t), t, self.y), x1 - x0).mean()}
 
     def cast(self, network: nn.Module, compiled: bool = False) -> Network:
         """F(x, t, y) -> at least float32, under autocast where the precision says so."""

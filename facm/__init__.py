@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from facm.generator import Generator
+    from facm.inference.generator import Generator
 
 __version__ = "0.1.0"
 
@@ -22,21 +22,22 @@ def load(
 
     Args:
         where: a checkpoint folder (data/student) or an exported one; the address of a git repository with DVC, or its
-            folder where `path` or `rev` is given; or hf://OWNER/NAME. See facm/fetch.py.
+            folder where `path` or `rev` is given; or hf://OWNER/NAME. See facm/export/locate.py.
         sigma_rel: another, post-hoc EMA length than the stored one; exported folders have none.
         path: of the checkpoint in a repository; None: data/student, on the hub the repository's top.
         rev: of the repository: branch, tag (student@v1.0.0) or commit.
         vae: where the codec's weights are here (folder, hub name or file), if not where config.json says.
 
     Raises:
-        facm.checkpoint.CheckpointError: missing, damaged or unfitting files.
-        facm.fetch.FetchError: a repository, revision or path that cannot be had.
+        facm.networks.checkpoint.CheckpointError: missing, damaged or unfitting files.
+        facm.export.locate.FetchError: a repository, revision or path that cannot be had.
     """
-    from facm import exported, fetch
-    from facm.checkpoint import CheckpointError
-    from facm.generator import Generator
+    from facm.export import folder as exported
+    from facm.export import locate
+    from facm.inference.generator import Generator
+    from facm.networks.checkpoint import CheckpointError
 
-    folder = fetch.find(where, path, rev)
+    folder = locate.find(where, path, rev)
     if exported.is_exported(folder):
         if sigma_rel is not None:
             raise CheckpointError(
@@ -47,5 +48,5 @@ def load(
     try:
         return Generator.load(folder, sigma_rel, vae=vae)
     except CheckpointError as error:
-        near = "" if folder.is_dir() else fetch.hint(where)
+        near = "" if folder.is_dir() else locate.hint(where)
         raise CheckpointError(f"{error}{near}") from None

@@ -19,10 +19,12 @@ import numpy as np
 from torch import Tensor
 
 import facm
-from facm import picture, refine, samplers
-from facm.generator import Generator, refuse_not_finite
-from facm.log import say
-from facm.samples import saving_arrays
+from facm import samplers
+from facm.export import frames
+from facm.inference import grid
+from facm.inference.generator import Generator, refuse_not_finite
+from facm.inference.samples import saving_arrays
+from facm.runtime.log import say
 
 PER_LABEL, NFE, BATCH = 8, 2, 256
 ENDINGS = (".png", ".npz", ".gif")
@@ -179,9 +181,9 @@ def _draw(plan: Plan, out: Path) -> list[int]:
     """Draw and write; returns the NFE that each sampler counted."""
     if out.suffix == ".gif":
         (rule,) = plan.rules
-        each = [refine.frames(plan.generator, rule, plan.y, plan.num, seed) for seed in plan.seeds]
+        each = [frames.frames(plan.generator, rule, plan.y, plan.num, seed) for seed in plan.seeds]
         parts = zip(*(shown for shown, _ in each), strict=True)
-        refine.save_gif(out, [np.concatenate(part) for part in parts], plan.columns)
+        frames.save_gif(out, [np.concatenate(part) for part in parts], plan.columns)
         return [each[0][1]]
     if out.suffix == ".npz":
         labels = None if plan.y is None else np.tile(plan.y.numpy(), len(plan.rules) * len(plan.seeds))
@@ -189,7 +191,7 @@ def _draw(plan: Plan, out: Path) -> list[int]:
             return _draw_into(plan, take)
     drawn: list[np.ndarray] = []
     nfe = _draw_into(plan, drawn.append)
-    picture.save(picture.sheet(np.concatenate(drawn), plan.columns), out)
+    grid.save(grid.sheet(np.concatenate(drawn), plan.columns), out)
     return nfe
 
 

@@ -131,7 +131,7 @@ def _run(module: str) -> None:
 
 def _leave() -> None:
     """Leave the process group, where a stage ended early and well: its threads may abort an exit that they outlive."""
-    from facm import dist
+    from facm.runtime import dist
 
     dist.teardown()
 

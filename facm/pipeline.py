@@ -18,18 +18,20 @@ from diffusers.configuration_utils import register_to_config
 from PIL import Image
 from torch import Tensor
 
-from facm import codecs, exported, samplers
-from facm.codecs.autoencoder import AT_ONCE
-from facm.codecs.identity import Identity
-from facm.features.precision import full
-from facm.generator import Generator
-from facm.names import refuse_unknown
+from facm import samplers
+from facm.data import codecs
+from facm.data.latents.autoencoder import AT_ONCE
+from facm.data.latents.levels import to_levels
+from facm.export import folder
+from facm.inference.generator import Generator
+from facm.networks.precision import full
+from facm.runtime.names import refuse_unknown
 
 OUTPUTS = ("pil", "np", "pt", "latent")
 
 
 class FACMNetwork(ModelMixin, ConfigMixin):
-    """A velocity network F(x, t, y, r) as a model of diffusers; its config is `facm.checkpoint.Config`."""
+    """A velocity network F(x, t, y, r) as a model of diffusers; its config is `facm.networks.checkpoint.Config`."""
 
     @register_to_config
     def __init__(
@@ -57,7 +59,7 @@ class FACMNetwork(ModelMixin, ConfigMixin):
         codec_options: dict[str, Any],
     ) -> None:
         super().__init__()
-        self.described = exported.described(dict(self.config), "the config of a FACMNetwork")
+        self.described = folder.described(dict(self.config), "the config of a FACMNetwork")
         self.network = self.described.build()
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, r: Tensor | None = None) -> Tensor:
@@ -186,16 +188,16 @@ class FACMPipeline(DiffusionPipeline):
 
 
 class _Given:
-    """The decoding half of a codec, around an autoencoder that is loaded already; see facm/codecs/autoencoder.py."""
+    """The decoding half of a codec, around an autoencoder that is loaded already; see data/latents/autoencoder.py."""
 
     def __init__(self, codec: str, vae: Any):
-        self.name, self.vae, self.levels = codec, vae, Identity()
-        self.scale = getattr(import_module(f"facm.codecs.{codec}"), codecs.CODECS[codec]).architecture.scale
+        self.name, self.vae = codec, vae
+        self.scale = getattr(import_module(f"facm.data.codecs.{codec}"), codecs.CODECS[codec]).architecture.scale
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, H, W), scaled -> pictures uint8 (B, H, W, 3), on the CPU."""
         parts = (part.to(self.vae.device, torch.float32) / self.scale for part in latents.split(AT_ONCE))
-        return torch.cat([self.levels.decode(self.vae.decode(part).sample).cpu() for part in parts])
+        return torch.cat([to_levels(self.vae.decode(part).sample).cpu() for part in parts])
 
 
 def _normal(generator: torch.Generator | None, shape: tuple[int, ...]) -> Tensor:

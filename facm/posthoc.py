@@ -3,8 +3,8 @@
 import argparse
 from dataclasses import replace
 
-from facm import checkpoint
-from facm.log import say
+from facm.networks import checkpoint
+from facm.runtime.log import say
 
 
 def main() -> None:

@@ -19,8 +19,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 
-from facm.names import hint
-from facm.params import PATH
+from facm.runtime.names import hint
+from facm.runtime.params import PATH
 
 FOLDER = "presets"
 BASE = "base"

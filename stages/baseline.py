@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
-from facm import check, dist, evaluate
-from facm.files import save_json
-from facm.generator import Generator, balanced_labels, refuse_not_finite
-from facm.reference import Reference
-from facm.samples import load_samples, saving_samples
+from facm import check
+from facm.inference.generator import Generator, balanced_labels, refuse_not_finite
+from facm.inference.samples import load_samples, saving_samples
+from facm.metrics import scores as evaluate
+from facm.metrics.reference import Reference
+from facm.runtime import dist
+from facm.runtime.files import save_json
 
 OUT = Path("data/baseline")
 

@@ -8,16 +8,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from facm import check, checkpoint, dist, lpips, params, source, train
-from facm.checkpoint import Config
-from facm.data.latents import LatentSet
-from facm.files import save_csv, save_json
-from facm.log import say
+from facm import check
+from facm.data.latents.store import LatentSet
+from facm.flow.guidance import Guidance
+from facm.flow.time import weighting
+from facm.networks import checkpoint, lpips
+from facm.networks.checkpoint import Config
 from facm.objectives import ignored
-from facm.passes import Plan
-from facm.schedules import weighting
-from facm.velocity import Guidance
-from facm.work import Work, key
+from facm.runtime import dist, params
+from facm.runtime.files import save_csv, save_json
+from facm.runtime.log import say
+from facm.runtime.resume import Work, key
+from facm.training import loop, target_velocity
+from facm.training.passes import Plan
 
 LATENTS, OUT = Path("data/latents"), Path("data/student")
 
@@ -36,11 +39,11 @@ def main() -> None:
         tracked["distill"] |= dict.fromkeys(unused)
     config = checkpoint.describe("student", latents, check.backbone(p), objective, d, tracked, check.precond(p))
     torch.manual_seed(d.seed)
-    network, plan = config.build(d.dropout), train.plan_of(p.train)
+    network, plan = config.build(d.dropout), loop.plan_of(p.train)
     velocity = _start(network, config, d, plan)
     inputs = [LATENTS / "meta.json", *([Path(d.teacher) / "config.json"] if d.mode == "distill" else [])]
     work = Work("distill", key(tracked, inputs, __file__))
-    job = train.Job(
+    job = loop.Job(
         "distill",
         network,
         objective,
@@ -53,7 +56,7 @@ def main() -> None:
         tools=_tools(objective, latents),
         if_diverged=d.if_diverged,
     )
-    trained = train.train(job, work, "metrics/distill")
+    trained = loop.train(job, work, "metrics/distill")
     if dist.is_main():
         config = replace(config, step=trained.figures["steps"])  # fewer than asked where it diverged
         checkpoint.save(OUT, trained.weights, config, trained.snapshots)
@@ -62,7 +65,7 @@ def main() -> None:
         work.finish()
 
 
-def _start(network: nn.Module, config: Config, d: params.Distill, plan: Plan) -> source.Source:
+def _start(network: nn.Module, config: Config, d: params.Distill, plan: Plan) -> target_velocity.Source:
     """Give the student its first weights and return where its target velocity comes from."""
     guidance: dict[str, Any] = {
         "w": d.w,
@@ -77,11 +80,11 @@ def _start(network: nn.Module, config: Config, d: params.Distill, plan: Plan) ->
     if d.mode == "scratch":
         if d.init is not None:
             checkpoint.start_from(network, config, d.init, d.init_sha256)
-        return source.scratch(Guidance(**guidance, conditioning=config.conditioning), d.scratch_source)
+        return target_velocity.scratch(Guidance(**guidance, conditioning=config.conditioning), d.scratch_source)
     teacher, described = checkpoint.load(d.teacher)
     checkpoint.check_teacher(config, described, d.teacher, d.teacher_condition)
     checkpoint.start_from(network, config, d.init or d.teacher, d.init_sha256 or described.sha256)
-    return source.teacher(teacher, Guidance(**guidance, conditioning=described.conditioning), plan)
+    return target_velocity.teacher(teacher, Guidance(**guidance, conditioning=described.conditioning), plan)
 
 
 def _tools(objective: Any, latents: LatentSet) -> dict[str, Callable[..., Any]]:

@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from facm import check, dist, evaluate, table
-from facm.files import load_json, save_csv, save_json
-from facm.log import say
-from facm.params import Params
-from facm.reference import Reference
-from facm.samples import NOT_FINITE, load_samples
+from facm import check, table
+from facm.inference.samples import NOT_FINITE, load_samples
+from facm.metrics import scores as evaluate
+from facm.metrics.reference import Reference
+from facm.runtime import dist
+from facm.runtime.files import load_json, save_csv, save_json
+from facm.runtime.log import say
+from facm.runtime.params import Params
 
 SAMPLES = Path("data/samples")
 

@@ -3,12 +3,14 @@
 from dataclasses import replace
 from pathlib import Path
 
-from facm import check, checkpoint, convert, dist, params
+from facm import check, convert
 from facm.convert import place
-from facm.data.latents import LatentSet
-from facm.files import save_csv, save_json
-from facm.log import say
-from facm.work import located
+from facm.data.latents.store import LatentSet
+from facm.networks import checkpoint
+from facm.runtime import dist, params
+from facm.runtime.files import save_csv, save_json
+from facm.runtime.log import say
+from facm.runtime.paths import located
 
 LATENTS, OUT = Path("data/latents"), Path("data/teacher")
 

@@ -3,10 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from facm import check, codecs, data, dist, encoder, foresight, params
-from facm.data import latents, normalise, tokens
-from facm.data.adopt import adopt
-from facm.work import Work, key, located
+from facm import check
+from facm.check import inputs
+from facm.data import codecs, datasets
+from facm.data.latents import encoder, statistics, store, tokens
+from facm.data.latents.adopt import adopt
+from facm.runtime import dist, params
+from facm.runtime.paths import located
+from facm.runtime.resume import Work, key
 
 OUT = Path("data/latents")
 NOT_OF_SHARDS = ("normalise", "stats", "stats_sha256")  # params of which a finished shard knows nothing
@@ -15,12 +19,12 @@ NOT_OF_SHARDS = ("normalise", "stats", "stats_sha256")  # params of which a fini
 def main() -> None:
     p, raw = check.read(), params.raw()
     check.writable("data", ".work")
-    foresight.refuse_missing(p)
+    inputs.refuse_missing(p)
     dist.setup(p.runtime.threads)
     codec = codecs.build(p.latents.codec, **check.codec_options(p))
     if p.data.side is not None:
         codec.latent_shape((p.data.side, p.data.side, 3))  # refused before all pictures are looked at
-    source = data.admit(p.data)
+    source = datasets.admit(p.data)
     encoded = {name: value for name, value in raw["latents"].items() if name not in NOT_OF_SHARDS}
     made_of = {"latents": encoded, "data": source.fingerprint, "side": p.data.side}
     made_of |= {"codec": getattr(codec, "options", {})}
@@ -34,11 +38,11 @@ def main() -> None:
     dist.teardown()
 
 
-def write(p: params.Params, source: data.Admitted, codec: codecs.Codec, unfinished: Path) -> None:
+def write(p: params.Params, source: datasets.Admitted, codec: codecs.Codec, unfinished: Path) -> None:
     """Encode pictures, or take ready-made latents as they are."""
     options: dict[str, Any] = {"flip": p.latents.flip, "dataset_name": p.data.name, "fingerprint": source.fingerprint}
-    given = None if p.latents.stats is None else normalise.pinned(located(p.latents.stats), p.latents.stats_sha256)
-    if p.data.name in data.LATENTS:
+    given = None if p.latents.stats is None else statistics.pinned(located(p.latents.stats), p.latents.stats_sha256)
+    if p.data.name in datasets.LATENTS:
         adopt(OUT, source.dataset, codec, labels=p.latents.labels, **options)
         return
     asked, encoding = p.latents.tokens, None
@@ -47,10 +51,10 @@ def write(p: params.Params, source: data.Admitted, codec: codecs.Codec, unfinish
     images = source.load("train")
     shape, num_classes = codec.latent_shape(images.images.shape[1:]), images.num_classes if p.latents.labels else 0
     if given is not None:
-        normalise.refuse_channels(given, shape[0])
-    coming = foresight.expected(p, shape, num_classes, codec_options=getattr(codec, "options", {}), given=given)
-    dist.from_main(lambda: foresight.refuse_unfit(p, coming, None if encoding is None else encoding.shape))
-    latents.write(
+        statistics.refuse_channels(given, shape[0])
+    coming = inputs.expected(p, shape, num_classes, codec_options=getattr(codec, "options", {}), given=given)
+    dist.from_main(lambda: inputs.refuse_unfit(p, coming, None if encoding is None else encoding.shape))
+    store.write(
         OUT,
         images if p.latents.labels else images.unlabelled(),
         codec,
@@ -58,7 +62,7 @@ def write(p: params.Params, source: data.Admitted, codec: codecs.Codec, unfinish
         batch_size=p.latents.batch_size,
         skipped=source.skipped,
         unfinished=unfinished,
-        normalise=lambda measured: normalise.statistics(measured, p.latents.normalise, given),
+        normalise=lambda measured: statistics.statistics(measured, p.latents.normalise, given),
         **options,
     )
     if encoding is not None:

@@ -2,22 +2,27 @@
 
 from pathlib import Path
 
-from facm import check, data, dist, features, foresight, reference
-from facm.archive import DATASET, Archive
-from facm.files import save_json
-from facm.work import repository_root
+from facm import check
+from facm.check import inputs
+from facm.data import datasets
+from facm.metrics import reference
+from facm.metrics.published import DATASET, Archive
+from facm.networks import features
+from facm.runtime import dist
+from facm.runtime.files import save_json
+from facm.runtime.paths import repository_root
 
 
 def main() -> None:
     params = check.read()
     check.writable("data", "metrics")
-    foresight.refuse_missing(params, foresight.done_before())
+    inputs.refuse_missing(params, inputs.done_before())
     dist.setup(params.runtime.threads)
     r = params.reference
     archive = None if r.source == DATASET else Archive.open(repository_root() / r.source, r.sha256 or "")
     dist.from_main(lambda: features.find_weights([r.features, *(r.also or ())]))
-    source = data.admit(params.data)
-    splits = {} if params.data.name in data.LATENTS else {split: source.load(split) for split in data.SPLITS}
+    source = datasets.admit(params.data)
+    splits = {} if params.data.name in datasets.LATENTS else {split: source.load(split) for split in datasets.SPLITS}
     figures = reference.build(
         "data/reference",
         splits.get("train"),

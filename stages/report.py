@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from facm import check, dist
-from facm.files import whole
-from facm.log import say
+from facm import check
 from facm.report.page import page
 from facm.report.run import Run, Workspace, grouped
+from facm.runtime import dist
+from facm.runtime.files import whole
+from facm.runtime.log import say
 
 OUT = Path("data/report.html")
 SEEN = ("data/latents/meta.json", "data/reference", "data/samples", "data/student/config.json", "metrics/distill")

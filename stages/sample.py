@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from facm import check, dist
-from facm.files import save_json
-from facm.generator import Generator, balanced_labels, refuse_not_finite
-from facm.log import say
-from facm.samples import NOT_FINITE, saving_samples
+from facm import check
+from facm.inference.generator import Generator, balanced_labels, refuse_not_finite
+from facm.inference.samples import NOT_FINITE, saving_samples
+from facm.runtime import dist
+from facm.runtime.files import save_json
+from facm.runtime.log import say
 
 OUT = Path("data/samples")
 

@@ -4,12 +4,15 @@ from pathlib import Path
 
 import torch
 
-from facm import check, checkpoint, dist, params, repa, source, train
-from facm.data.latents import LatentSet
-from facm.data.tokens import INDEX, TokenSet
-from facm.files import save_json
+from facm import check
+from facm.data.latents.store import LatentSet
+from facm.data.latents.tokens import INDEX, TokenSet
+from facm.networks import checkpoint
 from facm.objectives.fm import FM
-from facm.work import Work, key
+from facm.runtime import dist, params
+from facm.runtime.files import save_json
+from facm.runtime.resume import Work, key
+from facm.training import loop, repa, target_velocity
 
 LATENTS, OUT = Path("data/latents"), Path("data/teacher")
 
@@ -32,9 +35,9 @@ def main() -> None:
     aligned = repa.aligned(objective, network, tokens)
     if t.init is not None:
         checkpoint.start_from(network, config, t.init, t.init_sha256)
-    work, plan = Work("teacher", key(tracked, inputs, __file__)), train.plan_of(p.train)
-    job = train.Job("teacher", network, aligned, latents, t, source.data(), p.runtime, plan, tokens=tokens)
-    trained = train.train(job, work, "metrics/teacher")
+    work, plan = Work("teacher", key(tracked, inputs, __file__)), loop.plan_of(p.train)
+    job = loop.Job("teacher", network, aligned, latents, t, target_velocity.data(), p.runtime, plan, tokens=tokens)
+    trained = loop.train(job, work, "metrics/teacher")
     if dist.is_main():
         checkpoint.save(OUT, trained.weights, config, trained.snapshots)
         save_json(Path("metrics/teacher.json"), {"teacher_training": trained.figures})

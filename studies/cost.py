@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from facm import backbones, params
+from facm.networks import backbones
+from facm.runtime import params
 from studies.plan import Run, override
 
 OVERHEAD_S = 35.0  # CPU seconds per run: sample 7, evaluate 14, DVC

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from facm.files import whole
+from facm.runtime.files import whole
 from studies.plan import FOLDER, Run
 
 OUT = FOLDER / "results"

@@ -59,7 +59,7 @@ evaluate:
 runtime:
   log_every: 20
 """
-FEATURES, EPOCHS = Path("facm/features/digits_cnn.py"), re.compile(r"^EPOCHS, (.*) = \d+, ", re.MULTILINE)
+FEATURES, EPOCHS = Path("facm/networks/features/digits_cnn.py"), re.compile(r"^EPOCHS, (.*) = \d+, ", re.MULTILINE)
 
 
 @dataclass(frozen=True)

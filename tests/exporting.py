@@ -9,10 +9,10 @@ from ldm_reference import random_weights
 from miniature import CONSTANTS, randomised, write_checkpoint, write_latents
 from safetensors.torch import save_file
 
-from facm import checkpoint
-from facm.checkpoint import Config
-from facm.codecs.sd_vae import SdVae
-from facm.files import sha256
+from facm.data.codecs.sd_vae import SdVae
+from facm.networks import checkpoint
+from facm.networks.checkpoint import Config
+from facm.runtime.files import sha256
 
 
 def write_autoencoder(path: Path) -> Path:

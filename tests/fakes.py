@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from facm.files import save_tensors
+from facm.runtime.files import save_tensors
 
 
 class Fake:

@@ -14,7 +14,7 @@ from miniature import randomised
 from oracle import golden
 from torch import Tensor, nn
 
-from facm import backbones
+from facm.networks import backbones
 
 
 def training_file(path: Path, case: str = "expanded", prefix: str = "module.") -> Path:

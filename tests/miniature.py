@@ -8,13 +8,17 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from facm import check, checkpoint, codecs, params
-from facm.data import Images, latents
-from facm.data.latents import LatentSet
-from facm.data.normalise import statistics
+from facm import check
+from facm.data import codecs
+from facm.data.images.images import Images
+from facm.data.latents import store
+from facm.data.latents.statistics import statistics
+from facm.data.latents.store import LatentSet
+from facm.networks import checkpoint
 from facm.objectives.fm import FM
-from facm.passes import Passes
-from facm.student import Student
+from facm.runtime import params
+from facm.training.passes import Passes
+from facm.training.student import Student
 
 ROOT = Path(__file__).parents[1]
 BASE = yaml.safe_load((ROOT / "presets" / "base.yaml").read_text())
@@ -105,7 +109,7 @@ def write_latents(
     normalise: str = "channel",
 ) -> LatentSet:
     """A set of random latents in shards of five, written and opened."""
-    latents.write(
+    store.write(
         folder,
         pictures(num, classes, channels, side),
         codecs.build("identity"),

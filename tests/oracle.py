@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from facm.backbones.lightningdit import LightningDiT
-from facm.flow import expand
-from facm.mixture import Mixture as Mixture
+from facm.data.datasets.mixture import Mixture as Mixture
+from facm.flow.path import expand
+from facm.networks.backbones.lightningdit import LightningDiT
 
 GOLDEN = Path(__file__).parent / "golden"
 

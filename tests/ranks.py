@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from facm import dist
+from facm.runtime import dist
 
 
 def run(num: int, work: Callable[..., Any], *arguments: Any) -> None:

@@ -11,11 +11,11 @@ import torch
 import yaml
 from miniature import ROOT, plain
 
-from facm.features.digits_cnn import DigitsCNN
-from facm.features.exact_map import ExactMap
-from facm.files import save_json, save_tensors
+from facm.inference.samples import save_arrays
+from facm.networks.features.digits_cnn import DigitsCNN
+from facm.networks.features.exact_map import ExactMap
 from facm.report.run import Run, Workspace
-from facm.samples import save_arrays
+from facm.runtime.files import save_json, save_tensors
 
 VOID = {"meta", "img", "br"}
 SCORES = {"fd": 1.0, "kid": 0.1, "precision": 0.9, "recall": 0.8, "accuracy": 0.95, "copies": 0.001}

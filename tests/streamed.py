@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from facm import evaluate
-from facm.generator import Generator
+from facm.inference.generator import Generator
+from facm.inference.samples import load_samples, saving_samples
+from facm.metrics import scores
 from facm.samplers.consistency import Consistency
-from facm.samples import load_samples, saving_samples
 
 SIDE, BATCH = 256, 100
 
@@ -73,7 +73,7 @@ def main(folder: Path, num: int) -> None:
         generator.draw_into(take, Consistency(), labels, num, seed=0, batch_size=BATCH, what="NFE 1")
     drawn_s, drawn_mib = time.perf_counter() - start, memory_mib("VmHWM") - before
     images, _ = load_samples(folder / "nfe1.npz")
-    yardstick = evaluate.Yardstick.of(Averages(), images)
+    yardstick = scores.Yardstick.of(Averages(), images)
     assert yardstick.features is not None and len(yardstick.features) == num
     assert yardstick.mu.shape == (48,) and tuple(images.shape) == (num, SIDE, SIDE, 3)
     read_s, mib = time.perf_counter() - start - drawn_s, memory_mib("VmHWM") - before

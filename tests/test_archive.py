@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from facm.archive import Archive
-from facm.files import sha256
-from facm.samples import load_samples
+from facm.inference.samples import load_samples
+from facm.metrics.published import Archive
+from facm.runtime.files import sha256
 
 D, SPATIAL = 6, 4
 

@@ -1,4 +1,4 @@
-"""facm/attention.py: its backends against torch.func.jvp and each other, the choice, memory, FLOPs, precision."""
+"""Attention's tangent: its backends against torch.func.jvp and each other, the choice, memory, FLOPs, precision."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from facm import attention
-from facm.attention import BACKENDS, PIECE_BYTES, Pair, choose, piece, tangent
-from facm.backbones import build
-from facm.dual import Dual
+from facm.flow import attention_jvp
+from facm.flow.attention_jvp import BACKENDS, PIECE_BYTES, Pair, choose, piece, tangent
+from facm.flow.dual import Dual
+from facm.networks.backbones import build
 
 B, HEADS, N, M, D, E = 2, 3, 10, 7, 8, 4
 
@@ -148,9 +148,9 @@ def fake(*shape: int, dtype: torch.dtype = torch.bfloat16, device: str = "cuda")
     ids=str,
 )
 def test_choice_follows_device_dtype_and_shape(q: Tensor, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "FLASH_INSTALLED", True)
+    monkeypatch.setattr(attention_jvp, "FLASH_INSTALLED", True)
     assert choose(q, q, q) == backend
-    monkeypatch.setattr(attention, "FLASH_INSTALLED", False)
+    monkeypatch.setattr(attention_jvp, "FLASH_INSTALLED", False)
     assert choose(q, q, q) == ("explicit" if backend == "flash" else backend)
 
 
@@ -167,18 +167,18 @@ def test_choice_follows_device_dtype_and_shape(q: Tensor, backend: str, monkeypa
 )
 def test_flash_says_why_it_cannot_be_used(q: Tensor, k: Any, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     k = q if k is None else k
-    monkeypatch.setattr(attention, "FLASH_INSTALLED", True)
+    monkeypatch.setattr(attention_jvp, "FLASH_INSTALLED", True)
     with pytest.raises(ValueError, match=f"attention backend 'flash': got .*{why}.*use explicit, chunked"):
         tangent((q, q), (k, k), (k, k), backend="flash")
-    monkeypatch.setattr(attention, "FLASH_INSTALLED", False)
+    monkeypatch.setattr(attention_jvp, "FLASH_INSTALLED", False)
     with pytest.raises(ValueError, match=r"package jvp_flash_attention is not installed \(extra flash-jvp\)"):
         tangent((q, q), (k, k), (k, k), backend="flash")
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.skipif(not attention.FLASH_INSTALLED, reason="needs the package jvp_flash_attention")
-@pytest.mark.parametrize("head", attention.FLASH_HEADS)
+@pytest.mark.skipif(not attention_jvp.FLASH_INSTALLED, reason="needs the package jvp_flash_attention")
+@pytest.mark.parametrize("head", attention_jvp.FLASH_HEADS)
 @pytest.mark.parametrize("num", [64, 1024])
 def test_flash_equals_explicit_on_a_gpu(num: int, head: int) -> None:
     exact = tangent(*((x.cuda(), dx.cuda()) for x, dx in pairs(num, num, head, head)))

@@ -14,12 +14,13 @@ from miniature import write_checkpoint, write_params
 from safetensors.torch import load_file, save_file
 
 import facm
-from facm import checkpoint, codecs, data
-from facm.codecs import autoencoder, ldm
-from facm.codecs.sd_vae import SdVae
-from facm.codecs.va_vae import VaVae
-from facm.data import Images, latents
-from facm.files import sha256
+from facm.data import codecs, datasets
+from facm.data.codecs.sd_vae import SdVae
+from facm.data.codecs.va_vae import VaVae
+from facm.data.images.images import Images
+from facm.data.latents import autoencoder, ldm, store
+from facm.networks import checkpoint
+from facm.runtime.files import sha256
 from stages import latents as stage
 
 WIDTH = 32
@@ -230,7 +231,7 @@ def test_codec_and_sizes_are_refused_before_pictures_are_looked_at(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data, "admit", lambda block: pytest.fail("the pictures were looked at"))
+    monkeypatch.setattr(datasets, "admit", lambda block: pytest.fail("the pictures were looked at"))
     common = {"data__name": "folder", "data__root": "pictures", "latents__codec": "sd_vae"}
     changes = (
         ({"latents__vae": str(files / "sd"), "latents__vae_sha256": "0" * 64}, "pinned is 000"),
@@ -259,8 +260,8 @@ def test_a_checkpoint_decodes_with_its_own_weights_wherever_they_lie(
     shutil.copy(files / "va.pt", tmp_path / "here.pt")
     codec = VaVae(str(tmp_path / "here.pt"), posterior="mode")
     options = {"dataset_name": "random", "fingerprint": "f" * 64, "batch_size": 4}
-    latents.write(tmp_path / "latents", Images(pictures(6), None, 0), codec, flip=False, shard_size=4, **options)
-    found = latents.LatentSet.open(tmp_path / "latents")
+    store.write(tmp_path / "latents", Images(pictures(6), None, 0), codec, flip=False, shard_size=4, **options)
+    found = store.LatentSet.open(tmp_path / "latents")
     assert (
         found.codec_options
         == codec.options

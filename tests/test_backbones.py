@@ -6,8 +6,8 @@ from miniature import UNET
 from oracle import golden
 from torch import nn
 
-from facm import backbones
-from facm.derivative import total_derivative
+from facm.flow.derivative import total_derivative
+from facm.networks import backbones
 
 GOLDEN = {"patch_size": 1, "hidden": 32, "depth": 2, "heads": 2}
 SMALL = {"patch_size": 2, "hidden": 16, "depth": 2, "heads": 2}

@@ -4,8 +4,8 @@ import pytest
 import torch
 from miniature import parsed, write_latents
 
-from facm.batch import Batch, batch_indices, draw, share
-from facm.data.latents import LatentSet
+from facm.data.latents.store import LatentSet
+from facm.training.batch import Batch, batch_indices, draw, share
 
 NAMES = ("x0", "x1", "y", "n", "keys")
 

@@ -18,9 +18,10 @@ from oracle import golden, golden_losses, golden_network
 from benchmarks import encoding, generation, meter, step
 from benchmarks.published import Published, WrittenOut
 from benchmarks.variants import SIZES, Size, Variant, Workload, backward, gradient
-from facm import codecs, onestep
-from facm.codecs.sd_vae import SdVae
-from facm.passes import Plan
+from facm.data import codecs
+from facm.data.codecs.sd_vae import SdVae
+from facm.export import onnx
+from facm.training.passes import Plan
 
 CPU = torch.device("cpu")
 PLANS = {
@@ -209,7 +210,7 @@ def test_every_way_to_generate_draws_the_same_pictures(trained: Path, capsys):
 
 def test_without_the_packages_of_onnx_it_is_refused_in_one_line(trained: Path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.setattr(onestep, "_installed", lambda name: name != "onnxruntime")
+    monkeypatch.setattr(onnx, "_installed", lambda name: name != "onnxruntime")
     with pytest.raises(SystemExit) as ended:
         generation.main([str(trained / "student"), "--no-pipeline", "--rounds", "1"])
     assert str(ended.value.code).startswith("error: --onnx needs the packages onnxruntime: install them, or facm with")

@@ -14,7 +14,9 @@ import pytest
 import yaml
 from miniature import ROOT, write_checkpoint, write_latents
 
-from facm import card, checkpoint, export, params, provenance
+from facm.export import __main__, card, provenance
+from facm.networks import checkpoint
+from facm.runtime import params
 
 END = {"fd": 0.5, "kid": 0.1, "precision": 0.9, "recall": 0.8}
 REFERENCE = {"reference": {"features": "digits_cnn", "num": 30, "floor": END, "noise": END | {"fd": 62.0}}}
@@ -255,9 +257,9 @@ def test_a_teacher_without_classes_was_not_guided(root: Path) -> None:
 @pytest.mark.parametrize("kind", ["student", "teacher"])
 def test_the_rounding_of_the_run_is_told_and_drawn_with(kind: str, root: Path, tmp_path: Path, monkeypatch) -> None:
     rounded = []
-    real = export.samples
-    monkeypatch.setattr(export, "samples", lambda g, k: (rounded.append(g.codec.rounding), real(g, k))[1])
-    export.export(root / "data" / kind, tmp_path / "out")
+    real = __main__.samples
+    monkeypatch.setattr(__main__, "samples", lambda g, k: (rounded.append(g.codec.rounding), real(g, k))[1])
+    __main__.export(root / "data" / kind, tmp_path / "out")
     text = (tmp_path / "out/README.md").read_text()
     assert ', seed 1, rounding "floor".' in text and "The code above rounds levels to the nearest one instead." in text
     assert rounded == ["floor"]
@@ -267,7 +269,7 @@ def test_the_rounding_of_the_run_is_told_and_drawn_with(kind: str, root: Path, t
 def test_the_exported_card_s_code_runs_as_it_stands(root: Path, tmp_path: Path) -> None:
     for kind in ("student", "teacher"):
         out = tmp_path / f"{kind}-out"
-        export.export(root / "data" / kind, out)
+        __main__.export(root / "data" / kind, out)
         card_text = (out / "README.md").read_text()
         drawn = []
         for block in re.findall(r"```python\n(.*?)```", card_text, re.DOTALL):

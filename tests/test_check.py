@@ -7,7 +7,7 @@ import yaml
 from miniature import MIXTURE, ROOT, SCRATCH, parsed, plain, write_params
 
 from facm import check
-from facm.params import ParamsError
+from facm.runtime.params import ParamsError
 
 PUBLISHED = {"reference__features": "inception", "reference__source": "adm.npz", "reference__sha256": "0" * 64}
 
@@ -24,7 +24,7 @@ def refused(**changes) -> str:
 )
 def test_every_preset_is_in_order(names: list[str]) -> None:
     from facm import preset
-    from facm.params import parse
+    from facm.runtime.params import parse
 
     check.check(parse(yaml.safe_load(preset.render(names, ROOT / "presets"))))
 
@@ -313,7 +313,7 @@ def test_constants_of_other_backbones_are_left_alone() -> None:
 
 @pytest.mark.parametrize(("place", "name"), [("objectives", "facm"), ("backbones", "lightningdit")])
 def test_a_chosen_name_without_its_block_is_told(place: str, name: str) -> None:
-    from facm.params import parse
+    from facm.runtime.params import parse
 
     mapping = plain()
     del mapping[place][name]

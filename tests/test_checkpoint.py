@@ -10,9 +10,9 @@ import torch
 from miniature import NETWORK, truncate, write_checkpoint, write_latents
 from safetensors.torch import load_file
 
-from facm import checkpoint
-from facm.checkpoint import CheckpointError
-from facm.data.latents import LatentSet
+from facm.data.latents.store import LatentSet
+from facm.networks import checkpoint
+from facm.networks.checkpoint import CheckpointError
 from facm.objectives.facm import FACM
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from facm import codecs
-from facm.codecs.identity import Identity
+from facm.data import codecs
+from facm.data.codecs.identity import Identity
 
 
 def levels() -> torch.Tensor:

@@ -11,9 +11,10 @@ from miniature import ROOT, truncate, write_checkpoint, write_latents, write_par
 from PIL import Image
 
 import facm
-from facm import check, checkpoint, generate, posthoc
+from facm import check, generate, posthoc
 from facm.data import __main__ as data_command
 from facm.generate import parse_labels
+from facm.networks import checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -18,12 +18,13 @@ from oracle import golden, golden_network
 from safetensors.torch import load_file, save_file
 
 import facm
-from facm import checkpoint, convert
-from facm.codecs.sd_vae import SdVae
-from facm.codecs.va_vae import VaVae
+from facm import convert
 from facm.convert import __main__ as command
 from facm.convert import pickles, statistics, weights
 from facm.convert.pickles import ForeignError
+from facm.data.codecs.sd_vae import SdVae
+from facm.data.codecs.va_vae import VaVae
+from facm.networks import checkpoint
 
 STUDENT = golden("expanded/student/")
 

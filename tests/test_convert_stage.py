@@ -9,11 +9,13 @@ import torch
 from foreign import inputs, network, release_file, stats_file, theirs, transformer_file
 from miniature import parsed, write_latents, write_params
 
-from facm import check, checkpoint, convert, foresight
+from facm import check, convert
+from facm.check import inputs as foresight
 from facm.convert.pickles import ForeignError
-from facm.data import normalise
-from facm.data.latents import LatentSet
-from facm.params import ParamsError
+from facm.data.latents import statistics
+from facm.data.latents.store import LatentSet
+from facm.networks import checkpoint
+from facm.runtime.params import ParamsError
 from stages import distill, import_teacher, teacher
 from stages import latents as latents_stage
 
@@ -204,20 +206,20 @@ SPACES = {
 
 @pytest.mark.parametrize("how", SPACES)
 def test_latents_are_normalised_as_asked(how: str) -> None:
-    found = normalise.statistics(MEASURED, how, GIVEN)
+    found = statistics.statistics(MEASURED, how, GIVEN)
     assert all(torch.allclose(found[name], values) for name, values in SPACES[how].items())
 
 
 def test_given_statistics_are_pinned_and_of_the_latents_channels(tmp_path: Path) -> None:
     path = stats_file(tmp_path / "stats.pt", channels=3)
-    given = normalise.pinned(path, checkpoint.sha256(path))
+    given = statistics.pinned(path, checkpoint.sha256(path))
     assert given["mean"].shape == (3,)
     with pytest.raises(ValueError, match=f"latents.stats_sha256: pinned is {'0' * 64}, but .* has "):
-        normalise.pinned(path, "0" * 64)
+        statistics.pinned(path, "0" * 64)
     with pytest.raises(ValueError, match="latents.stats: 3 channels, the latents have 2"):
-        normalise.statistics(MEASURED, "given", given)
+        statistics.statistics(MEASURED, "given", given)
     with pytest.raises(FileNotFoundError, match="params.yaml, latents.stats: .*none.pt is missing"):
-        normalise.pinned(tmp_path / "none.pt", None)
+        statistics.pinned(tmp_path / "none.pt", None)
 
 
 def test_the_latents_stage_records_what_was_given(here: Path) -> None:

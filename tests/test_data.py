@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from facm import codecs, data
-from facm.data import Images, __main__, digits
-from facm.data.latents import LatentSet, write
+from facm.data import __main__, codecs, datasets
+from facm.data.datasets import digits
+from facm.data.images.images import Images
+from facm.data.latents.store import LatentSet, write
 
 H, W = 3, 2
 
@@ -38,7 +39,7 @@ def made(folder: Path, images: Images, *, flip: bool = False, shard_size: int = 
 
 
 def test_digits_are_split_75_to_25_in_every_class() -> None:
-    train, heldout = (data.load("digits", None, split) for split in data.SPLITS)
+    train, heldout = (datasets.load("digits", None, split) for split in datasets.SPLITS)
     assert train.images.shape == (1347, 8, 8, 1) and heldout.images.shape == (450, 8, 8, 1)
     assert train.labels is not None and heldout.labels is not None
     of_class, kept = (train.labels.bincount() + heldout.labels.bincount()), heldout.labels.bincount()
@@ -50,7 +51,7 @@ def test_the_splits_are_all_of_load_digits_with_levels_rounded() -> None:
     from sklearn.datasets import load_digits
 
     levels, labels = load_digits(return_X_y=True)
-    splits = [data.load("digits", None, split) for split in data.SPLITS]
+    splits = [datasets.load("digits", None, split) for split in datasets.SPLITS]
     images = torch.cat([split.images for split in splits]).flatten(1)
     classes = torch.cat([split.labels for split in splits if split.labels is not None])
     table = {level: int(level * 255 / 16 + 0.5) for level in range(17)}
@@ -60,14 +61,14 @@ def test_the_splits_are_all_of_load_digits_with_levels_rounded() -> None:
 
 def test_an_unknown_dataset_is_named_with_the_nearest_one_and_the_place() -> None:
     with pytest.raises(ValueError, match=r"params.yaml, data.name: unknown 'digit' \(did you mean 'digits'\?\)"):
-        data.load("digit", None, "train")
+        datasets.load("digit", None, "train")
 
 
 def test_an_unknown_split_and_a_needless_root_are_refused() -> None:
     with pytest.raises(ValueError, match="train and heldout, got 'test'"):
-        data.load("digits", None, "test")
+        datasets.load("digits", None, "test")
     with pytest.raises(ValueError, match="params.yaml, data.root: 'digits' comes with scikit-learn"):
-        data.load("digits", "pictures", "train")
+        datasets.load("digits", "pictures", "train")
 
 
 @pytest.mark.parametrize(
@@ -88,8 +89,8 @@ def test_pictures_and_labels_of_a_wrong_kind_are_refused(
 
 
 def test_a_fingerprint_moves_with_one_pixel_and_with_one_label(monkeypatch: pytest.MonkeyPatch) -> None:
-    load, before = digits.Digits.load, data.fingerprint("digits", None)
-    assert before == data.fingerprint("digits", None) and len(before) == 64
+    load, before = digits.Digits.load, datasets.fingerprint("digits", None)
+    assert before == datasets.fingerprint("digits", None) and len(before) == 64
 
     def touched(what: str) -> str:
         def altered(self: digits.Digits, split: str) -> Images:
@@ -100,25 +101,25 @@ def test_a_fingerprint_moves_with_one_pixel_and_with_one_label(monkeypatch: pyte
             return images
 
         monkeypatch.setattr(digits.Digits, "load", altered)
-        return data.fingerprint("digits", None)
+        return datasets.fingerprint("digits", None)
 
     assert len({before, touched("pixel"), touched("label")}) == 3
 
 
 def test_a_wrong_fingerprint_is_refused_with_both_values_and_the_command() -> None:
-    actual = data.verify("digits", None, None)
-    assert data.verify("digits", None, actual) == actual
+    actual = datasets.verify("digits", None, None)
+    assert datasets.verify("digits", None, actual) == actual
     with pytest.raises(ValueError, match="params.yaml, data.fingerprint") as refused:
-        data.verify("digits", None, "0" * 64)
+        datasets.verify("digits", None, "0" * 64)
     for part in ("0" * 64, actual, "python -m facm.data", "restore the data"):
         assert part in str(refused.value)
 
 
 def test_the_command_prints_the_line_for_params(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr("sys.argv", ["facm.data", "--name", "digits"])
+    monkeypatch.setattr("sys.argv", ["facm.data.datasets", "--name", "digits"])
     __main__.main()
-    assert capsys.readouterr().out == f"data.fingerprint: {data.fingerprint('digits', None)}\n"
-    monkeypatch.setattr("sys.argv", ["facm.data", "--name", "figits"])
+    assert capsys.readouterr().out == f"data.fingerprint: {datasets.fingerprint('digits', None)}\n"
+    monkeypatch.setattr("sys.argv", ["facm.data.datasets", "--name", "figits"])
     with pytest.raises(SystemExit, match="did you mean 'digits'"):
         __main__.main()
 
@@ -173,7 +174,7 @@ def test_without_classes_there_are_no_labels(tmp_path: Path) -> None:
 
 
 def test_digits_become_latents_of_unit_scale(tmp_path: Path) -> None:
-    train = data.load("digits", None, "train")
+    train = datasets.load("digits", None, "train")
     latents = made(tmp_path, train, shard_size=1000, batch_size=256)
     x1, y = latents.batch(range(latents.num))
     assert latents.shape == (1, 8, 8) and train.labels is not None and y is not None and torch.equal(y, train.labels)

@@ -10,10 +10,10 @@ from miniature import BASE, UNET, randomised
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from facm import backbones
-from facm.backbones.ddpmpp import Block, Convolution, Precise
-from facm.derivative import METHODS, total_derivative
-from facm.passes import Plan, Question, prepare
+from facm.flow.derivative import METHODS, total_derivative
+from facm.networks import backbones
+from facm.networks.backbones.ddpmpp import Block, Convolution, Precise
+from facm.training.passes import Plan, Question, prepare
 
 CIFAR = {"shape": (3, 32, 32), "num_classes": 0}
 VARIANTS: dict[str, dict[str, Any]] = {

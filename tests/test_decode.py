@@ -8,8 +8,8 @@ import pytest
 from picture_files import encoded, jpeg, levels
 from PIL import Image, features
 
-from facm.data import decode
-from facm.data.decode import Unreadable, crop
+from facm.data.images import decode
+from facm.data.images.decode import Unreadable, crop
 
 
 @pytest.mark.parametrize(

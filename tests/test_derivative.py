@@ -1,4 +1,4 @@
-"""facm/derivative.py: closed forms, finite differences, both methods, and every backbone of the registry."""
+"""facm/flow/derivative.py: closed forms, finite differences, both methods, and every backbone of the registry."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ import torch
 from miniature import UNET
 from torch import Tensor, nn
 
-from facm.backbones import BACKBONES, build
-from facm.derivative import METHODS, total_derivative
+from facm.flow.derivative import METHODS, total_derivative
+from facm.networks.backbones import BACKBONES, build
 
 B = 3
 NETWORKS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from facm import files
-from facm.features import dinov2
-from facm.features.dinov2 import DINOv2, build, prepare, resized
+from facm.networks.features import dinov2
+from facm.networks.features.dinov2 import DINOv2, build, prepare, resized
+from facm.runtime import files
 
 WIDTH, DEPTH, HEADS = 16, 2, 2
 PUBLISHED_BYTES, PUBLISHED_PARAMETERS = 1_217_586_395, 304_368_640  # the file's; float32, and 112 kB of names

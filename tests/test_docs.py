@@ -159,7 +159,7 @@ def test_no_page_loads_anything_from_elsewhere_and_all_that_it_loads_is_there(si
         assert 'class="mermaid"' not in page.read_text(), "the theme would fetch a script for it"
     ids = Loaded(site / "reference/parameters.html").ids
     assert {key.name for key in LEAVES if key.value != {}} <= ids
-    assert {"facm.objectives.facm.FACM.__call__", "facm.flow.endpoint"} <= {
+    assert {"facm.objectives.facm.FACM.__call__", "facm.flow.path.endpoint"} <= {
         name for page in (site / "reference/api").glob("*.html") for name in Loaded(page).ids
     }
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from miniature import UNET
 
-from facm import backbones
-from facm.backbones.dropout import Dropout, mask, number_layers
-from facm.dual import Dual
+from facm.flow.dual import Dual
+from facm.networks import backbones
+from facm.networks.layers.dropout import Dropout, mask, number_layers
 
 KEYS = torch.randint(2**62, (400,), generator=torch.Generator().manual_seed(0))
 SHAPE = torch.Size((400, 16, 32))

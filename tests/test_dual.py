@@ -1,4 +1,4 @@
-"""Every rule of facm/dual.py against torch.func.jvp in float64, then a network, the refusals, dropout and compile."""
+"""Every dual-number rule against torch.func.jvp in float64, then a network, the refusals, dropout and compile."""
 
 import operator
 from collections.abc import Callable
@@ -15,9 +15,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
-from facm import dual
-from facm.backbones import build
-from facm.dual import Dual
+from facm.flow import dual
+from facm.flow.dual import Dual
+from facm.networks.backbones import build
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -366,7 +366,7 @@ REFUSED: dict[str, tuple[str, Callable[[Dual], Any]]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_operation_without_a_rule_is_refused_by_name(name: str) -> None:
     operation, call = REFUSED[name]
-    with pytest.raises(TypeError, match=rf"no rule for .*{operation}.*facm/dual.py.*method=\"func\""):
+    with pytest.raises(TypeError, match=rf"no rule for .*{operation}.*facm/flow/dual.py.*method=\"func\""):
         call(Dual(SAME, SAME))
 
 
@@ -394,7 +394,9 @@ def test_unknown_attribute_is_an_attribute_error() -> None:
 
 @pytest.mark.parametrize("drop", [nn.Dropout(0.3), lambda x: F.dropout(x, inplace=True)], ids=["module", "function"])
 def test_random_dropout_is_refused_with_the_keyed_one(drop: Callable[[Any], Any]) -> None:
-    with pytest.raises(TypeError, match=r"got dropout with p = 0\.[35] in training.*facm/backbones/dropout\.py"):
+    with pytest.raises(
+        TypeError, match=r"got dropout with p = 0\.[35] in training.*facm/networks/backbones/dropout\.py"
+    ):
         drop(Dual(SAME, SAME))
 
 
@@ -440,7 +442,7 @@ def test_traces_as_one_graph_under_compile(grad: bool) -> None:
 
 
 def test_methods_trace_too() -> None:
-    """Dynamo does not see the names that facm/dual.py gives them."""
+    """Dynamo does not see the names that facm/flow/dual.py gives them."""
 
     def methods(x: Any) -> Any:
         return x.sin().tanh().view(2, -1).square().clamp(max=2.0).view_as(SAME)

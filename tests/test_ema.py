@@ -7,8 +7,8 @@ from oracle import golden
 from safetensors.torch import save_file
 from torch import nn
 
-from facm import ema
-from facm.ema import PowerEMA, synthesize
+from facm.networks import ema
+from facm.networks.ema import PowerEMA, synthesize
 
 LENGTHS = (0.05, 0.2)
 TRAJECTORY = golden("ema/")["trajectory"]  # (400, 18)

@@ -11,12 +11,14 @@ from miniature import write_params
 from picture_files import fill
 from torch import Tensor
 
-from facm import data, dist, log
-from facm.ahead import ahead
-from facm.codecs.identity import Identity
-from facm.data import Images, latents
-from facm.files import sha256
-from facm.work import Work
+from facm.data import datasets
+from facm.data.codecs.identity import Identity
+from facm.data.images.images import Images
+from facm.data.latents import store
+from facm.runtime import dist, log
+from facm.runtime.files import sha256
+from facm.runtime.prefetch import ahead
+from facm.runtime.resume import Work
 from stages import latents as stage
 
 
@@ -43,7 +45,7 @@ def pictures(num: int = 11) -> Images:
 
 def write(folder: Path, codec: Identity, unfinished: Path | None, flip: bool = False) -> None:
     options = {"dataset_name": "random", "fingerprint": "f" * 64, "batch_size": 2}
-    latents.write(folder, pictures(), codec, flip=flip, shard_size=4, unfinished=unfinished, **options)
+    store.write(folder, pictures(), codec, flip=flip, shard_size=4, unfinished=unfinished, **options)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -94,7 +96,7 @@ def test_the_next_pictures_are_decoded_while_the_encoder_works(tmp_path: Path) -
             return super().encode(images, streams)
 
     options = {"dataset_name": "random", "fingerprint": "f" * 64, "batch_size": 2, "flip": False, "shard_size": 4}
-    latents.write(tmp_path / "set", Images(Asked(), None, 0), Waiting(), **options)
+    store.write(tmp_path / "set", Images(Asked(), None, 0), Waiting(), **options)
     assert told == [True] * 6
 
 
@@ -127,7 +129,7 @@ def test_unfinished_work_may_lie_on_another_file_system(tmp_path: Path, monkeypa
     def refused(*paths: Path) -> None:
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr(latents.os, "link", refused)
+    monkeypatch.setattr(store.os, "link", refused)
     write(tmp_path / "two", Counting(), tmp_path / "unfinished2")
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
     assert not list((tmp_path / "two").glob("*.json.tmp")) and len(digests(tmp_path / "two")) == 5
@@ -152,8 +154,8 @@ def test_a_shard_that_is_not_what_was_written_is_encoded_again(damage: str, tmp_
 
 
 def test_moments_come_back_from_json_bit_by_bit() -> None:
-    moments = latents.Moments.of(torch.randn(50, 3, 5, 5))
-    again = latents.Moments.of_plain(json.loads(json.dumps(moments.plain())))
+    moments = store.Moments.of(torch.randn(50, 3, 5, 5))
+    again = store.Moments.of_plain(json.loads(json.dumps(moments.plain())))
     assert (
         again.num == moments.num
         and torch.equal(again.mean, moments.mean)
@@ -164,32 +166,32 @@ def test_moments_come_back_from_json_bit_by_bit() -> None:
 def test_the_stage_resumes_under_the_same_params_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_params(tmp_path, latents__shard_size=300, latents__batch_size=100)
-    whole = latents.save_tensors
+    whole = store.save_tensors
 
     def killed(path: Path, tensors, metadata=None):
         if path.name == "shard_00003.safetensors":
             raise KeyboardInterrupt
         return whole(path, tensors, metadata)
 
-    monkeypatch.setattr(latents, "save_tensors", killed)
+    monkeypatch.setattr(store, "save_tensors", killed)
     with pytest.raises(KeyboardInterrupt):
         stage.main()
     (work,) = Path(".work").iterdir()
     before = digests(work)
     assert len(before) == 7 and list(Path("data/latents").iterdir()) == []
     write_params(tmp_path, latents__shard_size=300, latents__batch_size=100, latents__flip=True)
-    monkeypatch.setattr(latents, "save_tensors", whole)
+    monkeypatch.setattr(store, "save_tensors", whole)
     kept, finish = [], Work.finish
     monkeypatch.setattr(Work, "finish", lambda self: (kept.append(digests(self.folder)), finish(self)))
     stage.main()
     assert digests(work) == before, "of other params: neither used nor removed"
     write_params(tmp_path, latents__shard_size=300, latents__batch_size=100)
     written: list[str] = []
-    monkeypatch.setattr(latents, "save_tensors", lambda path, *rest: written.append(path.name) or whole(path, *rest))
+    monkeypatch.setattr(store, "save_tensors", lambda path, *rest: written.append(path.name) or whole(path, *rest))
     stage.main()
     assert written == ["shard_00003.safetensors", "shard_00004.safetensors", "stats.safetensors"]
     assert list(Path(".work").iterdir()) == []
-    found = latents.LatentSet.open("data/latents")
+    found = store.LatentSet.open("data/latents")
     assert (found.num, len(found.shards)) == (1347, 5) and len(kept[-1]) == 11
 
 
@@ -208,7 +210,7 @@ def test_two_processes_write_the_bytes_of_one_with_a_vae_and_pictures_in_files(
 ) -> None:
     from ldm_reference import random_weights
 
-    from facm.codecs.va_vae import VaVae
+    from facm.data.codecs.va_vae import VaVae
 
     a = VaVae.architecture
     torch.save({"state_dict": random_weights(32, a.multipliers, a.channels, a.attention)}, tmp_path / "va.pt")
@@ -234,9 +236,12 @@ def test_two_processes_write_the_bytes_of_one_with_a_vae_and_pictures_in_files(
     assert digests(one) == digests(two) and len(digests(one)) == 5 + 2
     meta = json.loads((one / "meta.json").read_text())
     assert meta["skipped"] == {"train/a/broken.jpg": "zero bytes"} and meta["codec_options"]["posterior"] == "sample"
-    found = latents.LatentSet.open(one)
+    found = store.LatentSet.open(one)
     assert (found.num, found.shape, found.num_classes, found.flips) == (17, (32, 2, 2), 2, True)
-    again, x = VaVae(str(tmp_path / "va.pt")), data.load("folder", tmp_path / "pictures", "train", size=32, max_bad=0.1)
+    again, x = (
+        VaVae(str(tmp_path / "va.pt")),
+        datasets.load("folder", tmp_path / "pictures", "train", size=32, max_bad=0.1),
+    )
     torch.testing.assert_close(
         again.encode(x.images[6:7], [12])[0], found.shards[1]["latents"][2], rtol=1e-4, atol=1e-4
     )

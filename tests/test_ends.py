@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from facm import data
-from facm.data import Images
-from facm.ends import Ends
+from facm.data import datasets
+from facm.data.images.images import Images
+from facm.metrics.trivial_baselines import Ends
 
 
 @pytest.fixture(scope="module")
 def train() -> Images:
-    return data.load("digits", None, "train")
+    return datasets.load("digits", None, "train")
 
 
 def test_noise_is_one_stream_of_normals_with_the_mean_and_std_per_channel(train: Images) -> None:
@@ -30,7 +30,7 @@ def test_slices_of_noise_are_those_of_the_whole_in_any_order(train: Images) -> N
 
 
 def test_means_of_colour_pictures_are_taken_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("facm.ends.VALUES", 7 * 18)
+    monkeypatch.setattr("facm.metrics.trivial_baselines.VALUES", 7 * 18)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (50, 3, 2, 3), generator=generator, dtype=torch.uint8)
     train = Images(images, torch.randint(0, 4, (50,), generator=generator), 4)

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from facm import data, evaluate
-from facm.copies import Copies, nearest
-from facm.data import Images
-from facm.ends import Ends
-from facm.evaluate import Yardstick, distance_key, kernel_distance, precision_recall, score
-from facm.reference import Reference, build
+from facm.data import datasets
+from facm.data.images.images import Images
+from facm.metrics import scores as evaluate
+from facm.metrics.copies import Copies, nearest
+from facm.metrics.reference import Reference, build
+from facm.metrics.scores import Yardstick, distance_key, kernel_distance, precision_recall, score
+from facm.metrics.trivial_baselines import Ends
 
 
 def normal(num: int, width: int, seed: int = 0) -> Tensor:
@@ -231,7 +232,7 @@ class Built:
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Built:
     folder = tmp_path_factory.mktemp("reference")
-    train, heldout = (data.load("digits", None, split) for split in data.SPLITS)
+    train, heldout = (datasets.load("digits", None, split) for split in datasets.SPLITS)
     metrics = build(folder, train, heldout, features="digits_cnn", seed=0, num=2000, kid_subsets=2)
     return Built(folder, metrics["reference"], train, heldout)
 
@@ -304,7 +305,7 @@ def test_without_classes_the_pixel_mean_takes_the_place_of_the_class_means(
         def save(self, path: Path) -> dict[str, Any]:
             return {}
 
-    monkeypatch.setattr("facm.reference.network_class", lambda name: Unlabelled)
+    monkeypatch.setattr("facm.metrics.reference.network_class", lambda name: Unlabelled)
     train, heldout = Images(random_pictures(80), None, 0), Images(random_pictures(40, seed=1), None, 0)
     metrics = build(tmp_path, train, heldout, features="pixels", seed=0, num=20, kid_subsets=1)["reference"]
     assert set(metrics) == {"features", "num", "heldout_copies", "floor", "pixel_mean", "noise"}

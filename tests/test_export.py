@@ -16,7 +16,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import facm
-from facm import checkpoint, codecs, export, exported, onestep, samplers
+from facm import samplers
+from facm.data import codecs
+from facm.export import __main__, onnx
+from facm.export import folder as exported
+from facm.networks import checkpoint
 
 NAMES = ("student", "teacher", "classless", "latent", "points")
 
@@ -26,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoints, and each of them exported as <name>-out."""
     folder = write_all(tmp_path_factory.mktemp("exported"))
     for name in NAMES:
-        export.export(folder / name, folder / f"{name}-out")
+        __main__.export(folder / name, folder / f"{name}-out")
     return folder
 
 
@@ -186,7 +190,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys):
 
     def call(*words: str) -> str:
         monkeypatch.setattr(sys, "argv", ["export", *words])
-        export.main()
+        __main__.main()
         return capsys.readouterr().out
 
     return call
@@ -248,7 +252,7 @@ def test_what_is_killed_while_it_writes_leaves_the_folder_before(run, tmp_path: 
     out = tmp_path / "student"
     run("student", "--out", str(out))
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    monkeypatch.setattr(export.card, "render", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(__main__.card, "render", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(SystemExit, match="disk full"):
         run("student", "--out", str(out), "--name", "Other")
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
@@ -296,14 +300,14 @@ def test_a_move_that_fails_leaves_the_export_before(run, tmp_path: Path, monkeyp
     out = tmp_path / "student"
     run("student", "--out", str(out))
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    replace, gone = export.os.replace, out / "samples.png"
+    replace, gone = __main__.os.replace, out / "samples.png"
 
     def fail(source: Path, target: Path) -> None:
         if target == gone and source.parent.name == "new":
             raise OSError("disk full")
         replace(source, target)
 
-    monkeypatch.setattr(export.os, "replace", fail)
+    monkeypatch.setattr(__main__.os, "replace", fail)
     with pytest.raises(SystemExit, match="disk full"):
         run("student", "--out", str(out), "--name", "Other")
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
@@ -353,12 +357,12 @@ def test_facm_loads_an_export_of_pixels_without_diffusers(folder: Path) -> None:
 
 
 def test_without_the_packages_it_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onestep, "_installed", lambda name: name != "onnxruntime")
+    monkeypatch.setattr(onnx, "_installed", lambda name: name != "onnxruntime")
     with pytest.raises(
         ValueError, match=r"--onnx needs the packages onnxruntime: install them, or facm with its extra"
     ):
-        onestep.check(checkpoint.read_config(folder / "student"))
+        onnx.check(checkpoint.read_config(folder / "student"))
 
 
 def test_the_codecs_that_have_a_network_are_the_ones_with_a_part_vae() -> None:
-    assert set(codecs.WEIGHTS) == {"sd_vae", "va_vae"}, "facm/exported.py and facm/pipeline.py know these"
+    assert set(codecs.WEIGHTS) == {"sd_vae", "va_vae"}, "facm/export/folder.py and facm/pipeline.py know these"

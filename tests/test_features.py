@@ -7,16 +7,18 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from facm import data, features, files
-from facm.data import Images
-from facm.evaluate import Yardstick
-from facm.features import digits_cnn, inception
-from facm.features.digits_cnn import DigitsCNN
+from facm.data import datasets
+from facm.data.images.images import Images
+from facm.metrics.scores import Yardstick
+from facm.networks import features
+from facm.networks.features import digits_cnn, inception
+from facm.networks.features.digits_cnn import DigitsCNN
+from facm.runtime import files
 
 
 @pytest.fixture(scope="module")
 def train() -> Images:
-    return data.load("digits", None, "train")
+    return datasets.load("digits", None, "train")
 
 
 @pytest.fixture
@@ -110,7 +112,7 @@ class Channelled(Dataset):
 def test_torch_fidelity_itself_measures_the_same_over_our_network(short: None, tmp_path: Path, train: Images) -> None:
     import torch_fidelity
 
-    from facm.evaluate import kernel_distance, precision_recall
+    from facm.metrics.scores import kernel_distance, precision_recall
 
     network = DigitsCNN.create(train, 0)
     network.save(tmp_path / "network.safetensors")

@@ -10,8 +10,10 @@ import yaml
 from miniature import write_checkpoint, write_latents
 
 import facm
-from facm import checkpoint, exported, fetch, provenance
-from facm.fetch import FetchError
+from facm.export import folder as exported
+from facm.export import locate, provenance
+from facm.export.locate import FetchError
+from facm.networks import checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -136,8 +138,8 @@ def test_a_name_that_is_no_folder_asks_no_network(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("where", ["https://host/x.git", "ssh://host/x", "git@host:team/x.git", "../x.git"])
 def test_addresses_of_git_are_known(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple] = []
-    monkeypatch.setattr(fetch, "_from_dvc", lambda *given: asked.append(given))
-    fetch.find(where, rev="v1")
+    monkeypatch.setattr(locate, "_from_dvc", lambda *given: asked.append(given))
+    locate.find(where, rev="v1")
     assert asked == [(where, "data/student", "v1")]
 
 
@@ -174,12 +176,12 @@ def test_what_the_hub_does_not_have_is_told(hub: Path) -> None:
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert fetch.cache() == tmp_path / "cache"
+    assert locate.cache() == tmp_path / "cache"
     monkeypatch.delenv("FACM_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/some/where")
-    assert fetch.cache() == Path("/some/where/facm")
+    assert locate.cache() == Path("/some/where/facm")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert fetch.cache() == Path.home() / ".cache/facm"
+    assert locate.cache() == Path.home() / ".cache/facm"
 
 
 def test_a_folder_s_hash_is_dvc_s(places: Path) -> None:

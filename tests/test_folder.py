@@ -14,17 +14,19 @@ from miniature import write_params
 from picture_files import encoded, fill, jpeg
 from PIL import Image
 
-from facm import data, params
-from facm.data import Images, __main__, decode
-from facm.data.pictures import Files
-from facm.ends import Ends
+from facm.data import __main__, datasets
+from facm.data.images import decode
+from facm.data.images.files import Files
+from facm.data.images.images import Images
+from facm.metrics.trivial_baselines import Ends
+from facm.runtime import params
 from stages import latents
 
 
-def admitted(root: Path, **changes) -> data.Admitted:
+def admitted(root: Path, **changes) -> datasets.Admitted:
     """The folder as the stages take it."""
     block = {"name": "folder", "root": str(root), "fingerprint": None, "side": None, "max_bad": 0.0}
-    return data.admit(params.Data(**(block | changes)))
+    return datasets.admit(params.Data(**(block | changes)))
 
 
 @pytest.fixture
@@ -60,7 +62,7 @@ def test_flat_pictures_have_no_classes_and_one_in_twenty_is_held_out_by_its_name
     found = admitted(tmp_path)
     train, heldout = found.load("train"), found.load("heldout")
     assert train.num_classes == 0 and train.labels is None
-    names = {split: set(found.dataset.surveyed.names[split]) for split in data.SPLITS}
+    names = {split: set(found.dataset.surveyed.names[split]) for split in datasets.SPLITS}
     assert names["train"] | names["heldout"] == {f"{i:03d}.jpg" for i in range(100)}
     assert not names["train"] & names["heldout"] and 1 <= len(heldout) <= 12
     by_hash = {
@@ -77,12 +79,12 @@ def test_the_fingerprint_is_over_names_and_bytes_and_the_same_without_decoding(c
     digest = hashlib.sha256()
     for path in sorted(classes.glob("*/*/*.jpg"), key=lambda path: str(path.relative_to(classes))):
         digest.update(str(path.relative_to(classes)).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-    before = data.fingerprint("folder", classes)
+    before = datasets.fingerprint("folder", classes)
     assert before == digest.hexdigest() == admitted(classes, side=8).fingerprint
     (classes / "train/a/050.jpg").rename(classes / "train/a/049.jpg")
-    renamed = data.fingerprint("folder", classes)
+    renamed = datasets.fingerprint("folder", classes)
     (classes / "train/a/049.jpg").write_bytes(jpeg(7))
-    assert len({before, renamed, data.fingerprint("folder", classes)}) == 3
+    assert len({before, renamed, datasets.fingerprint("folder", classes)}) == 3
     with pytest.raises(ValueError, match="params.yaml, data.fingerprint: pinned is"):
         admitted(classes, fingerprint=before)
 
@@ -189,7 +191,7 @@ def test_what_is_no_picture_may_lie_beside_the_splits(classes: Path) -> None:
 
 def test_a_folder_that_links_to_itself_is_refused_and_a_link_to_nowhere_hashed(classes: Path) -> None:
     (classes / "train/a/gone.jpg").symlink_to(classes / "nowhere")
-    assert data.fingerprint("folder", classes) == admitted(classes, max_bad=1 / 15).fingerprint
+    assert datasets.fingerprint("folder", classes) == admitted(classes, max_bad=1 / 15).fingerprint
     (classes / "train/a/again").symlink_to(classes / "train")
     with pytest.raises(ValueError, match="train/a/again leads back to a folder that it lies in: remove the link"):
         admitted(classes, max_bad=0.5)
@@ -214,7 +216,7 @@ def test_no_folder_and_needless_sizes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="data.root: 'folder' needs a folder of pictures, there is none at .*gone"):
         admitted(tmp_path / "gone")
     with pytest.raises(ValueError, match="data.side: 'digits' comes in its own size, got 8; set it to null"):
-        data.load("digits", None, "train", size=8)
+        datasets.load("digits", None, "train", size=8)
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="names are text there")
@@ -233,10 +235,12 @@ def test_the_command_names_what_cannot_be_used(
     classes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     (classes / "train/a/zero.jpg").touch()
-    monkeypatch.setattr("sys.argv", ["facm.data", "--name", "folder", "--root", str(classes), "--look", "--side", "8"])
+    monkeypatch.setattr(
+        "sys.argv", ["facm.data.datasets", "--name", "folder", "--root", str(classes), "--look", "--side", "8"]
+    )
     __main__.main()
     told = capsys.readouterr().out.splitlines()[-3:]
-    assert told[0] == f"data.fingerprint: {data.fingerprint('folder', classes)}"
+    assert told[0] == f"data.fingerprint: {datasets.fingerprint('folder', classes)}"
     assert told[1:] == ["14 usable pictures of 8x8 pixels, 2 classes: 0 a, 1 b", "train/a/zero.jpg (zero bytes)"]
 
 
@@ -283,24 +287,24 @@ def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_cifar10_is_what_torchvisions_files_hold(cifar: Path) -> None:
-    train, heldout = (data.load("cifar10", cifar, split) for split in data.SPLITS)
+    train, heldout = (datasets.load("cifar10", cifar, split) for split in datasets.SPLITS)
     assert train.images.shape == (15, 32, 32, 3) and heldout.images.shape == (3, 32, 32, 3) and train.num_classes == 10
     second = pickle.loads((cifar / "cifar-10-batches-py/data_batch_2").read_bytes())
     pixels = second["data"][1].reshape(3, 32, 32).transpose(1, 2, 0)
     assert np.array_equal(train.images[4].numpy(), pixels)
     assert train.labels is not None and train.labels[3:6].tolist() == second["labels"]
-    assert len(data.fingerprint("cifar10", cifar)) == 64
+    assert len(datasets.fingerprint("cifar10", cifar)) == 64
 
 
 def test_cifar10_that_is_not_whole_and_not_to_be_had_is_told(cifar: Path) -> None:
     (cifar / "cifar-10-batches-py/data_batch_3").write_bytes(b"cut off")
     with pytest.raises(FileNotFoundError, match=r"CIFAR-10 is not whole in .*could not be downloaded.*unpack it there"):
-        data.load("cifar10", cifar, "train")
+        datasets.load("cifar10", cifar, "train")
     with pytest.raises(ValueError, match="data.root: 'cifar10' needs a folder"):
-        data.load("cifar10", None, "train")
+        datasets.load("cifar10", None, "train")
     for root in (cifar / "cifar-10-batches-py/batches.meta", cifar / "cifar-10-batches-py/batches.meta/new"):
         with pytest.raises(ValueError, match=r"data.root: 'cifar10' needs a folder .*batches.meta is a file"):
-            data.load("cifar10", root, "train")
+            datasets.load("cifar10", root, "train")
 
 
 def test_a_folder_that_cannot_be_listed_and_a_link_to_nowhere_are_not_passed_over(classes: Path, monkeypatch) -> None:

@@ -9,9 +9,12 @@ import yaml
 from foreign import network, release_file, stats_file, transformer_file
 from miniature import SCRATCH, parsed, write_checkpoint, write_latents, write_params
 
-from facm import check, checkpoint, foresight, params
-from facm.data import latents
-from facm.data.latents import LatentSet
+from facm import check
+from facm.check import inputs
+from facm.data.latents import store
+from facm.data.latents.store import LatentSet
+from facm.networks import checkpoint
+from facm.runtime import params
 from stages import latents as stage
 from stages import reference
 
@@ -34,7 +37,7 @@ def refuse(
 ) -> None:
     """Look ahead with latents of a shape."""
     p = parsed(**changes)
-    foresight.refuse_unfit(p, foresight.expected(p, shape, classes, codec_options={}, given=given), tokens)
+    inputs.refuse_unfit(p, inputs.expected(p, shape, classes, codec_options={}, given=given), tokens)
 
 
 NETWORKS: list[tuple[dict[str, Any], tuple[int, ...], str]] = [
@@ -141,12 +144,12 @@ def test_statistics_of_other_channels_are_told_before_and_others_keep_the_shards
         stage.main()
     assert list(Path().rglob("shard_*")) == []
     write_params(here, latents__shard_size=500)
-    finish = latents.finish
-    monkeypatch.setattr(latents, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    finish = store.finish
+    monkeypatch.setattr(store, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         stage.main()
-    monkeypatch.setattr(latents, "finish", finish)
-    monkeypatch.setattr(latents._Encoding, "_written", None)
+    monkeypatch.setattr(store, "finish", finish)
+    monkeypatch.setattr(store._Encoding, "_written", None)
     one = given | {"latents__stats": "one.pt", "latents__stats_sha256": checkpoint.sha256("one.pt")}
     write_params(here, **one)
     stage.main()
@@ -180,13 +183,13 @@ def test_what_is_missing_or_another_is_told(changes: dict[str, Any], message: st
     (here / "older").mkdir()
     (here / "older/model.safetensors").write_bytes(b"?")
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        foresight.refuse_missing(parsed(**changes))
+        inputs.refuse_missing(parsed(**changes))
 
 
 def test_the_first_stages_and_the_check_ask(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[list[str]] = []
     monkeypatch.setattr("sys.argv", ["facm.check"])
-    monkeypatch.setattr(foresight, "refuse_missing", lambda _, done=(): called.append(list(done)))
+    monkeypatch.setattr(inputs, "refuse_missing", lambda _, done=(): called.append(list(done)))
     write_params(here)
     reference.main()
     stage.main()
@@ -207,14 +210,14 @@ def write_lock(*stages: str) -> None:
 
 def test_a_stage_is_done_that_ran_with_these_params_after_those_that_did(here: Path) -> None:
     write_params(here)
-    assert foresight.done_before() == []
+    assert inputs.done_before() == []
     for stages in (["latents"], ["latents", "teacher"], ["latents", "teacher", "distill"]):
         write_lock(*stages)
-        assert foresight.done_before() == stages
+        assert inputs.done_before() == stages
     write_params(here, teacher__seed=1)
-    assert foresight.done_before() == ["latents"]
+    assert inputs.done_before() == ["latents"]
     write_lock("teacher", "distill")
-    assert foresight.done_before() == []
+    assert inputs.done_before() == []
 
 
 def test_of_stages_that_are_done_nothing_is_asked(here: Path) -> None:
@@ -222,9 +225,9 @@ def test_of_stages_that_are_done_nothing_is_asked(here: Path) -> None:
     nowhere |= {"latents__stats": "gone.pt", "latents__stats_sha256": "0" * 64}
     for done, message in (((), "latents.stats: .*gone.pt"), (("latents",), "teacher.init: .*gone")):
         with pytest.raises(FileNotFoundError, match=message):
-            foresight.refuse_missing(parsed(**nowhere), done)
-    foresight.refuse_missing(parsed(**nowhere), ("latents", "teacher"))
+            inputs.refuse_missing(parsed(**nowhere), done)
+    inputs.refuse_missing(parsed(**nowhere), ("latents", "teacher"))
 
 
 def test_a_name_on_the_hub_is_not_looked_for() -> None:
-    foresight.refuse_missing(parsed(latents__codec="sd_vae", latents__vae="stabilityai/sd-vae-ft-ema"))
+    inputs.refuse_missing(parsed(latents__codec="sd_vae", latents__vae="stabilityai/sd-vae-ft-ema"))

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from facm import frechet
-from facm.frechet import Gathered, frechet_distance, statistics
+from facm.metrics import frechet
+from facm.metrics.frechet import Gathered, frechet_distance, statistics
 
 
 def normal(num: int, width: int, seed: int = 0) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from miniature import write_checkpoint, write_latents
 
 import facm
-from facm.generator import Drawn, Generator, balanced_labels
+from facm.inference.generator import Drawn, Generator, balanced_labels
 
 
 @pytest.fixture(autouse=True)

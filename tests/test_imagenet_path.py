@@ -15,13 +15,13 @@ from ldm_reference import random_weights
 from picture_files import fill
 from test_scales import SHORT, changed, rendered
 
-from facm import params
-from facm.codecs import ldm
-from facm.codecs.sd_vae import SdVae
-from facm.codecs.va_vae import VaVae
-from facm.data.latents import LatentSet
-from facm.features import pictures_cnn
-from facm.samples import load_samples
+from facm.data.codecs.sd_vae import SdVae
+from facm.data.codecs.va_vae import VaVae
+from facm.data.latents import ldm
+from facm.data.latents.store import LatentSet
+from facm.inference.samples import load_samples
+from facm.networks.features import pictures_cnn
+from facm.runtime import params
 from stages import baseline, distill, evaluate, latents, reference, sample, teacher
 
 pytestmark = pytest.mark.slow

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from facm.inception_score import InceptionScore
+from facm.metrics.inception_score import InceptionScore
 
 
 def scored(logits: Tensor, size: int) -> float:

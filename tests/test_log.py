@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from facm import log
-from facm.log import TrainingLog
+from facm.runtime import log
+from facm.runtime.log import TrainingLog
 
 
 class Terminal(io.StringIO):
@@ -122,7 +122,7 @@ def test_values_that_are_not_finite_are_replayed_as_they_were_written(tmp_path: 
 
 
 def test_without_dvclive_the_package_is_imported_all_the_same() -> None:
-    code = "import sys; sys.modules['dvclive'] = None; import facm.log, facm.train; print(facm.log.say)"
+    code = "import sys; sys.modules['dvclive'] = None; import facm.runtime.log, facm.training.loop"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 

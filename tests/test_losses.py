@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from facm import losses
+from facm.flow import losses
 
 
 def pair(*shape, seed=0):

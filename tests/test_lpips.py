@@ -16,9 +16,10 @@ import torch.nn.functional as functional
 from miniature import MIXTURE, parsed, write_checkpoint, write_latents, write_params
 from torch import Tensor, nn
 
-from facm import check, checkpoint, lpips
-from facm.lpips import BLOCKS, LPIPS, Distance
-from facm.params import ParamsError
+from facm import check
+from facm.networks import checkpoint, lpips
+from facm.networks.lpips import BLOCKS, LPIPS, Distance
+from facm.runtime.params import ParamsError
 from stages import distill
 
 TINY = ((4, 1), (3, 2))
@@ -262,7 +263,7 @@ def test_without_its_weights_lpips_is_refused_before_the_teacher_is_trained(cach
 
 
 def test_fetching_checks_each_file_by_its_sha256_and_tells_where_they_are(cache: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(sys, "argv", ["facm.lpips"])
+    monkeypatch.setattr(sys, "argv", ["facm.networks.lpips"])
     with pytest.raises(SystemExit, match="error: no network"):
         lpips.main()
     fetched = []

@@ -12,16 +12,20 @@ from miniature import BASE, CONSTANTS, Points, parsed, randomised, student, writ
 from oracle import normal_grid
 from torch import Tensor, nn
 
-from facm import backbones, flow, objectives, samplers, source, train
-from facm.backbones.mlp import MLP
-from facm.batch import Batch
-from facm.data.latents import LatentSet
-from facm.passes import Passes
-from facm.point import Point, Progress, Query
-from facm.schedules import TimeSampler
-from facm.step import Step
-from facm.velocity import Guidance
-from facm.work import Work
+from facm import objectives, samplers
+from facm.data.latents.store import LatentSet
+from facm.flow import path
+from facm.flow.guidance import Guidance
+from facm.flow.interface import Point, Progress, Query
+from facm.flow.time import TimeSampler
+from facm.networks import backbones
+from facm.networks.backbones.mlp import MLP
+from facm.runtime.resume import Work
+from facm.training import loop as train
+from facm.training import target_velocity
+from facm.training.batch import Batch
+from facm.training.passes import Passes
+from facm.training.step import Step
 
 ROOT = Path(__file__).parents[1]
 NAMES = list(objectives.OBJECTIVES)
@@ -57,9 +61,9 @@ def test_two_steps_move_every_weight_and_log_what_collapse_shows_by(name, backbo
     sizes = {"shape": data.shape, "num_classes": data.num_classes}
     auxiliary = objective.conditioning == "auxiliary"
     network = randomised(backbones.build(backbone, CONSTANTS[backbone], **sizes, auxiliary=auxiliary))
-    velocity = source.scratch(dataclasses.replace(guidance, conditioning=objective.conditioning))
+    velocity = target_velocity.scratch(dataclasses.replace(guidance, conditioning=objective.conditioning))
     if mode == "distill":
-        velocity = source.teacher(backbones.build(backbone, CONSTANTS[backbone], **sizes), guidance)
+        velocity = target_velocity.teacher(backbones.build(backbone, CONSTANTS[backbone], **sizes), guidance)
     before = copy.deepcopy(network.state_dict())
     p = parsed(distill__steps=2, distill__batch_size=8, distill__dropout=0.1)
     work, log = Work("distill", "k", tmp_path), str(tmp_path / "log")
@@ -119,7 +123,7 @@ def point(objective: Any, velocity: Any) -> Point:
     x0, x1 = torch.randn(2, ROWS, 2, dtype=torch.float64, generator=generator).unbind(0)
     times = objective.times(normals(objective), TimeSampler(), Progress(2, 4))
     return Point(
-        x0=x0, x1=x1, x_t=flow.interpolate(x0, x1, times["t"]), y=None, times=times, velocity=velocity,
+        x0=x0, x1=x1, x_t=path.interpolate(x0, x1, times["t"]), y=None, times=times, velocity=velocity,
         progress=Progress(2, 4),
     )  # fmt: skip
 
@@ -161,7 +165,7 @@ def test_a_step_costs_the_forward_passes_that_the_docs_tell(name) -> None:
     teacher.register_forward_pre_hook(teacher_asked)
     passes = Passes(network)
     others = dict.fromkeys(("ema", "phase", "target"), lambda: Passes(network))
-    velocity = source.teacher(teacher, Guidance(w=2.0, null=3))
+    velocity = target_velocity.teacher(teacher, Guidance(w=2.0, null=3))
     step = Step(passes, objective, velocity, TimeSampler(), null=3, others=others)
     y = torch.arange(ROWS) % 3
     x0, x1 = torch.randn(2, ROWS, 2, generator=torch.Generator().manual_seed(0)).unbind(0)

@@ -10,22 +10,22 @@ from miniature import ROOT, truncate
 from oracle import runge_kutta
 from torch import Tensor
 
-from facm import data
-from facm.data import Images, latents
-from facm.data.mixture import BITS, MixturePoints, hammersley
-from facm.evaluate import Yardstick, map_error, score
-from facm.features.exact_map import ExactMap
-from facm.frechet import statistics
-from facm.mixture import LAW, Mixture
-from facm.reference import Reference, build
-from facm.samplers import noise
+from facm.data import datasets
+from facm.data.datasets.mixture import BITS, LAW, Mixture, MixturePoints, hammersley
+from facm.data.images.images import Images
+from facm.data.latents import store
+from facm.flow import noise
+from facm.metrics.frechet import statistics
+from facm.metrics.reference import Reference, build
+from facm.metrics.scores import Yardstick, map_error, score
+from facm.networks.features.exact_map import ExactMap
 
 IDENTITY = 1.065  # map_rmse of x = mean + std x0 over 4096 points of seed 0: what a student that learns nothing has
 
 
 @pytest.fixture(scope="module")
 def train() -> Images:
-    return data.load("mixture", None, "train")
+    return datasets.load("mixture", None, "train")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_the_normalised_law_is_the_law_in_other_units() -> None:
 
 
 def test_points_are_float32_in_the_plane_without_classes_and_have_the_laws_moments(train: Images) -> None:
-    heldout = data.load("mixture", None, "heldout")
+    heldout = datasets.load("mixture", None, "heldout")
     assert train.kind == heldout.kind == "points" and train.num_classes == 0 and train.labels is None
     assert train.images.shape == (2**BITS, 2) and heldout.images.shape == (2048, 2)
     w, m, s = (torch.tensor(values, dtype=torch.float64) for values in (LAW.weights, LAW.means, LAW.stds))
@@ -76,10 +76,10 @@ def test_points_are_float32_in_the_plane_without_classes_and_have_the_laws_momen
         assert abs(float(torch.corrcoef(points.T)[0, 1])) < error
 
 
-@pytest.mark.parametrize("split", data.SPLITS)
+@pytest.mark.parametrize("split", datasets.SPLITS)
 def test_points_are_distributed_as_the_law_says(split: str) -> None:
     """Kolmogorov-Smirnov: N random levels deviate from uniform ones by 1.95 / sqrt(N) once in a thousand draws."""
-    points = data.load("mixture", None, split).images.double()
+    points = datasets.load("mixture", None, split).images.double()
     levels = LAW.cdf(points, torch.ones(1, dtype=torch.float64)).sort(0).values
     uniform = (torch.arange(len(points), dtype=torch.float64) + 0.5) / len(points)
     largest = float((levels - uniform[:, None]).abs().max())
@@ -103,7 +103,7 @@ def test_a_hammersley_set_has_one_level_in_each_box_of_its_size() -> None:
 
 
 def test_the_splits_have_no_point_in_common_and_no_last_bits_of_a_machine(train: Images) -> None:
-    heldout = data.load("mixture", None, "heldout")
+    heldout = datasets.load("mixture", None, "heldout")
     assert not {tuple(point) for point in train.images.tolist()} & {tuple(point) for point in heldout.images.tolist()}
     grid = train.images.double() * 2**16
     assert torch.equal(grid, grid.round())
@@ -111,7 +111,7 @@ def test_the_splits_have_no_point_in_common_and_no_last_bits_of_a_machine(train:
 
 def test_the_preset_pins_the_points() -> None:
     preset = yaml.safe_load((ROOT / "presets/mixture.yaml").read_text())
-    assert data.fingerprint("mixture", None) == preset["data"]["fingerprint"]
+    assert datasets.fingerprint("mixture", None) == preset["data"]["fingerprint"]
 
 
 def test_a_folder_is_refused() -> None:
@@ -140,7 +140,7 @@ def test_the_exact_map_makes_the_law_of_noise(network: ExactMap) -> None:
 
 
 def test_mean_and_std_are_those_that_latents_are_normalised_with(network: ExactMap, train: Images) -> None:
-    stored = latents.Moments.of(train.images).statistics()
+    stored = store.Moments.of(train.images).statistics()
     torch.testing.assert_close(network.mean.float(), stored["mean"], rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(network.std.float(), stored["std"], rtol=1e-6, atol=0)
 

@@ -17,10 +17,12 @@ from miniature import BASE, parsed
 from oracle import Mixture
 from torch import Tensor, nn
 
-from facm import flow, objectives, train
-from facm.backbones.mlp import MLP
+from facm import objectives
+from facm.flow import path
+from facm.networks.backbones.mlp import MLP
 from facm.objectives.fm import FM
-from facm.work import Work
+from facm.runtime.resume import Work
+from facm.training import loop
 
 pytestmark = pytest.mark.slow
 LAW = Mixture()
@@ -59,8 +61,8 @@ def trained(network: nn.Module, objective: Any, steps: int, folder: Path) -> nn.
     changes = {"optimizer__lr": 3e-3, "optimizer__schedule": "cosine", "ema__sigma_rel": 0.05, "batch_size": 256}
     distill = {f"distill__{name}": value for name, value in changes.items()}
     p = parsed(**distill, distill__steps=steps, runtime__log_every=100)
-    job = train.Job("distill", network, objective, Draws(), p.distill, exact, p.runtime)  # type: ignore[arg-type]
-    weights = train.train(job, Work("distill", "k", folder), str(folder / "log")).weights
+    job = loop.Job("distill", network, objective, Draws(), p.distill, exact, p.runtime)  # type: ignore[arg-type]
+    weights = loop.train(job, Work("distill", "k", folder), str(folder / "log")).weights
     network.load_state_dict(weights)
     return network
 
@@ -81,8 +83,8 @@ def build(conditioning: str) -> MLP:
 @torch.no_grad()
 def map_error(network: nn.Module, conditioning: str) -> float:
     x0, t = torch.randn(4096, 2, generator=torch.Generator().manual_seed(99)), torch.zeros(4096)
-    c = flow.c_cm(t, conditioning)
-    mapped = flow.endpoint(x0, t, network(x0, c.t, None, c.r))
+    c = path.c_cm(t, conditioning)
+    mapped = path.endpoint(x0, t, network(x0, c.t, None, c.r))
     return (mapped - LAW.flow_map(x0.double(), t.double(), t.double() + 1)).square().mean().sqrt().item()
 
 

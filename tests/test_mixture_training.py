@@ -16,14 +16,14 @@ import torch
 from oracle import Mixture
 from torch import Tensor, nn
 
-from facm import flow
-from facm.backbones.mlp import MLP
+from facm.flow import path
+from facm.flow.interface import Point, Progress
+from facm.flow.time import TimeSampler
+from facm.networks.backbones.mlp import MLP
 from facm.objectives.facm import FACM
 from facm.objectives.fm import FM
-from facm.passes import Passes
-from facm.point import Point, Progress
-from facm.schedules import TimeSampler
-from facm.student import Student
+from facm.training.passes import Passes
+from facm.training.student import Student
 
 MAP_BOUND, VELOCITY_BOUND = 0.4, 0.3
 LAW = Mixture()
@@ -46,7 +46,7 @@ def draw(objective: FM | FACM, generator: torch.Generator, num: int = 256) -> Po
     """A batch whose velocity is the exact one."""
     x0, x1 = torch.randn(num, 2, generator=generator), LAW.sample(num, generator)
     times = objective.times(torch.randn(num, objective.normals, generator=generator), TimeSampler(), Progress(1, 1))
-    x_t = flow.interpolate(x0, x1, times["t"])
+    x_t = path.interpolate(x0, x1, times["t"])
     return Point(x0=x0, x1=x1, x_t=x_t, y=None, times=times, velocity=lambda x, t, y: LAW.velocity(x, t))
 
 
@@ -55,14 +55,14 @@ def map_error(network: nn.Module) -> tuple[float, float]:
     """Distance of the one-step map, and of the identity, from the exact map of noise to data."""
     x0, t = torch.randn(4096, 2, generator=torch.Generator().manual_seed(99)), torch.zeros(4096)
     exact = LAW.flow_map(x0.double(), t.double(), t.double() + 1).float()
-    return rms(flow.endpoint(x0, t, network(x0, flow.c_cm(t, "expanded").t)) - exact), rms(x0 - exact)
+    return rms(path.endpoint(x0, t, network(x0, path.c_cm(t, "expanded").t)) - exact), rms(x0 - exact)
 
 
 @torch.no_grad()
 def velocity_error(network: nn.Module) -> float:
     """Distance of the network's answer at c_FM from the exact velocity, t as in training."""
     point = draw(FACM(), torch.Generator().manual_seed(98), 4096)
-    return rms(network(point.x_t, flow.c_fm(point.t, "expanded").t) - point.v)
+    return rms(network(point.x_t, path.c_fm(point.t, "expanded").t) - point.v)
 
 
 def rms(x: Tensor) -> float:

@@ -9,13 +9,14 @@ import yaml
 from miniature import student as student_of
 from oracle import Analytic, Gaussian, golden, golden_losses, golden_network
 
-from facm import flow, losses, objectives
-from facm.backbones.mlp import MLP
+from facm import objectives
+from facm.flow import losses, path
+from facm.flow.guidance import Guidance
+from facm.flow.interface import Point, Progress, Query
+from facm.flow.time import TimeSampler
+from facm.networks.backbones.mlp import MLP
 from facm.objectives.facm import FACM
 from facm.objectives.fm import FM
-from facm.point import Point, Progress, Query
-from facm.schedules import TimeSampler
-from facm.velocity import Guidance
 
 METHODS = ["dual", "func"]
 BASE = yaml.safe_load((Path(__file__).parents[1] / "presets" / "base.yaml").read_text())
@@ -23,7 +24,7 @@ SHARED = {name: BASE["distill"][name] for name in objectives.SHARED}
 
 
 def point_at(x0, x1, t, v=None, y=None, in_fm=None) -> Point:
-    x_t = flow.interpolate(x0, x1, t)
+    x_t = path.interpolate(x0, x1, t)
     v = x1 - x0 if v is None else v
     times = {"t": t} if in_fm is None else {"t": t, "in_fm": in_fm}
     return Point(x0=x0, x1=x1, x_t=x_t, y=y, times=times, velocity=lambda x, t, y: v)
@@ -50,11 +51,11 @@ def answers(F_fm, F_cm, dF_dt):
 def test_with_the_exact_average_velocity_the_residual_of_eq_11_and_the_cm_loss_vanish(conditioning, method):
     law, (x_t,) = Gaussian(), tensors(1, 5, 3)
     F, v, facm = student_of(lambda x, t, y, r: law.average_velocity(x, t), method), law.velocity(x_t, T), FACM()
-    c = flow.c_cm(T, conditioning)
+    c = path.c_cm(T, conditioning)
     ((v_bar, dv_bar),) = F(Query(x_t, c.t, None, c.r, dx=v, dt=1.0))
     assert facm.residual(v_bar, dv_bar, v, T).abs().max() < 1e-10
     assert facm.cm(v_bar, dv_bar, v, T).abs().max() < 1e-18
-    torch.testing.assert_close(flow.endpoint(x_t, T, v_bar), law.flow_map(x_t, T, torch.ones_like(T)))
+    torch.testing.assert_close(path.endpoint(x_t, T, v_bar), law.flow_map(x_t, T, torch.ones_like(T)))
 
 
 def test_with_the_exact_velocity_the_fm_loss_vanishes():
@@ -225,7 +226,7 @@ def test_fm_asks_its_fraction_of_the_samples_in_the_fm_format(conditioning):
         assert torch.equal(t, TimeSampler()(n[:, 0]))
         asked_fm = times["in_fm"]
         assert low <= asked_fm.double().mean() <= high
-        for want, rows in [(flow.c_fm(t, conditioning), asked_fm), (flow.c_cm(t, conditioning), ~asked_fm)]:
+        for want, rows in [(path.c_fm(t, conditioning), asked_fm), (path.c_cm(t, conditioning), ~asked_fm)]:
             assert torch.equal(c.t[rows], want.t[rows])
             assert c.r is want.r is None or torch.equal(c.r[rows], want.r[rows])
 
@@ -346,7 +347,7 @@ def published(conditioning: str, w: float) -> Guidance:
 def test_the_analytic_cases_of_the_published_code_are_met(conditioning, mode, w, total, cm, gradient, method):
     x0, x1, t, y = Analytic.batch()
     student = Analytic(torch.tensor([0.7, -0.4, 0.3, 0.2], dtype=torch.float64, requires_grad=True))
-    x_t, u, guidance = flow.interpolate(x0, x1, t), x1 - x0, published(conditioning, w)
+    x_t, u, guidance = path.interpolate(x0, x1, t), x1 - x0, published(conditioning, w)
     if mode == "distill":
         v = guidance.distilled(Analytic.teacher, x_t, t, y)
     else:
@@ -372,7 +373,7 @@ def test_the_losses_and_all_gradients_of_the_published_code_are_met(case, method
     conditioning = {"expanded": "expanded", "aux": "auxiliary"}[folder]
     guidance = published(conditioning, 1.0 if "nocfg" in case else 1.75)
     network = golden_network(folder, "student").train()
-    x_t = flow.interpolate(x0, x1, t)
+    x_t = path.interpolate(x0, x1, t)
     if "distill" in case:
         v = guidance.distilled(golden_network(folder, "teacher"), x_t, t, y)
     else:
@@ -393,8 +394,8 @@ def test_the_losses_and_all_gradients_of_the_published_code_are_met(case, method
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("folder", "conditioning"), [("expanded", "expanded"), ("aux", "auxiliary")])
 def test_the_students_value_and_total_derivative_are_the_published_ones(folder, conditioning, method):
-    g, c = golden(), flow.c_cm(golden()["t"], conditioning)
-    x_t, v = flow.interpolate(g["x0"], g["x1"], g["t"]), g[f"{folder}/v_cfg"]
+    g, c = golden(), path.c_cm(golden()["t"], conditioning)
+    x_t, v = path.interpolate(g["x0"], g["x1"], g["t"]), g[f"{folder}/v_cfg"]
     student = student_of(golden_network(folder, "student"), method)
     ((F_cm, dF_dt),) = student(Query(x_t, c.t, g["y"], c.r, dx=v, dt=1.0))
     for got, want in [(F_cm, g[f"{folder}/F_cm"]), (dF_dt, g[f"{folder}/dFdt"])]:

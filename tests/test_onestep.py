@@ -13,8 +13,10 @@ from exporting import write_variant
 from miniature import CONSTANTS, write_checkpoint, write_latents
 
 import facm
-from facm import backbones, checkpoint, export, onestep, samplers
-from facm.generator import Generator
+from facm import samplers
+from facm.export import __main__, onnx
+from facm.inference.generator import Generator
+from facm.networks import backbones, checkpoint
 
 pytestmark = [
     pytest.mark.slow,
@@ -57,9 +59,9 @@ def test_the_graph_draws_what_the_student_draws(case: tuple[str, str, bool], fol
     import onnxruntime
 
     student = facm.load(folder / "-".join(map(str, case)))
-    assert onestep.write(tmp_path, student) <= onestep.TOLERANCE
-    assert [path.name for path in tmp_path.iterdir()] == [onestep.FILE]
-    session = onnxruntime.InferenceSession(tmp_path / onestep.FILE)
+    assert onnx.write(tmp_path, student) <= onnx.TOLERANCE
+    assert [path.name for path in tmp_path.iterdir()] == [onnx.FILE]
+    session = onnxruntime.InferenceSession(tmp_path / onnx.FILE)
     labels = [0, 2, 1, 0, 2] if student.config.num_classes else None
     given = {"noise": samplers.noise(0, range(5), 1, student.config.shape)[0].float().numpy()}
     given |= {} if labels is None else {"labels": np.array(labels)}
@@ -73,26 +75,26 @@ def test_the_graph_draws_what_the_student_draws(case: tuple[str, str, bool], fol
 
 
 def test_a_graph_that_answers_otherwise_leaves_no_file(folder: Path, tmp_path: Path, monkeypatch) -> None:
-    right = onestep.c_cm
-    monkeypatch.setattr(onestep, "c_cm", lambda t, conditioning: right(t + 0.5, conditioning))
-    with pytest.raises(onestep.OnnxError, match=r"the graph of mlp differs from torch by .*, not 0.0001"):
-        onestep.write(tmp_path, Generator.load(folder / "mlp-none-False"))
+    right = onnx.c_cm
+    monkeypatch.setattr(onnx, "c_cm", lambda t, conditioning: right(t + 0.5, conditioning))
+    with pytest.raises(onnx.OnnxError, match=r"the graph of mlp differs from torch by .*, not 0.0001"):
+        onnx.write(tmp_path, Generator.load(folder / "mlp-none-False"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_network_that_cannot_be_exported_is_named(folder: Path, tmp_path: Path, monkeypatch) -> None:
-    right = onestep.c_cm
-    monkeypatch.setattr(onestep, "c_cm", lambda t, name: right(t if bool(t.sum() > -1) else t + 1, name))
-    with pytest.raises(onestep.OnnxError, match="mlp cannot be exported to ONNX: "):
-        onestep.write(tmp_path, Generator.load(folder / "mlp-none-False"))
+    right = onnx.c_cm
+    monkeypatch.setattr(onnx, "c_cm", lambda t, name: right(t if bool(t.sum() > -1) else t + 1, name))
+    with pytest.raises(onnx.OnnxError, match="mlp cannot be exported to ONNX: "):
+        onnx.write(tmp_path, Generator.load(folder / "mlp-none-False"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_export_has_its_graph_in_it(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    export.export(folder / "student", out, onnx=True)
-    assert [path.name for path in (out / "onnx").iterdir()] == [onestep.FILE]
-    written = (out / "onnx" / onestep.FILE).read_bytes()
+    __main__.export(folder / "student", out, onnx=True)
+    assert [path.name for path in (out / "onnx").iterdir()] == [onnx.FILE]
+    written = (out / "onnx" / onnx.FILE).read_bytes()
     assert str(Path(__file__).parents[1]).encode() not in written, "no path of the machine that exported"
     assert checkpoint.read_config(folder / "student").sha256.encode() in written
     card = (out / "README.md").read_text()
@@ -103,10 +105,10 @@ session = onnxruntime.InferenceSession(sys.argv[1])
 print(session.run(None, {"noise": numpy.zeros((2, 3, 4, 4), "float32"), "labels": numpy.array([0, 1])})[0].shape)
 print("torch" in sys.modules)
 """
-    command = [sys.executable, "-c", code, str(out / "onnx" / onestep.FILE)]
+    command = [sys.executable, "-c", code, str(out / "onnx" / onnx.FILE)]
     assert subprocess.run(command, capture_output=True, text=True).stdout == "(2, 3, 4, 4)\nFalse\n"
 
 
 def test_a_teacher_has_none(folder: Path) -> None:
-    with pytest.raises(onestep.OnnxError, match="its samplers are euler, heun, dpmpp, edm"):
-        onestep.write(folder, facm.load(folder / "teacher"))
+    with pytest.raises(onnx.OnnxError, match="its samplers are euler, heun, dpmpp, edm"):
+        onnx.write(folder, facm.load(folder / "teacher"))

@@ -45,7 +45,7 @@ runtime:
 TRAIN = """\
 import os, torch, facm
 from facm import backbones
-from facm.derivative import total_derivative
+from facm.flow.derivative import total_derivative
 from facm.launch import main
 
 assert facm.__file__.startswith(os.getcwd()), facm.__file__

@@ -10,10 +10,10 @@ import torch
 import yaml
 from miniature import ROOT, plain
 
-from facm import params
-from facm.batch import seeded
-from facm.params import ParamsError, Range
-from facm.samplers import noise
+from facm.flow import noise
+from facm.runtime import params
+from facm.runtime.params import ParamsError, Range
+from facm.training.batch import seeded
 
 LISTED = ("backbones", "objectives", "preconds")  # blocks that the class which they are for checks
 

@@ -9,9 +9,10 @@ from miniature import NETWORK, parsed, randomised
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
-from facm import backbones, train
-from facm.backbones.blocks import Modulation, RMSNorm, TimeEmbedder
-from facm.passes import Passes, Plan, Question, prepare
+from facm.networks import backbones
+from facm.networks.layers.blocks import Modulation, RMSNorm, TimeEmbedder
+from facm.training import loop
+from facm.training.passes import Passes, Plan, Question, prepare
 
 KEYS = torch.arange(4) + 1
 
@@ -109,4 +110,4 @@ def test_all_blocks_share_their_compiled_code(dropout: float, monkeypatch) -> No
 
 def test_every_field_of_a_plan_is_a_key_of_train_in_params() -> None:
     block = parsed().train
-    assert train.plan_of(block) == Plan(**dataclasses.asdict(block)) == Plan()
+    assert loop.plan_of(block) == Plan(**dataclasses.asdict(block)) == Plan()

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from facm import features, files
-from facm.data import Images
-from facm.features import pictures_cnn
-from facm.features.pictures_cnn import PicturesCNN
+from facm.data.images.images import Images
+from facm.networks import features
+from facm.networks.features import pictures_cnn
+from facm.networks.features.pictures_cnn import PicturesCNN
+from facm.runtime import files
 
 
 def striped(num: int, side: int = 16, wide: int | None = None, seed: int = 0) -> Images:

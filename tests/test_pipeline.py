@@ -164,14 +164,14 @@ def test_a_new_objective_makes_nothing_stale(built: Clone) -> None:
 
 
 def test_edits_of_the_log_and_of_the_saving_interval_make_nothing_stale(built: Clone) -> None:
-    built.append("facm/log.py", "\n# edited\n")
+    built.append("facm/runtime/log.py", "\n# edited\n")
     built.set("runtime.save_every", "7")
     built.set("runtime.log_every", "7")
     assert ran(built.dvc("repro", "--dry")) == []
 
 
 def test_an_edit_of_the_losses_makes_both_trainings_stale(built: Clone) -> None:
-    built.append("facm/losses.py", "\n# edited\n")
+    built.append("facm/flow/losses.py", "\n# edited\n")
     assert ran(built.dvc("repro", "--allow-missing", "--dry")) == ["teacher", "distill"]
 
 
@@ -186,7 +186,7 @@ def test_an_unpulled_clone_tells_whether_the_lock_matches(built: Clone, tmp_path
     built.git("clone", "--quiet", ".", str(tmp_path / "unpulled"))
     unpulled = Clone(tmp_path / "unpulled")
     assert ran(unpulled.dvc("repro", "--allow-missing", "--dry")) == []
-    unpulled.append("facm/losses.py", "\n# edited\n")
+    unpulled.append("facm/flow/losses.py", "\n# edited\n")
     output = unpulled.dvc("repro", "--allow-missing", "--dry", fails=True)
     assert "failed to reproduce 'teacher'" in output  # DVC would run it, but has no data/latents
 

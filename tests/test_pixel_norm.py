@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from facm import backbones
-from facm.backbones.blocks import FinalLayer, Modulation
-from facm.backbones.pixel_norm import pixel_norm
-from facm.derivative import total_derivative
-from facm.dual import Dual
-from facm.passes import Plan, Question, prepare
+from facm.flow.derivative import total_derivative
+from facm.flow.dual import Dual
+from facm.networks import backbones
+from facm.networks.layers.blocks import FinalLayer, Modulation
+from facm.networks.layers.pixel_norm import pixel_norm
+from facm.training.passes import Plan, Question, prepare
 
 SIZES = {
     "lightningdit": ({"patch_size": 2, "hidden": 16, "depth": 2, "heads": 2}, (2, 4, 4)),

@@ -10,12 +10,13 @@ from miniature import MIXTURE, truncate, write_params
 from PIL import Image
 
 import facm
-from facm import picture
-from facm.data import Images, kind, mixture
-from facm.data.latents import LatentSet
-from facm.evaluate import map_error
-from facm.reference import Reference
-from facm.samples import load_samples, save_arrays
+from facm.data.datasets import mixture
+from facm.data.images.images import Images, kind
+from facm.data.latents.store import LatentSet
+from facm.inference import grid
+from facm.inference.samples import load_samples, save_arrays
+from facm.metrics.reference import Reference
+from facm.metrics.scores import map_error
 from stages import baseline, distill, evaluate, latents, reference, sample, teacher
 
 SMALL = MIXTURE | {"latents__shard_size": 150, "reference__num": 20, "baseline__w": 1.0, "distill__w": 1.0}
@@ -87,12 +88,12 @@ def test_the_archive_holds_points_in_the_datas_units_and_the_error_is_theirs(mad
 def test_points_are_plotted(made: Path) -> None:
     for path in ("data/samples/grid_nfe1.png", "data/baseline/grid_teacher.png"):
         with Image.open(path) as plot:
-            assert plot.size == (picture.PLOT_SIDE, picture.PLOT_SIDE) and plot.mode == "L"
+            assert plot.size == (grid.PLOT_SIDE, grid.PLOT_SIDE) and plot.mode == "L"
 
 
 def test_a_plot_has_its_points_where_they_lie_upwards() -> None:
     points = np.array([[0.51, 0.51], [-0.51, 0.51], [-0.51, 0.51], [0.31, -0.91], [np.nan, 0.0]], np.float32)
-    pixels, side = np.asarray(picture.scatter(points)), picture.PLOT_SIDE
+    pixels, side = np.asarray(grid.scatter(points)), grid.PLOT_SIDE
 
     def at(x: float, y: float) -> int:
         return int(pixels[int((1 - y) / 2 * side), int((1 + x) / 2 * side)])
@@ -104,10 +105,10 @@ def test_a_plot_has_its_points_where_they_lie_upwards() -> None:
 def test_a_plot_reaches_to_the_next_whole_number() -> None:
     def column_of_first(other: float) -> int:
         points = np.array([[1.5, 0.0]] * 20 + [[other, 0.0]] * 20, np.float32)
-        return int((np.asarray(picture.scatter(points)) < 255).any(0).nonzero()[0][-1])
+        return int((np.asarray(grid.scatter(points)) < 255).any(0).nonzero()[0][-1])
 
-    assert column_of_first(-1.9) == column_of_first(-0.1) == picture.PLOT_SIDE * 7 // 8
-    assert column_of_first(-2.1) == picture.PLOT_SIDE * 3 // 4
+    assert column_of_first(-1.9) == column_of_first(-0.1) == grid.PLOT_SIDE * 7 // 8
+    assert column_of_first(-2.1) == grid.PLOT_SIDE * 3 // 4
 
 
 def test_archives_of_points_are_read_in_parts_and_damage_is_told(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ import torch
 from miniature import write_params
 from safetensors.torch import load_file, save_file
 
-from facm import data
-from facm.data.latents import LatentSet
-from facm.data.precomputed import Precomputed
-from facm.files import sha256
+from facm.data import datasets
+from facm.data.datasets.precomputed import Precomputed
+from facm.data.latents.store import LatentSet
+from facm.runtime.files import sha256
 from stages import latents
 
 
@@ -62,7 +62,7 @@ def test_shards_and_statistics_are_taken_over_as_they_are(root: Path) -> None:
     assert found.mean.tolist() == [1, 2, 3] and found.std.tolist() == [4, 5, 6]
     for given, taken in zip(map(load_file, paths), found.shards, strict=True):
         assert all(torch.equal(given[name], taken[name]) for name in ("latents", "latents_flip", "labels"))
-    assert found.fingerprint == data.fingerprint("precomputed", root) and found.dataset == "precomputed"
+    assert found.fingerprint == datasets.fingerprint("precomputed", root) and found.dataset == "precomputed"
     flips = torch.tensor([False, True])
     x1, y = found.batch(torch.tensor([6, 6]), flips)
     given = load_file(paths[1])
@@ -78,11 +78,11 @@ def test_flips_and_labels_are_left_behind_where_they_are_not_wanted(root: Path) 
 
 
 def test_the_fingerprint_moves_with_a_shard_and_with_the_statistics(root: Path) -> None:
-    before = data.fingerprint("precomputed", root)
+    before = datasets.fingerprint("precomputed", root)
     torch.save({"mean": torch.zeros(1, 3, 1, 1), "std": torch.ones(1, 3, 1, 1)}, root / "latents_stats.pt")
-    other = data.fingerprint("precomputed", root)
+    other = datasets.fingerprint("precomputed", root)
     shard(root / "latents_rank00_shard001.safetensors", 4, first=99)
-    assert len({before, other, data.fingerprint("precomputed", root)}) == 3
+    assert len({before, other, datasets.fingerprint("precomputed", root)}) == 3
     with pytest.raises(ValueError, match="data.fingerprint: pinned is"):
         taken_over(root, data__fingerprint=before)
 
@@ -132,7 +132,7 @@ def test_a_folder_without_shards_or_statistics_and_a_wrong_codec_are_refused(roo
     with pytest.raises(ValueError, match=r"has no latents_stats.pt: put that of the latents' teacher there"):
         taken_over(root)
     with pytest.raises(ValueError, match="has no file latents_rank"):
-        data.load("precomputed", tmp_path, "train")
+        datasets.load("precomputed", tmp_path, "train")
 
 
 def test_lost_ranks_and_lost_ends_of_ranks_are_refused(root: Path) -> None:
@@ -176,4 +176,4 @@ def test_a_shard_that_is_missing_and_values_that_are_not_finite_are_refused(root
 
 def test_it_has_no_pictures(root: Path) -> None:
     with pytest.raises(ValueError, match="'precomputed' has latents and no pictures"):
-        data.load("precomputed", root, "train")
+        datasets.load("precomputed", root, "train")

@@ -11,14 +11,17 @@ from miniature import SHALLOW, UNET, Points, parsed, plain, randomised, write_ch
 from torch import Tensor, nn
 
 import facm
-from facm import backbones, check, checkpoint, preconds, source, train
-from facm.checkpoint import CheckpointError
-from facm.derivative import METHODS, total_derivative
+from facm import check
+from facm.flow.derivative import METHODS, total_derivative
+from facm.flow.guidance import Guidance
+from facm.networks import backbones, checkpoint, preconds
+from facm.networks.checkpoint import CheckpointError
+from facm.networks.preconds import ddpm, simple_edm
 from facm.objectives.facm import FACM
-from facm.passes import Plan, Question, prepare
-from facm.preconds import ddpm, simple_edm
-from facm.velocity import Guidance
-from facm.work import Work
+from facm.runtime.resume import Work
+from facm.training import loop as train
+from facm.training import target_velocity
+from facm.training.passes import Plan, Question, prepare
 
 NAMES = [name for name in preconds.PRECONDS if name != "none"]
 UNIT = {"mean": [0.0, 0.0], "std": [1.0, 1.0]}
@@ -279,7 +282,7 @@ def test_two_steps_of_facm_move_every_weight(name: str, backbone: str, condition
         return preconds.build(name, {}, randomised(network, seed), **units)
 
     objective = FACM(conditioning=conditioning)
-    velocity = source.teacher(built(1), Guidance(w=2.0, null=3, conditioning="plain"))
+    velocity = target_velocity.teacher(built(1), Guidance(w=2.0, null=3, conditioning="plain"))
     network = built(0, conditioning == "auxiliary")
     before = {key: weight.clone() for key, weight in network.named_parameters()}
     p = parsed(distill__steps=2, runtime__log_every=2)
@@ -355,7 +358,7 @@ def test_what_cannot_be_built_is_refused_with_value_rule_and_place(name, constan
 
 
 def test_params_yaml_is_checked_before_any_work() -> None:
-    from facm.params import parse
+    from facm.runtime.params import parse
 
     for changes, message in [
         ({"backbone__precond": "edn"}, "backbone.precond: unknown 'edn'"),

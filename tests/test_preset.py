@@ -10,8 +10,9 @@ import yaml
 from miniature import ROOT
 from ruamel.yaml import YAML
 
-from facm import params, preset
+from facm import preset
 from facm.preset import PresetError
+from facm.runtime import params
 
 BASE = """\
 # The base.

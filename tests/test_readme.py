@@ -22,7 +22,8 @@ from clone import make, ran
 from documents import Block, among, fenced, run
 from miniature import ROOT, write_checkpoint, write_latents
 
-from facm import check, params, preset
+from facm import check, preset
+from facm.runtime import params
 
 README = (ROOT / "README.md").read_text()
 BASE = yaml.safe_load((ROOT / "presets/base.yaml").read_text())

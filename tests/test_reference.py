@@ -14,15 +14,17 @@ from torch import Tensor
 
 import stages.evaluate
 import stages.reference
-from facm import data, evaluate, frechet, seen
-from facm.archive import Archive
-from facm.data import Images
-from facm.evaluate import score
-from facm.files import sha256
-from facm.frechet import frechet_distance, statistics
-from facm.generator import balanced_labels
-from facm.reference import Reference, build
-from facm.samples import save_arrays
+from facm.data import datasets
+from facm.data.images.images import Images
+from facm.inference.generator import balanced_labels
+from facm.inference.samples import save_arrays
+from facm.metrics import extract, frechet
+from facm.metrics import scores as evaluate
+from facm.metrics.frechet import frechet_distance, statistics
+from facm.metrics.published import Archive
+from facm.metrics.reference import Reference, build
+from facm.metrics.scores import score
+from facm.runtime.files import sha256
 
 PLAIN = {"kid", "precision", "recall"}
 
@@ -30,8 +32,8 @@ PLAIN = {"kid", "precision", "recall"}
 @pytest.fixture(autouse=True)
 def networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks without weights in place of the published ones."""
-    monkeypatch.setattr("facm.reference.network_class", NETWORKS.__getitem__)
-    monkeypatch.setattr("facm.features.find_weights", list)
+    monkeypatch.setattr("facm.metrics.reference.network_class", NETWORKS.__getitem__)
+    monkeypatch.setattr("facm.networks.features.find_weights", list)
 
 
 def pictures(num: int, seed: int = 0) -> Tensor:
@@ -122,8 +124,8 @@ def test_too_few_pictures_for_precision_and_recall_are_refused_before_networks_a
 def test_too_many_pictures_for_copies_are_refused_before_networks_are_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("facm.reference.PICTURES_GIB", 1e-8)
-    monkeypatch.setattr("facm.reference.network_class", lambda name: pytest.fail("a network was made first"))
+    monkeypatch.setattr("facm.metrics.reference.PICTURES_GIB", 1e-8)
+    monkeypatch.setattr("facm.metrics.reference.network_class", lambda name: pytest.fail("a network was made first"))
     with pytest.raises(
         ValueError, match=r"params.yaml, evaluate.copies: there are no train pictures here, or more than"
     ):
@@ -174,7 +176,7 @@ def test_scores_do_not_depend_on_how_many_pictures_are_looked_at_in_one_go(
     reference = Reference.of(split(90), features="inception", also=["dinov2"], seed=0)
     scores = []
     for size in (7, 21, 1000):
-        monkeypatch.setattr(seen, "PICTURES", size)
+        monkeypatch.setattr(extract, "PICTURES", size)
         scores.append(score(pictures(60, 2), None, reference, kid_subsets=1))
     assert scores[0] == scores[1] == scores[2]
 
@@ -207,7 +209,7 @@ def test_the_stages_score_against_a_published_reference_under_several_networks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    threads, train = torch.get_num_threads(), data.load("digits", None, "train")
+    threads, train = torch.get_num_threads(), datasets.load("digits", None, "train")
     published = archive(tmp_path / "r.npz", train.images[:50], train.images)
     write_params(
         tmp_path,

@@ -8,8 +8,9 @@ import torch
 from miniature import write_checkpoint, write_latents
 
 import facm
-from facm import refine, samplers
-from facm.generator import Generator, balanced_labels
+from facm import samplers
+from facm.export import frames
+from facm.inference.generator import Generator, balanced_labels
 
 NUM, SEED = 3, 2
 
@@ -44,7 +45,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Generator:
 def test_the_frames_begin_with_noise_and_end_with_what_is_drawn(name, fields, count: int, student, teacher) -> None:
     drawing: Generator = teacher if "w" in fields else student
     sampler, y = drawing.sampler(name, **fields), balanced_labels(NUM, 3)
-    shown, nfe = refine.frames(drawing, sampler, y, NUM, SEED)
+    shown, nfe = frames.frames(drawing, sampler, y, NUM, SEED)
     images, counted = drawing.draw(sampler, y, NUM, SEED)
     assert len(shown) == count and nfe == counted
     assert np.array_equal(shown[-1], images), "bit for bit: the sampler itself drew them"
@@ -58,7 +59,7 @@ def test_euler_s_states_are_the_points_of_its_rule(teacher: Generator) -> None:
     y = balanced_labels(NUM, 3)
     sampler = teacher.sampler("euler", steps=3, w=2.0)
     x = samplers.noise(SEED, range(NUM), 1, teacher.config.shape)[0]
-    shown, _ = refine.frames(teacher, sampler, y, NUM, SEED)
+    shown, _ = frames.frames(teacher, sampler, y, NUM, SEED)
     for i, frame in enumerate(shown):
         assert np.array_equal(frame, teacher.decode(x.float())), i
         if i < 3:
@@ -67,7 +68,7 @@ def test_euler_s_states_are_the_points_of_its_rule(teacher: Generator) -> None:
 
 def test_a_jump_s_end_is_what_one_evaluation_less_draws(student: Generator) -> None:
     y = balanced_labels(NUM, 3)
-    shown, _ = refine.frames(student, student.sampler("consistency", nfe=2), y, NUM, SEED)
+    shown, _ = frames.frames(student, student.sampler("consistency", nfe=2), y, NUM, SEED)
     images, _ = student.draw(student.sampler("consistency", nfe=1), y, NUM, SEED)
     assert np.abs(shown[1].astype(int) - images).max() <= 1, "kept in float32"
     assert torch.is_tensor(y)

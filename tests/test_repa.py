@@ -10,19 +10,24 @@ from miniature import NETWORK, SCRATCH, parsed, randomised, write_latents, write
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from facm import backbones, check, checkpoint, dist, encoder, flow, repa, source, train
-from facm.backbones.repa import make_projector
-from facm.batch import Batch, share
-from facm.data import tokens
-from facm.data.latents import LatentSet
-from facm.data.tokens import TokenSet
-from facm.files import sha256
+from facm import check
+from facm.data.latents import encoder, tokens
+from facm.data.latents.store import LatentSet
+from facm.data.latents.tokens import TokenSet
+from facm.flow import path as flow
+from facm.flow.interface import Point, Progress
+from facm.flow.time import TimeSampler
+from facm.networks import backbones, checkpoint
+from facm.networks.backbones.repa import make_projector
 from facm.objectives.fm import FM
-from facm.passes import Plan, Question, prepare
-from facm.point import Point, Progress
-from facm.schedules import TimeSampler
-from facm.step import Step
-from facm.work import Work
+from facm.runtime import dist
+from facm.runtime.files import sha256
+from facm.runtime.resume import Work
+from facm.training import loop as train
+from facm.training import repa, target_velocity
+from facm.training.batch import Batch, share
+from facm.training.passes import Plan, Question, prepare
+from facm.training.step import Step
 
 REPA = NETWORK | {"depth": 2, "encoder_depth": 1, "projector_width": 8, "features": 6}
 FINGERPRINT = "f" * 64
@@ -158,7 +163,9 @@ def loop(folder: Path, network: nn.Module, plan: Plan, **changes: Any) -> train.
     p = parsed(**({"teacher__steps": 8, "teacher__batch_size": 8} | changes))
     found = find(folder / "latents")
     objective = repa.aligned(FM(), network, found)
-    job = train.Job("teacher", network, objective, latents, p.teacher, source.data(), p.runtime, plan, tokens=found)
+    job = train.Job(
+        "teacher", network, objective, latents, p.teacher, target_velocity.data(), p.runtime, plan, tokens=found
+    )
     return train._Loop(job, Work("teacher", "k", folder), str(folder / "log"))
 
 
@@ -188,7 +195,9 @@ def gradients(plan: Plan, *, size: int = 6) -> dict[str, Tensor]:
     torch.manual_seed(3)
     x0, x1, seen = torch.randn(size, 1, 4, 4), torch.randn(size, 1, 4, 4), torch.randn(size, 4, 6)
     batch = Batch(x0, x1, torch.arange(size) % 4, torch.randn(size, 2), None, size, seen)
-    step = Step(prepare(network(), plan), repa.Aligned(FM(), 0.5), source.data(), TimeSampler("uniform"), plan, null=3)
+    step = Step(
+        prepare(network(), plan), repa.Aligned(FM(), 0.5), target_velocity.data(), TimeSampler("uniform"), plan, null=3
+    )
     step.gradients(batch.rows(share(size, dist.rank(), dist.world_size())), Progress(1, 2))
     return {name: dist.whole(p.grad, everywhere=True) for name, p in step.student.passes.network.named_parameters()}
 

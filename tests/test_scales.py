@@ -12,12 +12,15 @@ import yaml
 from foreign import edm_pickle, release_file, transformer_file
 from miniature import NETWORK, ROOT, UNET, randomised, write_latents
 
-from facm import backbones, check, checkpoint, codecs, convert, params, preset
-from facm.codecs.sd_vae import SdVae
-from facm.codecs.va_vae import VaVae
-from facm.data import tokens
-from facm.data.latents import LatentSet
-from facm.params import Params
+from facm import check, convert, preset
+from facm.data import codecs
+from facm.data.codecs.sd_vae import SdVae
+from facm.data.codecs.va_vae import VaVae
+from facm.data.latents import tokens
+from facm.data.latents.store import LatentSet
+from facm.networks import backbones, checkpoint
+from facm.runtime import params
+from facm.runtime.params import Params
 from stages import distill, import_teacher, teacher
 
 TRAINED = [  # a teacher and a student, or a student from scratch

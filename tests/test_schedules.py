@@ -6,8 +6,8 @@ import pytest
 import torch
 from oracle import golden, normal_grid, uniform_grid
 
-from facm import schedules
-from facm.schedules import TimeSampler, weighting
+from facm.flow import time
+from facm.flow.time import TimeSampler, weighting
 
 
 def test_eq_20_gives_the_published_times():
@@ -52,13 +52,13 @@ def test_the_weightings_are_those_of_table_4():
 
 def test_the_shift_keeps_the_ends_and_is_the_identity_at_0_and_1():
     t = torch.linspace(0, 1, 11, dtype=torch.float64)
-    assert torch.equal(schedules.shift(t, 0), t)
-    torch.testing.assert_close(schedules.shift(t, 1.0), t)
-    shifted = schedules.shift(t, 0.3)
+    assert torch.equal(time.shift(t, 0), t)
+    torch.testing.assert_close(time.shift(t, 1.0), t)
+    shifted = time.shift(t, 0.3)
     assert shifted[0] == 0
     assert shifted[-1] == 1
     assert (shifted[1:-1] < t[1:-1]).all()
-    torch.testing.assert_close(schedules.shift(shifted, 1 / 0.3), t)
+    torch.testing.assert_close(time.shift(shifted, 1 / 0.3), t)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_the_shift_keeps_the_ends_and_is_the_identity_at_0_and_1():
         (lambda: weighting("poly", 0.5), r"params.yaml, distill.alpha: 'poly' is not one of one, power, cos"),
         (lambda: weighting("poly", 0.5, "distill.beta"), r"distill.beta"),
         (lambda: weighting("power", -1.0), r"params.yaml, distill.p: -1.0 must be above 0"),
-        (lambda: schedules.shift(torch.zeros(1), -1), r"shift: -1 must not be negative"),
+        (lambda: time.shift(torch.zeros(1), -1), r"shift: -1 must not be negative"),
     ],
 )
 def test_wrong_names_and_constants_are_refused_with_list_and_place(call, message):
@@ -82,17 +82,17 @@ def test_wrong_names_and_constants_are_refused_with_list_and_place(call, message
 
 def test_sigma_and_time_are_each_others_inverse():
     t = torch.linspace(0.01, 1, 50, dtype=torch.float64)
-    torch.testing.assert_close(schedules.time_of(schedules.sigma_of(t)), t)
+    torch.testing.assert_close(time.time_of(time.sigma_of(t)), t)
     n = torch.linspace(-3, 3, 31, dtype=torch.float64)
-    levels = schedules.time_of(torch.exp(-1.1 + 2.0 * n))  # the log-normal noise level of EDM, ECT
-    torch.testing.assert_close(levels, schedules.logit_normal(n, -1.1, 2.0))
+    levels = time.time_of(torch.exp(-1.1 + 2.0 * n))  # the log-normal noise level of EDM, ECT
+    torch.testing.assert_close(levels, time.logit_normal(n, -1.1, 2.0))
 
 
 def test_karras_levels_fall_evenly_in_the_seventh_root():
-    levels = schedules.karras(18)
+    levels = time.karras(18)
     assert levels[0].item() == pytest.approx(80) and levels[-1].item() == pytest.approx(0.002)
     torch.testing.assert_close(
         (levels ** (1 / 7)).diff(), torch.full((17,), (0.002 ** (1 / 7) - 80 ** (1 / 7)) / 17).double()
     )
     with pytest.raises(ValueError, match="num 1 must be at least 2"):
-        schedules.karras(1)
+        time.karras(1)

@@ -10,13 +10,15 @@ import torch
 from fakes import NETWORKS
 from miniature import write_checkpoint, write_params
 
-from facm import data, dist, ends, frechet, log, seen
-from facm import reference as reference_module
-from facm.data import Images
-from facm.data.latents import LatentSet
-from facm.evaluate import score
-from facm.features import digits_cnn
-from facm.files import sha256
+from facm.data import datasets
+from facm.data.images.images import Images
+from facm.data.latents.store import LatentSet
+from facm.metrics import extract, frechet, trivial_baselines
+from facm.metrics import reference as reference_module
+from facm.metrics.scores import score
+from facm.networks.features import digits_cnn
+from facm.runtime import dist, log
+from facm.runtime.files import sha256
 from stages import baseline, latents, reference, sample
 from stages import evaluate as evaluation
 
@@ -35,7 +37,7 @@ STAGES = (latents, reference, baseline, sample, evaluation)
 def run_stages(folder: Path) -> None:
     """Run the five stages in a folder that has params and checkpoints, with quick feature networks."""
     os.chdir(folder)
-    digits_cnn.EPOCHS, digits_cnn.DigitsCNN.batch, seen.PICTURES = 1, 100, 300
+    digits_cnn.EPOCHS, digits_cnn.DigitsCNN.batch, extract.PICTURES = 1, 100, 300
     dist.teardown = lambda: None  # the stages follow one another in one group
     log.say = lambda message: None
     for stage in STAGES:
@@ -52,13 +54,13 @@ def made(folder: Path) -> dict[Path, str]:
 
 def fake_scores() -> tuple[dict[str, float], list[float]]:
     """Scores of 100 pictures under networks with all views, in chunks of 32, and levels of the ends of the scale."""
-    frechet.CHUNK, seen.PICTURES, reference_module.network_class = 32, 14, NETWORKS.__getitem__
-    ends.VALUES = 12 * 20
+    frechet.CHUNK, extract.PICTURES, reference_module.network_class = 32, 14, NETWORKS.__getitem__
+    trivial_baselines.VALUES = 12 * 20
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (190, 2, 2, 3), generator=generator, dtype=torch.uint8)
     train = Images(images[:90], None, 0)
     made = reference_module.Reference.of(train, features="inception", seed=0, also=["dinov2"])
-    of_train = ends.Ends.of(train)
+    of_train = trivial_baselines.Ends.of(train)
     levels = [*of_train.means.flatten().tolist(), *of_train.mean.tolist(), *of_train.std.tolist()]
     return score(images[90:], None, made, kid_subsets=1, copies=False), levels
 
@@ -76,10 +78,10 @@ def shares(folder: Path) -> None:
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process makes, teacher and student with random weights."""
     folder, before = tmp_path_factory.mktemp("one"), Path.cwd()
-    write_params(folder, **SIZES, data__fingerprint=data.fingerprint("digits", None))
+    write_params(folder, **SIZES, data__fingerprint=datasets.fingerprint("digits", None))
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
-        for module, name in ((digits_cnn, "EPOCHS"), (seen, "PICTURES"), (dist, "teardown"), (log, "say")):
+        for module, name in ((digits_cnn, "EPOCHS"), (extract, "PICTURES"), (dist, "teardown"), (log, "say")):
             patched.setattr(module, name, getattr(module, name))  # put back afterwards
         patched.setattr(digits_cnn.DigitsCNN, "batch", 100)
         latents.main()
@@ -115,7 +117,12 @@ def test_each_piece_is_done_once_and_arrives_in_order_on_rank_0(tmp_path: Path) 
     assert told[0][1] == [(number, number % 3) for number in range(7)] and told[1][1] == told[2][1] == []
     assert {from_main for _, _, from_main, _ in told} == {"rank 0"}
     with pytest.MonkeyPatch.context() as patched:
-        changed = ((frechet, "CHUNK"), (seen, "PICTURES"), (reference_module, "network_class"), (ends, "VALUES"))
+        changed = (
+            (frechet, "CHUNK"),
+            (extract, "PICTURES"),
+            (reference_module, "network_class"),
+            (trivial_baselines, "VALUES"),
+        )
         for module, name in changed:
             patched.setattr(module, name, getattr(module, name))  # put back afterwards
         expected, levels = fake_scores()

@@ -15,9 +15,11 @@ from miniature import ROOT, SCRATCH, plain, write_checkpoint, write_latents, wri
 from safetensors.torch import load_file, save_file
 
 import facm
-from facm import checkpoint, params, train
-from facm.data.latents import LatentSet
-from facm.samples import load_samples
+from facm.data.latents.store import LatentSet
+from facm.inference.samples import load_samples
+from facm.networks import checkpoint
+from facm.runtime import params
+from facm.training import loop as train
 from stages import baseline, distill, evaluate, sample, teacher
 
 

@@ -11,10 +11,10 @@ import torch
 from miniature import truncate, write_checkpoint, write_latents, write_params
 
 from facm import check, launch
-from facm.data import fingerprint
-from facm.data.latents import LatentSet
-from facm.params import ParamsError
-from facm.work import Busy, Work
+from facm.data.datasets import fingerprint
+from facm.data.latents.store import LatentSet
+from facm.runtime.params import ParamsError
+from facm.runtime.resume import Busy, Work
 from stages import baseline, distill, evaluate, latents, reference, report, sample, teacher
 
 STAGES = {
@@ -118,7 +118,7 @@ def test_a_data_set_that_has_changed_is_refused(stage, here: Path) -> None:
 
 
 def test_a_published_reference_is_checked_before_any_work(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("facm.data.admit", lambda *_: pytest.fail("the data set was read first"))
+    monkeypatch.setattr("facm.data.datasets.admit", lambda *_: pytest.fail("the data set was read first"))
     pinned = {"reference__features": "inception", "reference__source": "r.npz", "reference__sha256": "0" * 64}
     write_params(here, **pinned)
     assert refused(reference, FileNotFoundError).endswith("r.npz is missing: fetch it, or set source: dataset")

@@ -1,4 +1,4 @@
-"""facm/step.py by what can be counted: FLOPs in passes of one network, graphs, calls of the teacher.
+"""facm/training/step.py by what can be counted: FLOPs in passes of one network, graphs, calls of the teacher.
 
 F is one forward pass of a batch, a attention's share of it. A step needs 9 F, and the tangent's attention 1.5 a F.
 """

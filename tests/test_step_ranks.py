@@ -10,14 +10,16 @@ from miniature import NETWORK, randomised
 from torch import Tensor, nn
 
 from benchmarks.published import Published
-from facm import backbones, dist, source
-from facm.batch import Batch
+from facm.flow.guidance import Guidance
+from facm.flow.interface import START
+from facm.flow.time import TimeSampler
+from facm.networks import backbones
 from facm.objectives.facm import FACM
-from facm.passes import Passes, Plan, prepare
-from facm.point import START
-from facm.schedules import TimeSampler
-from facm.step import Step
-from facm.velocity import Guidance
+from facm.runtime import dist
+from facm.training import target_velocity
+from facm.training.batch import Batch
+from facm.training.passes import Passes, Plan, prepare
+from facm.training.step import Step
 
 TIME = TimeSampler("arctan_lognormal", -0.8, 1.6)
 SIZE = 8  # rows of the global batch; three processes have 2, 3 and 3 of them
@@ -60,7 +62,7 @@ def batch(dtype: torch.dtype) -> Batch:
 def step(plan: Plan, dtype: torch.dtype) -> tuple[Step, Passes]:
     """A step of a student with dropout, from a guided teacher."""
     passes = prepare(network(1, dtype), plan)
-    teacher = source.teacher(network(2, dtype), Guidance(w=2.0, null=3), plan)
+    teacher = target_velocity.teacher(network(2, dtype), Guidance(w=2.0, null=3), plan)
     return Step(passes, FACM(), teacher, TIME, plan, null=3), passes
 
 

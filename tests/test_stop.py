@@ -10,8 +10,8 @@ import ranks
 import torch
 import torch.distributed
 
-from facm import stop
-from facm.stop import StopSignals
+from facm.runtime import signals as stop
+from facm.runtime.signals import StopSignals
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from facm.samples import load_samples, save_arrays, saving_arrays
+from facm.inference.samples import load_samples, save_arrays, saving_arrays
 
 NUM, BOUND_MIB = 3000, 400  # 563 MiB of pictures; measured: 274
 

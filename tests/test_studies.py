@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from facm import check, params, preset
+from facm import check, preset
+from facm.runtime import params
 from studies import cost, curves, known, page, plan, pool, record, tuning, worker
 from studies.__main__ import chosen, collected, write
 from studies.results import Entry, entry, lower, of_teacher, tie, told

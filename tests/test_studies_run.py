@@ -49,7 +49,7 @@ def test_a_study_is_killed_gone_on_with_and_then_complete(clone: Clone) -> None:
     page = clone.read("studies/results/tiny.md").decode()
     assert "| alpha one | " in page and "not run" not in page
     assert "2 runs, 0 missing" in clone.run(*study)
-    clone.append("facm/log.py", "\n# edited\n")
+    clone.append("facm/runtime/log.py", "\n# edited\n")
     clone.run("git", "rm", "-q", "--cached", "studies/tiny.yaml")
     (clone.root / "studies/tiny.yaml").write_text(STUDY.replace("seeds: [0]", "seeds: [0, 1]"))
     assert "uncommitted changes: " in clone.run(*study, fails=True)

@@ -10,8 +10,9 @@ import torch
 from miniature import truncate
 from PIL import Image
 
-from facm import picture, table
-from facm.samples import load_samples, save_arrays, saving_samples
+from facm import table
+from facm.inference import grid
+from facm.inference.samples import load_samples, save_arrays, saving_samples
 
 RESULT = {
     "features": "digits_cnn",
@@ -119,9 +120,9 @@ def test_the_command_prints_the_workspaces_table(tmp_path: Path, monkeypatch, ca
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_grid_has_the_pictures_row_by_row_in_white_frames(channels: int, monkeypatch) -> None:
-    monkeypatch.setattr(picture, "LEAST_SIDE", 4)
+    monkeypatch.setattr(grid, "LEAST_SIDE", 4)
     images = np.arange(5 * 4 * 4 * channels).astype(np.uint8).reshape(5, 4, 4, channels)
-    sheet = picture.grid(images, columns=3)
+    sheet = grid.grid(images, columns=3)
     assert sheet.size == (3 * 6 + 2, 2 * 6 + 2) and sheet.mode == {1: "L", 3: "RGB"}[channels]
     pixels = np.asarray(sheet).reshape(14, 20, channels)
     for i, image in enumerate(images):
@@ -132,14 +133,14 @@ def test_a_grid_has_the_pictures_row_by_row_in_white_frames(channels: int, monke
 
 @pytest.mark.parametrize(("side", "least", "factor"), [(8, 32, 4), (8, 33, 5), (32, 32, 1), (64, 32, 1)])
 def test_small_pictures_are_enlarged_by_a_whole_factor(side: int, least: int, factor: int, monkeypatch) -> None:
-    monkeypatch.setattr(picture, "LEAST_SIDE", least)
+    monkeypatch.setattr(grid, "LEAST_SIDE", least)
     images = np.random.default_rng(0).integers(0, 256, (1, side, side, 1), dtype=np.uint8)
-    sheet = np.asarray(picture.grid(images, columns=1))[2:-2, 2:-2]
+    sheet = np.asarray(grid.grid(images, columns=1))[2:-2, 2:-2]
     assert np.array_equal(sheet, images[0, ..., 0].repeat(factor, 0).repeat(factor, 1))
 
 
 def test_a_png_is_written_whole_under_its_name(tmp_path: Path) -> None:
-    picture.save(picture.grid(np.zeros((1, 8, 8, 1), np.uint8), 1), tmp_path / "grid.png")
+    grid.save(grid.grid(np.zeros((1, 8, 8, 1), np.uint8), 1), tmp_path / "grid.png")
     assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
     with Image.open(tmp_path / "grid.png") as sheet:
         assert sheet.format == "PNG"

@@ -13,19 +13,24 @@ import torch
 from miniature import CONSTANTS, NETWORK, Points, parsed, plain, randomised, write_latents
 from torch import nn
 
-from facm import backbones, check, checkpoint, dist, ema, flow, source, train
-from facm.batch import Batch, draw
-from facm.data.latents import LatentSet
-from facm.lpips import LPIPS, Distance
+from facm import check
+from facm.data.latents.store import LatentSet
+from facm.flow import path as flow
+from facm.flow.guidance import Guidance
+from facm.flow.interface import Progress, Query
+from facm.networks import backbones, checkpoint, ema
+from facm.networks.lpips import LPIPS, Distance
 from facm.objectives.cd import CD
 from facm.objectives.facm import FACM
 from facm.objectives.fm import FM
 from facm.objectives.tract import TRACT
-from facm.params import Optimizer
-from facm.passes import Plan
-from facm.point import Progress, Query
-from facm.velocity import Guidance
-from facm.work import Work
+from facm.runtime import dist
+from facm.runtime.params import Optimizer
+from facm.runtime.resume import Work
+from facm.training import loop as train
+from facm.training import target_velocity
+from facm.training.batch import Batch, draw
+from facm.training.passes import Plan
 
 KEEP_WEIGHTS = 1e-30  # a learning rate that moves no float32 weight
 
@@ -58,7 +63,7 @@ def job(latents: Any, objective: Any = None, *, seed: int = 0, dropout: float = 
     p = parsed(distill__dropout=dropout, **changes)
     objective = FM() if objective is None else objective
     built = network(latents, auxiliary=objective.conditioning == "auxiliary", dropout=dropout, seed=seed)
-    fields = {"name": "distill", "network": built, "source": source.data(), "runtime": p.runtime} | options
+    fields = {"name": "distill", "network": built, "source": target_velocity.data(), "runtime": p.runtime} | options
     return train.Job(objective=objective, latents=latents, settings=p.distill, **fields)
 
 
@@ -118,20 +123,20 @@ def test_the_learning_rate_warms_up_linearly_and_stays_or_falls_as_a_cosine() ->
 
 
 def scratch(which: str, conditioning: str = "expanded"):
-    return lambda latents: source.scratch(guidance(latents, conditioning=conditioning), which)
+    return lambda latents: target_velocity.scratch(guidance(latents, conditioning=conditioning), which)
 
 
 RESUMED = {
-    "flow matching": (FM(), {}, lambda latents: source.data()),
-    "flow matching with dropout": (FM(), {"dropout": 0.3}, lambda latents: source.data()),
+    "flow matching": (FM(), {}, lambda latents: target_velocity.data()),
+    "flow matching with dropout": (FM(), {"dropout": 0.3}, lambda latents: target_velocity.data()),
     "FACM guided by itself, with dropout": (FACM(), {"dropout": 0.3}, scratch("online")),
     "FACM guided by its average, with dropout": (
         FACM(conditioning="auxiliary"),
         {"dropout": 0.3},
         scratch("ema", "auxiliary"),
     ),
-    "TRACT by its target network, with dropout": (TRACT(), {"dropout": 0.3}, lambda latents: source.data()),
-    "consistency distillation to its target network": (CD(target="target"), {}, lambda latents: source.data()),
+    "TRACT by its target network, with dropout": (TRACT(), {"dropout": 0.3}, lambda latents: target_velocity.data()),
+    "consistency distillation to its target network": (CD(target="target"), {}, lambda latents: target_velocity.data()),
 }
 
 
@@ -442,18 +447,18 @@ def distilled(conditioning: str = "expanded", **fields: Any):
 
     def make(latents: Any, name: str) -> Any:
         teacher = network(latents, name, auxiliary=conditioning == "auxiliary", seed=7)
-        return source.teacher(teacher, guidance(latents, conditioning=conditioning, **fields))
+        return target_velocity.teacher(teacher, guidance(latents, conditioning=conditioning, **fields))
 
     return make
 
 
 def by_itself(which: str, conditioning: str = "expanded", **fields: Any):
     """The student's own guidance as the source."""
-    return lambda latents, name: source.scratch(guidance(latents, conditioning=conditioning, **fields), which)
+    return lambda latents, name: target_velocity.scratch(guidance(latents, conditioning=conditioning, **fields), which)
 
 
 def of_data(latents: Any, name: str) -> Any:
-    return source.data()
+    return target_velocity.data()
 
 
 WAYS = {
@@ -588,7 +593,7 @@ def test_the_source_from_scratch_asks_the_student_and_its_average_with_the_masks
         def F(name: str, asked: list[str] = asked):
             return lambda x, t, y, r=None: asked.append(name) or (x + y.view(-1, 1, 1, 1))
 
-        v = source.scratch(guidance(latents), which)(u, F("online"), F("ema"))(u, t, y)
+        v = target_velocity.scratch(guidance(latents), which)(u, F("online"), F("ema"))(u, t, y)
         assert asked == [which]
         torch.testing.assert_close(v, 2.0 * (y - 3.0).view(-1, 1, 1, 1).expand_as(u))
 

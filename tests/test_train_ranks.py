@@ -9,13 +9,16 @@ import torch
 from miniature import NETWORK, parsed, randomised, write_latents
 from torch import Tensor
 
-from facm import backbones, dist, source, train
-from facm.data.latents import LatentSet
+from facm.data.latents.store import LatentSet
+from facm.flow.guidance import Guidance
+from facm.networks import backbones
 from facm.objectives.cd import CD
 from facm.objectives.facm import FACM
-from facm.passes import Plan
-from facm.velocity import Guidance
-from facm.work import Work
+from facm.runtime import dist
+from facm.runtime.resume import Work
+from facm.training import loop as train
+from facm.training import target_velocity
+from facm.training.passes import Plan
 
 STEPS, SLOW = 6, pytest.mark.slow
 AIMING = CD(target="target", decay=0.7)
@@ -29,7 +32,7 @@ def loop(folder: Path, plan: Plan, key: str, objective: Any = FACM()) -> train._
     def network(seed: int) -> Any:
         return randomised(backbones.build("lightningdit", NETWORK, shape=(1, 4, 4), num_classes=3, dropout=0.2), seed)
 
-    teacher = source.teacher(network(1), Guidance(w=2.0, null=3), plan)
+    teacher = target_velocity.teacher(network(1), Guidance(w=2.0, null=3), plan)
     job = train.Job("distill", network(2), objective, latents, p.distill, teacher, p.runtime, plan)
     return train._Loop(job, Work("distill", key, folder), str(folder / "metrics" / key))
 

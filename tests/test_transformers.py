@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facm import backbones
-from facm.backbones import dit, lightningdit, repa, sit
-from facm.derivative import total_derivative
-from facm.dual import Dual
-from facm.passes import Passes, Question
+from facm.flow.derivative import total_derivative
+from facm.flow.dual import Dual
+from facm.networks import backbones
+from facm.networks.backbones import dit, lightningdit, repa, sit
+from facm.training.passes import Passes, Question
 
 SMALL = {"patch_size": 2, "hidden": 16, "depth": 2, "heads": 2}
 FAMILY = {

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from facm.dual import Dual
+from facm.flow.dual import Dual
 
 WIDTH, EMBEDDING = 8, 16
 FIR = torch.outer(*2 * [torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=torch.float64) / 8])[None, None]

@@ -11,11 +11,11 @@ import torch
 from documents import among, fenced
 from miniature import ROOT
 
-from facm import work
-from facm.log import span
-from facm.work import Work, locks
-from facm.work.__main__ import main
-from facm.work.unfinished import look
+from facm.runtime import resume
+from facm.runtime.log import span
+from facm.runtime.resume import Work, locks
+from facm.runtime.resume.unfinished import look
+from facm.work import main
 
 DAY_S = 86400
 
@@ -25,7 +25,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository: a teacher in use, two others (three days and an hour old), a latents run, what is none."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    monkeypatch.setattr(work, "_prune_older", lambda *arguments: None)
+    monkeypatch.setattr(resume, "_prune_older", lambda *arguments: None)
     (tmp_path / "params.yaml").write_text("teacher:\n  steps: 2000\n")
     for key, age_s in (("aa", 3 * DAY_S), ("ab", 3600)):
         run = Work("teacher", key)
@@ -120,7 +120,7 @@ def test_prune_asks_on_a_terminal_and_refuses_without_one(here: Path, monkeypatc
 def test_the_commands_of_the_page_on_sharing_run(here: Path) -> None:
     (block,) = among(fenced((ROOT / "docs/sharing.md").read_text()), "work")
     for words in block.commands:
-        assert words[:3] == ["python", "-m", "facm.work"]
+        assert words[:3] == ["python", "-m", "facm.runtime.resume"]
         main(words[3:])
     assert left(here) == ["latents-cc", "studies"]
 

@@ -12,7 +12,7 @@ import pytest
 from documents import Block, fenced, run
 from miniature import ROOT, write_checkpoint, write_latents
 
-from facm import export, fetch
+from facm.export import __main__, locate
 
 PAGE = (ROOT / "docs/using.md").read_text()
 
@@ -60,8 +60,8 @@ def test_the_places_that_are_not_here_are_what_the_page_says(tiny: Path, monkeyp
         asked.append(place)
         return tiny / "data/student"
 
-    monkeypatch.setattr(fetch, "_from_dvc", found)
-    monkeypatch.setattr(fetch, "_from_hub", found)
+    monkeypatch.setattr(locate, "_from_dvc", found)
+    monkeypatch.setattr(locate, "_from_hub", found)
     (block,) = marked("remote")
     execute(block)
     assert asked == [
@@ -74,7 +74,7 @@ def test_the_places_that_are_not_here_are_what_the_page_says(tiny: Path, monkeyp
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("onnxruntime") is None and not os.environ.get("CI"), reason="the extra onnx is missing")
 def test_the_graph_is_used_as_the_page_says(tiny: Path) -> None:
-    export.export(Path("data/student"), Path("digits-student"), onnx=True)
+    __main__.export(Path("data/student"), Path("digits-student"), onnx=True)
     (block,) = marked("onnx")
     images = execute(block)["images"]
     assert images.shape == (3, 1, 8, 8) and images.dtype == np.uint8 and len(np.unique(images)) > 20
@@ -83,13 +83,13 @@ def test_the_graph_is_used_as_the_page_says(tiny: Path) -> None:
 def test_every_block_is_marked_or_is_the_one_of_the_extra() -> None:
     (left,) = (block for block in fenced(PAGE) if not block.marker)
     assert left.commands == [
-        ["python", "-m", "facm.export", "data/student", "--out", "digits-student", "--onnx"],
+        ["python", "-m", "facm.export.__main__", "data/student", "--out", "digits-student", "--onnx"],
     ]
 
 
 def test_every_flag_that_the_page_names_exists() -> None:
     from facm import generate
 
-    known = generate._parser().format_help() + (ROOT / "facm/export.py").read_text()
+    known = generate._parser().format_help() + (ROOT / "facm/export/__main__.py").read_text()
     for flag in set(re.findall(r"`(--[a-z-]+)`", PAGE)):
         assert f"{flag}" in known, flag

@@ -4,8 +4,8 @@ import pytest
 import torch
 from oracle import Analytic, golden, golden_network
 
-from facm.flow import interpolate
-from facm.velocity import Counter, Guidance
+from facm.flow.guidance import Counter, Guidance
+from facm.flow.path import interpolate
 
 NULL = 1000
 

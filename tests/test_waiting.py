@@ -18,8 +18,9 @@ import torch
 from dvc.repo import Repo
 from miniature import ROOT, write_params
 
-from facm import files, params, work
-from facm.work import Served, Work, handover, locks, waiting
+from facm.runtime import files, params
+from facm.runtime import resume as work
+from facm.runtime.resume import Served, Work, handover, locks, waiting
 from stages import latents
 
 STEPS, OUTS = 4, ("data/teacher", "metrics/teacher.json")

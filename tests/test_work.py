@@ -17,11 +17,11 @@ import safetensors.torch
 import torch
 from miniature import truncate
 
-import facm.flow
-import facm.log
-from facm import files, work
-from facm.work import Busy, Work, locks
-from facm.work.unfinished import look
+import facm.flow.path
+import facm.runtime.log
+from facm.runtime import files, resume
+from facm.runtime.resume import Busy, Work, locks
+from facm.runtime.resume.unfinished import look
 
 
 def inputs(folder: Path, text: str = "{}") -> list[Path]:
@@ -163,7 +163,7 @@ def test_a_save_waits_for_the_one_before(tmp_path: Path, monkeypatch) -> None:
 
 
 def test_a_process_that_exits_has_its_last_save_on_the_disk(tmp_path: Path) -> None:
-    code = "import sys, torch; from pathlib import Path; from facm.work import Work; "
+    code = "import sys, torch; from pathlib import Path; from facm.runtime.resume import Work; "
     code += "Work('teacher', 'k', Path(sys.argv[1])).save({'step': 5, 'w': torch.ones(10**6)}); raise SystemExit(130)"
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 130
     loaded = Work("teacher", "k", tmp_path).load()
@@ -299,7 +299,7 @@ def test_success_removes_the_folder(tmp_path: Path) -> None:
 
 def test_where_dvc_has_died_the_folder_of_a_finished_run_is_kept(tmp_path: Path, monkeypatch) -> None:
     unfinished = saved(tmp_path, 1)
-    monkeypatch.setattr(work.os, "getppid", lambda: 1)
+    monkeypatch.setattr(resume.os, "getppid", lambda: 1)
     assert not unfinished.orphaned, "not started by DVC: a shell may be closed"
     monkeypatch.setenv("DVC_STAGE", "teacher")
     assert unfinished.orphaned
@@ -338,7 +338,7 @@ def begun(folder: Path, *keys: str) -> None:
 
 
 def test_the_three_latest_unfinished_runs_of_a_stage_are_kept_whatever_the_clock(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(work, "KEEP_S", 0)
+    monkeypatch.setattr(resume, "KEEP_S", 0)
     begun(tmp_path, "old0", "old1", "old2", "old3", "old1", "old4")
     Work("distill", "mine", tmp_path).close()
     Work("teacher", "new", tmp_path).close()
@@ -347,14 +347,14 @@ def test_the_three_latest_unfinished_runs_of_a_stage_are_kept_whatever_the_clock
 
 
 def test_a_stage_with_large_work_keeps_fewer(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(work, "KEEP_S", 0)
+    monkeypatch.setattr(resume, "KEEP_S", 0)
     begun(tmp_path, "old0", "old1", "old2")
     Work("teacher", "new", tmp_path, keep=1).close()
     assert sorted(folder.name for folder in (tmp_path / ".work").iterdir()) == ["teacher-new", "teacher-old2"]
 
 
 def test_a_locked_run_is_never_pruned(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(work, "KEEP_S", 0)
+    monkeypatch.setattr(resume, "KEEP_S", 0)
     running = Work("teacher", "running", tmp_path)
     begun(tmp_path, "old1", "old2", "old3", "old4", "old5")
     Work("teacher", "new", tmp_path).close()
@@ -382,7 +382,7 @@ def test_only_what_is_forgotten_goes_by_itself_and_that_is_told(tmp_path: Path, 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become another user")
 def test_another_users_run_is_left_alone_and_told(monkeypatch) -> None:
-    monkeypatch.setattr(work, "KEEP_S", 0)
+    monkeypatch.setattr(resume, "KEEP_S", 0)
     with tempfile.TemporaryDirectory() as name:  # pytest's own lie in a folder that others cannot enter
         folder = Path(name)
         os.chmod(folder, 0o755)
@@ -419,25 +419,27 @@ def test_the_key_follows_params_inputs_and_the_script(tmp_path: Path) -> None:
     script = tmp_path / "teacher.py"
     script.write_text("pass\n")
     params = {"teacher": {"steps": 3, "betas": [0.9, 0.95]}}
-    key = work.key(params, inputs(tmp_path), str(script))
-    assert key == work.key({"teacher": {"betas": [0.9, 0.95], "steps": 3}}, inputs(tmp_path)[::-1], str(script))
+    key = resume.key(params, inputs(tmp_path), str(script))
+    assert key == resume.key({"teacher": {"betas": [0.9, 0.95], "steps": 3}}, inputs(tmp_path)[::-1], str(script))
     assert len(key) == 16
     others = [
-        work.key({"teacher": {"steps": 4, "betas": [0.9, 0.95]}}, inputs(tmp_path), str(script)),
-        work.key(params, inputs(tmp_path, '{"num": 1}'), str(script)),
-        work.key(params, inputs(tmp_path)[:1], str(script)),
+        resume.key({"teacher": {"steps": 4, "betas": [0.9, 0.95]}}, inputs(tmp_path), str(script)),
+        resume.key(params, inputs(tmp_path, '{"num": 1}'), str(script)),
+        resume.key(params, inputs(tmp_path)[:1], str(script)),
     ]
     script.write_text("raise\n")
-    others.append(work.key(params, inputs(tmp_path), str(script)))
+    others.append(resume.key(params, inputs(tmp_path), str(script)))
     assert len({key, *others}) == 5
 
 
-@pytest.mark.parametrize(("module", "matters"), [(facm.flow, True), (facm.log, False)], ids=["flow", "log"])
+@pytest.mark.parametrize(
+    ("module", "matters"), [(facm.flow.path, True), (facm.runtime.log, False)], ids=["flow", "log"]
+)
 def test_the_key_follows_the_code_that_is_loaded_less_what_cannot_change_a_number(
     module: types.ModuleType, matters: bool, tmp_path: Path, monkeypatch
 ) -> None:
     def key() -> str:
-        return work.key({}, [], __file__)
+        return resume.key({}, [], __file__)
 
     before, edited = key(), tmp_path / Path(module.__file__ or "").name
     edited.write_text(Path(module.__file__ or "").read_text() + "\n")
@@ -446,8 +448,8 @@ def test_the_key_follows_the_code_that_is_loaded_less_what_cannot_change_a_numbe
 
 
 def test_every_neutral_module_exists() -> None:
-    package = Path(facm.flow.__file__).parent
-    assert [n for n in work.NEUTRAL if not ((package / f"{n}.py").is_file() or (package / n).is_dir())] == []
+    package = Path(facm.flow.path.__file__).parent
+    assert [n for n in resume.NEUTRAL if not ((package / f"{n}.py").is_file() or (package / n).is_dir())] == []
 
 
 # Files

@@ -1,4 +1,4 @@
-"""How one network is asked for two velocities (Fig. 2): `c_cm` and `c_fm` of facm/flow.py over t."""
+"""How one network is asked for two velocities (Fig. 2): `c_cm` and `c_fm` of facm/flow/path.py over t."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from docs.figures.canvas import Canvas, Frame
-from facm.flow import Condition, c_cm, c_fm
+from facm.flow.path import Condition, c_cm, c_fm
 
 T = torch.linspace(0, 1, 11, dtype=torch.float64)
 SHORTCUT = "average velocity to the data (the shortcut)"

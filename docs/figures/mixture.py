@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from docs.figures.canvas import Canvas, Frame
-from facm import checkpoint, flow, samplers
-from facm.mixture import LAW
+from facm import samplers
+from facm.data.datasets.mixture import LAW
+from facm.flow import path as flow
+from facm.networks import checkpoint
 
 FILE = Path(__file__).with_name("mixture.json")
 NUM, STEPS, SEED = 24, 16, 7

@@ -1,11 +1,11 @@
-"""The candidates for alpha(t) and beta(t) (Fig. 3a) and the laws of t, from facm/schedules.py."""
+"""The candidates for alpha(t) and beta(t) (Fig. 3a) and the laws of t, from facm/flow/time.py."""
 
 import math
 
 import torch
 
 from docs.figures.canvas import Canvas, Frame
-from facm.schedules import TIME_SAMPLERS, weighting
+from facm.flow.time import TIME_SAMPLERS, weighting
 
 NAMES = {"one": "1", "power": "1 − √t", "cos": "cos(πt/2)"}
 LAWS = {

@@ -1,6 +1,6 @@
 """The reference of params.yaml as a page: key, default, rule, meaning, presets and stages, read from where they stand.
 
-Meaning and default are presets/base.yaml's, rules the types of facm/params.py and of the classes, names the
+Meaning and default are presets/base.yaml's, rules the types of facm/runtime/params.py and of the classes, names the
 registries', stages dvc.yaml's. Nothing is written down twice.
 """
 
@@ -16,16 +16,19 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-from facm import backbones, codecs, data, features, objectives, params, preconds, samplers
+from facm import objectives, samplers
 from facm.convert import FORMATS
-from facm.schedules import TIME_SAMPLERS, WEIGHTINGS
+from facm.data import codecs, datasets
+from facm.flow.time import TIME_SAMPLERS, WEIGHTINGS
+from facm.networks import backbones, features, preconds
+from facm.runtime import params
 
 ROOT = Path(__file__).parents[2]
 LINE = re.compile(r"^(?P<indent> *)(?P<key>\w+):(?P<value>[^#]*?)(?:\s+# (?P<comment>.*))?$")
 CHOICES: dict[str, typing.Iterable[str]] = {
     "backbone.name": backbones.BACKBONES,
     "backbone.precond": preconds.PRECONDS,
-    "data.name": data.DATASETS,
+    "data.name": datasets.DATASETS,
     "distill.alpha": WEIGHTINGS,
     "distill.beta": WEIGHTINGS,
     "distill.objective": objectives.OBJECTIVES,

@@ -17,12 +17,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from facm import checkpoint, codecs, files, objectives
-from facm.checkpoint import Config
+from facm import objectives
 from facm.convert import keys, pickles, statistics, weights
 from facm.convert.found import Found
 from facm.convert.pickles import ForeignError
-from facm.names import refuse_unknown
+from facm.data import codecs
+from facm.networks import checkpoint
+from facm.networks.checkpoint import Config
+from facm.runtime import files
+from facm.runtime.names import refuse_unknown
 
 FORMATS = {
     "facm": "FACM",
@@ -78,7 +81,7 @@ class Space:
     """Where a network lives.
 
     Attributes:
-        codec: key of facm.codecs.
+        codec: key of facm.data.codecs.
         mean: per channel, of the codec's output, which normalises it; empty: 0.
         std: likewise; empty: 1.
         options: what the codec is built with, as data/latents records it.
@@ -102,7 +105,7 @@ def space(format: str, *, codec: str | None = None, stats: Path | None = None) -
 
     Args:
         format: a key of FORMATS.
-        codec: a key of facm.codecs; None: the format's.
+        codec: a key of facm.data.codecs; None: the format's.
         stats: its latents_stats.pt.
 
     Raises:

@@ -7,8 +7,8 @@
     python -m facm.convert edm-cifar10-32x32-uncond-vp.pkl --from edm --trust-pickle --out teachers/edm
     python -m facm.convert data/student --to facm --out student.pt --stats latents_stats.pt
 
-VAE names the codec's weights as latents.vae does (facm/codecs/autoencoder.py): they travel with the network, and a
-training that starts from it must have the same. No file tells which it was trained on: only its channels are
+VAE names the codec's weights as latents.vae does (facm/data/latents/autoencoder.py): they travel with the network, and
+a training that starts from it must have the same. No file tells which it was trained on: only its channels are
 compared. The first line that is printed has the sha256 for teacher.init_sha256.
 """
 
@@ -17,12 +17,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from facm import checkpoint, codecs, convert
-from facm.checkpoint import Config
+from facm import convert
 from facm.convert import weights
 from facm.convert.export import TARGETS, export
-from facm.files import sha256
-from facm.log import say
+from facm.data import codecs
+from facm.networks import checkpoint
+from facm.networks.checkpoint import Config
+from facm.runtime.files import sha256
+from facm.runtime.log import say
 
 PICTURE = (256, 256, 3)  # any that codecs with weights take: its latent tells their channels
 OF_ONE_WAY = {  # options that say nothing the other way

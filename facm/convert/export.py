@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from facm import checkpoint
-from facm.checkpoint import Config
 from facm.convert import statistics
 from facm.convert.pickles import ForeignError
-from facm.files import whole
+from facm.networks import checkpoint
+from facm.networks.checkpoint import Config
+from facm.runtime.files import whole
 
 TARGETS = ("facm",)
 
@@ -31,7 +31,7 @@ def export(folder: Path, out: Path, *, sigma_rel: float | None = None, stats: Pa
         What their ldit/lightningdit.yaml must say, under `lightningdit`.
 
     Raises:
-        facm.checkpoint.CheckpointError: missing or damaged files.
+        facm.networks.checkpoint.CheckpointError: missing or damaged files.
         ForeignError: a network that their code does not have.
     """
     config = checkpoint.read_config(folder)

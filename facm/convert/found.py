@@ -11,14 +11,14 @@ class Found:
     """What a format makes of the weights.
 
     Attributes:
-        backbone: key of facm.backbones.
+        backbone: key of facm.networks.backbones.
         constants: of that network.
         shape: (C, H, W) of a latent.
         num_classes: 0: none.
         weights: by our names, conventions folded in.
         conditioning: plain | expanded | auxiliary: what the network knows.
         fraction: share of the FM format in its training, 0 where it knows t only.
-        precond: key of facm.preconds: what makes a velocity of the network's answer; none: it is one.
+        precond: key of facm.networks.preconds: what makes a velocity of the network's answer; none: it is one.
         precond_constants: those of it that the file tells.
     """
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from facm import backbones
-from facm.checkpoint import Config
 from facm.convert.pickles import ForeignError
+from facm.networks import backbones
+from facm.networks.checkpoint import Config
 
 RECOMPUTABLE = ("pos_embed", "feat_rope.", "model.pos_embed")
 """Buffers that follow from the sizes, and that a file may lack; `model.` is the network within a preconditioning."""

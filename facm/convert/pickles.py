@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facm.files import load_tensors, refuse_no_file
+from facm.runtime.files import load_tensors, refuse_no_file
 
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # with which torch.save began a file before it wrote zips
 PICKLE = b"\x80"  # with which pickles begin since protocol 2

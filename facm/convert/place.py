@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facm import checkpoint, convert, preconds
-from facm.checkpoint import Config
+from facm import convert
 from facm.convert.pickles import ForeignError
-from facm.data.latents import LatentSet
-from facm.files import refuse_no_file
-from facm.params import Imported
-from facm.work import located
+from facm.data.latents.store import LatentSet
+from facm.networks import checkpoint, preconds
+from facm.networks.checkpoint import Config
+from facm.runtime.files import refuse_no_file
+from facm.runtime.params import Imported
+from facm.runtime.paths import located
 
 FREE = ("edm", "ddpm")  # preconds that translate between the network's data and ours, however those are normalised
 
@@ -28,9 +29,9 @@ def read(
 
     Args:
         imported: the block of that name.
-        codec: key of facm.codecs.
+        codec: key of facm.data.codecs.
         backbone: name and constants that it must have.
-        precond: key of facm.preconds that it must have.
+        precond: key of facm.networks.preconds that it must have.
 
     Raises:
         FileNotFoundError, ForeignError, ValueError: as `convert.space` and `convert.convert`.
@@ -93,7 +94,7 @@ def place(config: Config, latents: LatentSet, conditioning: str, precond: dict[s
     Raises:
         ForeignError: as `refuse_other`.
         ValueError: statistics that the precond cannot have.
-        facm.checkpoint.CheckpointError: other classes, shape or statistics than those of data/latents.
+        facm.networks.checkpoint.CheckpointError: other classes, shape or statistics than those of data/latents.
     """
     refuse_other(config, conditioning, precond, path)
     mean, std = latents.mean.tolist(), latents.std.tolist()

@@ -10,7 +10,7 @@ import torch
 
 from facm.convert import pickles
 from facm.convert.pickles import ForeignError
-from facm.files import whole
+from facm.runtime.files import whole
 
 NAMES = ("mean", "std")
 

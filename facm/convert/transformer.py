@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facm.backbones.transformer import WIDTHS
 from facm.convert import keys
 from facm.convert.pickles import ForeignError
+from facm.networks.layers.transformer import WIDTHS
 
 HEADS = {size["hidden"]: size["heads"] for size in WIDTHS.values()}  # of the published widths
 DEPTHS = {(size["hidden"], size["heads"]): size["depth"] for size in WIDTHS.values()}

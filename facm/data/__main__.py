@@ -6,8 +6,8 @@
 import argparse
 from collections.abc import Sequence
 
-from facm import params
-from facm.data import dataset_of, fingerprint, tell
+from facm.data.datasets import dataset_of, fingerprint, tell
+from facm.runtime import params
 
 SHOWN = 20  # classes
 

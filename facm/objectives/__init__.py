@@ -18,7 +18,7 @@ from dataclasses import fields
 from importlib import import_module
 from typing import Any
 
-from facm.names import hint, refuse_unknown
+from facm.runtime.names import hint, refuse_unknown
 
 OBJECTIVES = {
     "cd": "CD",

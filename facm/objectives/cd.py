@@ -12,8 +12,8 @@ variables; f is the identity at the least level. Here: the rule in x_t and t; th
 our f is the identity. From scratch the velocity is the data's, and a step stays on the sample's own straight path:
 consistency training.
 
-Published code: d is LPIPS best, of pictures in pixels. Here: `distance: lpips`, see facm/lpips.py, which is handed in
-as `point.tools["lpips"]`; not the default, because it needs weights from outside and pictures.
+Published code: d is LPIPS best, of pictures in pixels. Here: `distance: lpips`, see facm/networks/lpips.py, which is
+handed in as `point.tools["lpips"]`; not the default, because it needs weights from outside and pictures.
 """
 
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from facm.flow import c_cm, check_conditioning, endpoint, expand
-from facm.losses import pseudo_huber, rms, squared_error
+from facm.flow.interface import FTheta, Point, Progress, Query
+from facm.flow.losses import pseudo_huber, rms, squared_error
+from facm.flow.path import c_cm, check_conditioning, endpoint, expand
+from facm.flow.time import TimeSampler, karras, time_of, uniform
 from facm.objectives import check_choice, check_number
-from facm.point import FTheta, Point, Progress, Query
-from facm.schedules import TimeSampler, karras, time_of, uniform
 
 DISTANCES = ("l2", "pseudo_huber", "lpips")
 

@@ -17,11 +17,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from facm.flow import c_cm, c_fm, check_conditioning, expand
-from facm.losses import Cosine, Reduction, norm_l2, squared_error, velocity_loss
+from facm.flow.interface import FTheta, Point, Progress, Query
+from facm.flow.losses import Cosine, Reduction, norm_l2, squared_error, velocity_loss
+from facm.flow.path import c_cm, c_fm, check_conditioning, expand
+from facm.flow.time import WEIGHTINGS, TimeSampler, weighting
 from facm.objectives import check_choice, check_number
-from facm.point import FTheta, Point, Progress, Query
-from facm.schedules import WEIGHTINGS, TimeSampler, weighting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class FACM:
 
     Attributes:
         conditioning: expanded (t | 2 - t) or auxiliary ((t, 1) | (t, t)), Sec. 3.2.2.
-        alpha: relaxation alpha(t) of eq. 12, a name of `facm.schedules.WEIGHTINGS`.
+        alpha: relaxation alpha(t) of eq. 12, a name of `facm.flow.time.WEIGHTINGS`.
         beta: weight beta(t) of eq. 14, the same way.
         p: exponent of the weighting 1 - t^p, above 0.
         anchor: weight of L_FM in eq. 8; 0: no anchor, and its pass is not made.

@@ -14,11 +14,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from facm.flow import Condition, c_cm, c_fm, check_conditioning
-from facm.losses import Cosine, velocity_loss
+from facm.flow.interface import FTheta, Point, Progress, Query
+from facm.flow.losses import Cosine, velocity_loss
+from facm.flow.path import Condition, c_cm, c_fm, check_conditioning
+from facm.flow.time import TimeSampler
 from facm.objectives import check_choice, check_number
-from facm.point import FTheta, Point, Progress, Query
-from facm.schedules import TimeSampler
 
 
 @dataclass(frozen=True, kw_only=True)

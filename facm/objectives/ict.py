@@ -18,11 +18,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from facm.flow import c_cm, check_conditioning, endpoint, expand
-from facm.losses import pseudo_huber, rms
+from facm.flow.interface import FTheta, Point, Progress, Query
+from facm.flow.losses import pseudo_huber, rms
+from facm.flow.path import c_cm, check_conditioning, endpoint, expand
+from facm.flow.time import TimeSampler, karras, sigma_of, time_of
 from facm.objectives import check_number
-from facm.point import FTheta, Point, Progress, Query
-from facm.schedules import TimeSampler, karras, sigma_of, time_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,11 +15,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from facm.flow import expand
-from facm.losses import Reduction, norm_l2, rms, squared_error
+from facm.flow.interface import FTheta, Point, Progress, Query
+from facm.flow.losses import Reduction, norm_l2, rms, squared_error
+from facm.flow.path import expand
+from facm.flow.time import TimeSampler, two_times
 from facm.objectives import check_choice, check_number
-from facm.point import FTheta, Point, Progress, Query
-from facm.schedules import TimeSampler, two_times
 
 
 @dataclass(frozen=True, kw_only=True)

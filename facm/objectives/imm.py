@@ -32,11 +32,11 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from facm.flow import expand
-from facm.losses import rms
+from facm.flow.interface import FTheta, Point, Progress, Query
+from facm.flow.losses import rms
+from facm.flow.path import expand
+from facm.flow.time import TimeSampler, sigma_of, time_of, uniform
 from facm.objectives import check_number
-from facm.point import FTheta, Point, Progress, Query
-from facm.schedules import TimeSampler, sigma_of, time_of, uniform
 
 
 @dataclass(frozen=True, kw_only=True)

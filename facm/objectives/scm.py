@@ -27,11 +27,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from facm.flow import c_cm, check_conditioning, expand
-from facm.losses import rms, squared_error
+from facm.flow.interface import FTheta, Point, Progress, Query
+from facm.flow.losses import rms, squared_error
+from facm.flow.path import c_cm, check_conditioning, expand
+from facm.flow.time import WEIGHTINGS, TimeSampler, weighting
 from facm.objectives import check_choice, check_number
-from facm.point import FTheta, Point, Progress, Query
-from facm.schedules import WEIGHTINGS, TimeSampler, weighting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class SCM:
 
     Attributes:
         conditioning: the network is asked at c_CM: expanded (t) or auxiliary (t, 1).
-        beta: weight of g, a name of `facm.schedules.WEIGHTINGS`; it acts before the normalisation, so that it matters
+        beta: weight of g, a name of `facm.flow.time.WEIGHTINGS`; it acts before the normalisation, so that it matters
             only where g is about c or smaller, or with `tangent` clamp or none.
         p: exponent of the weighting 1 - t^p, above 0.
         warmup: share of the training's steps in which r grows to 1, 0 to 1; 0: r = 1 at once. Paper: 10,000 steps.

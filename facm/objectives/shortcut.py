@@ -28,11 +28,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from facm.flow import expand
-from facm.losses import rms, squared_error
+from facm.flow.interface import FTheta, Point, Progress, Query
+from facm.flow.losses import rms, squared_error
+from facm.flow.path import expand
+from facm.flow.time import TimeSampler, uniform
 from facm.objectives import check_choice, check_number
-from facm.point import FTheta, Point, Progress, Query
-from facm.schedules import TimeSampler, uniform
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,11 +33,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from facm.flow import c_cm, check_conditioning, expand
-from facm.losses import rms, squared_error
+from facm.flow.interface import FTheta, Point, Progress, Query
+from facm.flow.losses import rms, squared_error
+from facm.flow.path import c_cm, check_conditioning, expand
+from facm.flow.time import TimeSampler, uniform
 from facm.objectives import check_choice, check_number
-from facm.point import FTheta, Point, Progress, Query
-from facm.schedules import TimeSampler, uniform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class TRACT:
     """The TRACT loss.
 
     Attributes:
-        conditioning: expanded or auxiliary; the student is asked at c_CM, see `facm.flow`.
+        conditioning: expanded or auxiliary; the student is asked at c_CM, see `facm.flow.path`.
         grid: steps of the first phase's teacher from t = 0 to 1.
         segments: how many segments each phase has. Each number divides the one before (`grid` before the first) and
             is smaller; the last is 1. Phases have equal shares of the training's steps.

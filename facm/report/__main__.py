@@ -14,12 +14,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from facm.files import whole
-from facm.log import say
-from facm.params import ParamsError
 from facm.report.page import page
 from facm.report.revision import Revision, workspace
 from facm.report.run import Run, grouped
+from facm.runtime.files import whole
+from facm.runtime.log import say
+from facm.runtime.params import ParamsError
 
 WORKSPACE = "."
 

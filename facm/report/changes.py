@@ -7,11 +7,11 @@ block, would make every finished run stale.
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from facm.params import mapping_of
 from facm.report.run import Group, Run
 from facm.report.spread import differing, flat
 from facm.report.tags import Html, join, table, tag
 from facm.report.view import View
+from facm.runtime.params import mapping_of
 
 BASE = "base"
 FOLDER = "presets"

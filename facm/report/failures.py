@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from facm.data import kind
+from facm.data.images.images import kind
 from facm.report.images import strip
 from facm.report.run import Group, Run
 from facm.report.tags import Html, figure, join, tag

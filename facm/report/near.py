@@ -6,17 +6,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facm import dist
-from facm.data import kind
+from facm.data.images.images import kind
 from facm.report.images import strip
 from facm.report.run import Group, Run
 from facm.report.spread import number
 from facm.report.tags import Html, figure, join, tag
 from facm.report.view import NEAR, View
+from facm.runtime import dist
 
 LOOKED = 500  # samples whose neighbours are looked for
 VALUES = 2**23  # pixel values of train pictures in float64 at once: 64 MiB
-LEVELS_PER_UNIT = 127.5  # as in facm/copies.py
+LEVELS_PER_UNIT = 127.5  # as in facm/metrics/copies.py
 
 
 def section(groups: Sequence[Group], view: View) -> Html:

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
-from facm.log import say
 from facm.report import changes, distance, failures, near, provenance, same, scores, training
 from facm.report.run import Group
 from facm.report.spread import differing, seedless
 from facm.report.style import STYLE
 from facm.report.tags import Html, join, tag
 from facm.report.view import View
+from facm.runtime.log import say
 
 Section = Callable[[Sequence[Group], View], Html]
 SECTIONS: tuple[tuple[str, str, Section], ...] = (

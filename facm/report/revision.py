@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from facm.params import mapping_of
 from facm.report.run import Workspace
+from facm.runtime.params import mapping_of
 
 LOCK, OWN = "dvc.lock", "report"
 CODE = ("facm", "stages")  # folders of code; elsewhere it is files that end in .py

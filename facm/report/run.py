@@ -10,12 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from facm import dist
-from facm.features import FeatureNetwork, network_class
-from facm.files import load_tensors
-from facm.params import mapping_of
+from facm.inference.samples import Stored, load_samples
+from facm.networks.features import FeatureNetwork, network_class
 from facm.report.spread import flat, seedless
-from facm.samples import Stored, load_samples
+from facm.runtime import dist
+from facm.runtime.files import load_tensors
+from facm.runtime.params import mapping_of
 
 CURVES = {"teacher": "metrics/teacher", "student": "metrics/distill"}
 BLOCKS = {"backbones": "backbone.name", "preconds": "backbone.precond", "objectives": "distill.objective"}

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from facm.data import kind
+from facm.data.images.images import kind
+from facm.inference.samples import Stored
 from facm.report.images import strip
 from facm.report.run import Group, Run
 from facm.report.scatter import reach, scatter
 from facm.report.tags import Html, figure, join, tag
 from facm.report.view import COLUMNS, PICTURED, View, nfes
-from facm.samples import Stored
 
 Drawn = list[tuple[str, Stored, np.ndarray | None]]  # whose, samples, labels
 

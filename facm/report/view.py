@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from facm.data import kind
+from facm.data.images.images import kind
 from facm.report.images import PIXELATED, side_of
 from facm.report.run import Group, Run
 from facm.report.tags import Html, join, tag

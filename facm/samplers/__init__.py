@@ -9,8 +9,8 @@ from dataclasses import fields as dataclass_fields
 from importlib import import_module
 from typing import Any
 
-from facm.names import refuse_unknown
-from facm.samplers.noise import noise
+from facm.flow.noise import noise
+from facm.runtime.names import refuse_unknown
 
 __all__ = ["SAMPLERS", "build", "for_network", "length", "length_for", "noise"]
 
@@ -41,7 +41,7 @@ def for_network(name: str, conditioning: str, condition: str, *, nfe: int | None
 
     Args:
         name: a key of SAMPLERS.
-        conditioning: the network's, one of `facm.flow.CONDITIONINGS`.
+        conditioning: the network's, one of `facm.flow.path.CONDITIONINGS`.
         condition: t | fm, how it is asked for its velocity, see `Euler`; `consistency` asks for none. fm is a
             student's, whose guidance is in its weights.
         nfe: function evaluations per picture; not read where `t_grid` or `steps`, the length itself, is given.

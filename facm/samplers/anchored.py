@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from facm.flow import c_cm, c_fm, check_conditioning, endpoint
+from facm.flow.path import c_cm, c_fm, check_conditioning, endpoint
 
 
 @dataclass(frozen=True)

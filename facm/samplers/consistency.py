@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from facm.flow import c_cm, check_conditioning, endpoint, interpolate
+from facm.flow.path import c_cm, check_conditioning, endpoint, interpolate
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Consistency:
 
     Attributes:
         t_grid: times of the jumps, increasing in [0, 1), the first is 0. One network evaluation each.
-        conditioning: of the network, see `facm.flow.c_cm`.
+        conditioning: of the network, see `facm.flow.path.c_cm`.
 
     Raises:
         ValueError: a grid that breaks these rules, or an unknown conditioning.

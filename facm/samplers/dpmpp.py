@@ -17,8 +17,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from facm.flow.time import shift
 from facm.samplers.euler import Euler
-from facm.schedules import shift
 
 END = 1e-3  # the log-SNR grid runs from END to 1 - END, with t = 0 and t = 1 beside
 

@@ -12,8 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from facm.flow.time import karras
 from facm.samplers.euler import Euler
-from facm.schedules import karras
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from facm.flow import Condition, c_fm, check_conditioning
-from facm.schedules import shift
+from facm.flow.path import Condition, c_fm, check_conditioning
+from facm.flow.time import shift
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Euler:
         t_low: guided where t_low <= t <= t_high only, t being the time at which v is asked.
         t_high: the upper end.
         shift: s of the time grid s t / (1 + (s - 1) t); s < 1 puts more steps near the noise, 0 and 1: uniform.
-        conditioning: of the network, see `facm.flow`.
+        conditioning: of the network, see `facm.flow.path`.
         condition: fm: v is asked at c_FM; t: an expanded network is asked at t, as teachers are, which are velocities
             there. Plain and auxiliary networks have one condition for v, t and (t, r = t).
 

@@ -7,10 +7,10 @@ import torch
 from miniature import student as student_of
 from oracle import Gaussian
 
-from facm import flow
+from facm.flow import path
+from facm.flow.interface import START, Point
+from facm.flow.time import TimeSampler
 from facm.objectives.imm import IMM
-from facm.point import START, Point
-from facm.schedules import TimeSampler
 
 LAW = Gaussian()
 
@@ -30,7 +30,7 @@ def point_at(times, velocity=None, y=None, seen=None, dim: int = 3) -> Point:
     return Point(
         x0=x0,
         x1=x1,
-        x_t=flow.interpolate(x0, x1, times["t"]),
+        x_t=path.interpolate(x0, x1, times["t"]),
         y=y,
         times=times,
         velocity=velocity or (lambda x, t, y: x1 - x0),
@@ -40,7 +40,7 @@ def point_at(times, velocity=None, y=None, seen=None, dim: int = 3) -> Point:
 
 def exact(x, t, y, r):
     """The exact average velocity from t to r > t."""
-    return (LAW.flow_map(x, t, r) - x) / flow.expand(r - t, x)
+    return (LAW.flow_map(x, t, r) - x) / path.expand(r - t, x)
 
 
 def wave(x, t, y, r):
@@ -112,7 +112,7 @@ def test_from_scratch_x_r_is_the_ddim_interpolant_of_eq_11():
     t, r = times["t"][:, None], times["r"][:, None]
     ddim = (r - (1 - r) / (1 - t) * t) * point.x1 + (1 - r) / (1 - t) * point.x_t
     torch.testing.assert_close(asked[1].x, ddim)
-    torch.testing.assert_close(asked[1].x, flow.interpolate(point.x0, point.x1, times["r"]))
+    torch.testing.assert_close(asked[1].x, path.interpolate(point.x0, point.x1, times["r"]))
 
 
 def test_both_jumps_go_to_s_with_the_samples_labels_and_one_of_them_has_a_gradient():
@@ -174,7 +174,7 @@ def test_the_loss_is_eq_67_with_the_weight_of_eq_13():
     point = point_at(times, y=torch.arange(6), seen=seen)
     got = imm(student_of(wave), point)["mmd"]
     t, r, s = (times[name] for name in ("t", "r", "s"))
-    x_r = flow.interpolate(point.x0, point.x1, r)
+    x_r = path.interpolate(point.x0, point.x1, r)
     y = [point.x_t[i] + (s[i] - t[i]) * wave(point.x_t, t, point.y, s)[i] for i in range(6)]
     z = [x_r[i] + (s[i] - r[i]) * wave(x_r, r, point.y, s)[i] for i in range(6)]
     groups = []
@@ -202,7 +202,7 @@ def test_a_group_of_one_is_a_consistency_loss():
     times = drawn(imm, 5)
     point = point_at(times)
     got = imm(student_of(wave), point)["mmd"]
-    x_r = flow.interpolate(point.x0, point.x1, times["r"])
+    x_r = path.interpolate(point.x0, point.x1, times["r"])
     y = point.x_t + (times["s"] - times["t"])[:, None] * wave(point.x_t, times["t"], None, times["s"])
     z = x_r + (times["s"] - times["r"])[:, None] * wave(x_r, times["r"], None, times["s"])
     k = torch.exp(-(y - z).norm(dim=1) / (3 * (times["s"] - times["t"])))

@@ -6,12 +6,12 @@ from miniature import student as student_of
 from oracle import Analytic, Gaussian, golden, golden_losses, golden_network
 from torch import Tensor
 
-from facm import flow
+from facm.flow import path
+from facm.flow.guidance import Guidance
+from facm.flow.interface import Point, Progress
+from facm.flow.time import TimeSampler, two_times
 from facm.objectives.imeanflow import IMeanFlow
 from facm.objectives.meanflow import MeanFlow
-from facm.point import Point, Progress
-from facm.schedules import TimeSampler, two_times
-from facm.velocity import Guidance
 
 METHODS, BOTH = ["dual", "func"], [MeanFlow, IMeanFlow]
 LAW = Gaussian()
@@ -21,7 +21,7 @@ R = torch.tensor([0.02, 0.7, 1.0, 0.85, 1.0], dtype=torch.float64)
 
 def average_velocity(x: Tensor, t: Tensor, y: Tensor | None, r: Tensor) -> Tensor:
     """The exact average velocity from t to r, without a division by r - t."""
-    t, r = flow.expand(t, x), flow.expand(r, x)
+    t, r = path.expand(t, x), path.expand(r, x)
     slope = ((r + t) * (1 + LAW.std**2) - 2) / (LAW.spread(t) * (LAW.spread(r) + LAW.spread(t)))
     return LAW.mean + slope * (x - t * LAW.mean)
 
@@ -38,7 +38,7 @@ def point(t: Tensor = T, r: Tensor = R, v: Tensor | None = None, x_t: Tensor | N
 
 def test_the_average_velocity_of_these_tests_takes_t_to_r():
     x = normal(5, 3)
-    moved = x + flow.expand(R - T, x) * average_velocity(x, T, None, R)
+    moved = x + path.expand(R - T, x) * average_velocity(x, T, None, R)
     torch.testing.assert_close(moved, LAW.flow_map(x, T, R))
     torch.testing.assert_close(average_velocity(x, T, None, T), LAW.velocity(x, T))
 
@@ -66,7 +66,7 @@ def test_the_loss_is_the_weighted_distance_from_the_meanflow_identity(kind):
         tangents.append((query.dx, query.dt, query.dr))
         return ((F, dF),)
 
-    e = (F - v - flow.expand(R - T, v) * dF).square().flatten(1).sum(1)
+    e = (F - v - path.expand(R - T, v) * dF).square().flatten(1).sum(1)
     (loss,) = kind(norm_c=0.2, norm_q=0.75)(F_theta, point(v=v, x_t=x)).values()
     torch.testing.assert_close(loss, e / (e + 0.2) ** 0.75)
     (gradient,) = torch.autograd.grad(loss.sum(), F, retain_graph=True)
@@ -125,7 +125,7 @@ def test_wrong_constants_are_refused_with_value_rule_and_key(kind, fields, messa
 def test_the_analytic_cases_of_the_published_code_are_met(mode, total, gradient, method):
     x0, x1, t, y = Analytic.batch()
     student = Analytic(torch.tensor([0.7, -0.4, 0.3, 0.2], dtype=torch.float64, requires_grad=True))
-    x_t = flow.interpolate(x0, x1, t)
+    x_t = path.interpolate(x0, x1, t)
     guidance = Guidance(w=1.75, t_low=0.125, null=1000, conditioning="auxiliary")
     v = guidance.distilled(Analytic.teacher, x_t, t, y) if mode == "distill" else x1 - x0
     asked = point(t, 1 - 0.5 * (1 - t), v=v, x_t=x_t, y=y)
@@ -139,7 +139,7 @@ def test_the_analytic_cases_of_the_published_code_are_met(mode, total, gradient,
 def test_the_loss_and_all_gradients_of_the_published_code_are_met(method):
     g, name = golden(), "meanflow_distill"
     t, r = torch.minimum(g["t"], g["meanflow_r"]), torch.maximum(g["t"], g["meanflow_r"])
-    x_t = flow.interpolate(g["x0"], g["x1"], t)
+    x_t = path.interpolate(g["x0"], g["x1"], t)
     guidance = Guidance(w=1.75, t_low=0.125, null=1000, conditioning="auxiliary")
     v = guidance.distilled(golden_network("aux", "teacher"), x_t, t, g["y"])
     network = golden_network("aux", "student").train()

@@ -10,12 +10,12 @@ from miniature import student as student_of
 from oracle import Gaussian, normal_grid
 from torch import Tensor
 
-from facm import flow
+from facm.flow import path
+from facm.flow.interface import Point, Progress
+from facm.flow.time import TimeSampler, karras, sigma_of, time_of
 from facm.objectives.cd import CD
 from facm.objectives.ect import ECT
 from facm.objectives.ict import ICT
-from facm.point import Point, Progress
-from facm.schedules import TimeSampler, karras, sigma_of, time_of
 
 KINDS, LAW = [ECT, ICT, CD], Gaussian()
 T = torch.tensor([0.02, 0.2, 0.5, 0.8, 0.97], dtype=torch.float64)
@@ -41,7 +41,7 @@ def test_with_the_exact_jump_on_the_exact_trajectory_the_loss_and_g_vanish(kind,
     s, seen = T + 0.3 * (1 - T), {}
 
     def chord(x, t, y):  # the step that lands on the trajectory
-        return (LAW.flow_map(x, T, s) - x) / flow.expand(s - T, x)
+        return (LAW.flow_map(x, T, s) - x) / path.expand(s - T, x)
 
     objective = kind(conditioning=conditioning, **({"solver": "euler"} if kind is CD else {}))
     asked = point(s, chord, watch=lambda name, values: seen.update({name: values}))
@@ -147,7 +147,7 @@ def test_the_points_of_ect_stay_apart_in_float32_to_its_last_stage():
         assert (times["s"] > times["t"]).all() and (times["s"] <= 1).all()
         x = normal(len(n), 2).float()
         asked = point(times["s"], lambda x, t, y: -x, x, times=times)
-        (loss,) = ect(student_of(lambda x, t, y, r: x * torch.sin(9 * flow.expand(t, x))), asked).values()
+        (loss,) = ect(student_of(lambda x, t, y, r: x * torch.sin(9 * path.expand(t, x))), asked).values()
         assert loss.isfinite().all()
 
 

@@ -10,13 +10,16 @@ from miniature import Points, parsed, randomised
 from miniature import student as student_of
 from oracle import Analytic, Gaussian, golden, golden_losses, golden_network
 
-from facm import flow, objectives, source, train
-from facm.backbones.mlp import MLP
+from facm import objectives
+from facm.flow import path
+from facm.flow.guidance import Guidance
+from facm.flow.interface import Point, Progress
+from facm.flow.time import TimeSampler
+from facm.networks.backbones.mlp import MLP
 from facm.objectives.scm import SCM, AdaptiveWeight, residual
-from facm.point import Point, Progress
-from facm.schedules import TimeSampler
-from facm.velocity import Guidance
-from facm.work import Work
+from facm.runtime.resume import Work
+from facm.training import loop as train
+from facm.training import target_velocity
 
 METHODS = ["dual", "func"]
 BASE = yaml.safe_load((Path(__file__).parents[2] / "presets" / "base.yaml").read_text())
@@ -205,7 +208,7 @@ def test_a_killed_training_goes_on_with_the_weights_network_and_its_moments(tmp_
     def loop(key: str) -> train._Loop:
         data, p = Points(), parsed(distill__steps=4, distill__batch_size=8)
         network = randomised(MLP(shape=(2,), num_classes=3, hidden=8, depth=1))
-        job = train.Job("distill", network, SCM(width=8), data, p.distill, source.data(), p.runtime)
+        job = train.Job("distill", network, SCM(width=8), data, p.distill, target_velocity.data(), p.runtime)
         return train._Loop(job, Work("distill", key, tmp_path), str(tmp_path / key))
 
     def state(run: train._Loop) -> list[torch.Tensor]:
@@ -285,7 +288,7 @@ PUBLISHED = Guidance(
 def test_the_analytic_cases_of_the_published_code_are_met(step, total, gradient, method):
     x0, x1, t, y = Analytic.batch()
     student = Analytic(torch.tensor([0.7, -0.4, 0.3, 0.2], dtype=torch.float64, requires_grad=True))
-    x_t = flow.interpolate(x0, x1, t)
+    x_t = path.interpolate(x0, x1, t)
     v = PUBLISHED.distilled(Analytic.teacher, x_t, t, y)
     point = point_at(x_t, v, t, y=y, progress=Progress(step, 20000))
     loss = SCM(warmup=0.5, weight="none")(student_of(student, method), point)["cm"].mean()
@@ -299,7 +302,7 @@ def test_the_loss_and_all_gradients_of_the_published_code_are_met_with_its_avera
     g, case = golden(), "scm_distill_iter2500"
     scm, network = SCM(warmup=1.0, weight="batch"), golden_network("expanded", "student").train()
     scm.module.load_state_dict(golden("scm/AdaLoss/"))
-    x_t, t, y = flow.interpolate(g["x0"], g["x1"], g["t"]), g["t"], g["y"]
+    x_t, t, y = path.interpolate(g["x0"], g["x1"], g["t"]), g["t"], g["y"]
     point = point_at(x_t, g["expanded/v_cfg"], t, y=y, progress=Progress(2500, 10_000))
     loss = scm(student_of(network, method), point)["cm"].mean()
     loss.backward()

@@ -4,11 +4,11 @@ import pytest
 import torch
 from oracle import Gaussian
 
-from facm import flow
-from facm.backbones.mlp import MLP
+from facm.flow import path
+from facm.flow.interface import START, Point
+from facm.flow.time import TimeSampler
+from facm.networks.backbones.mlp import MLP
 from facm.objectives.shortcut import Shortcut
-from facm.point import START, Point
-from facm.schedules import TimeSampler
 
 LAW = Gaussian()
 
@@ -24,7 +24,7 @@ def point_at(t, d, velocity=None, y=None, seen=None) -> Point:
     return Point(
         x0=x0,
         x1=x1,
-        x_t=flow.interpolate(x0, x1, t),
+        x_t=path.interpolate(x0, x1, t),
         y=y,
         times={"t": t, "d": d},
         velocity=velocity or (lambda x, t, y: x1 - x0),
@@ -39,7 +39,7 @@ def drawn(shortcut: Shortcut, num: int = 4000, dtype=torch.float32, sampler=None
 
 def exact(x, t, y, r):
     """The exact average velocity from t to r, the velocity where r = t."""
-    span = flow.expand(r - t, x)
+    span = path.expand(r - t, x)
     jump = (LAW.flow_map(x, t, r) - x) / torch.where(span > 0, span, 1.0)
     return torch.where(span > 0, jump, LAW.velocity(x, t))
 
@@ -211,7 +211,7 @@ def test_a_network_that_is_trained_on_both_learns_jumps_that_compose():
         x0, x1 = torch.randn(2, 128, 1, generator=generator)
         x1 = LAW.mean + LAW.std * x1
         times = shortcut.times(torch.randn(128, 3, generator=generator), TimeSampler(), START)
-        x_t = flow.interpolate(x0, x1, times["t"])
+        x_t = path.interpolate(x0, x1, times["t"])
         losses = shortcut(F_theta, Point(x0=x0, x1=x1, x_t=x_t, y=None, times=times, velocity=velocity))
         total = (losses["fm"] + losses["bootstrap"]).mean()
         optimizer.zero_grad()

@@ -4,10 +4,10 @@ import pytest
 import torch
 from oracle import Gaussian
 
-from facm import flow
+from facm.flow import path
+from facm.flow.interface import Point, Progress
+from facm.flow.time import TimeSampler
 from facm.objectives.tract import TRACT
-from facm.point import Point, Progress
-from facm.schedules import TimeSampler
 
 LAW = Gaussian()
 FIRST, LAST = Progress(1, 10), Progress(10, 10)
@@ -30,7 +30,7 @@ def point_at(times, progress, velocity=None, y=None, seen=None) -> Point:
     return Point(
         x0=x0,
         x1=x1,
-        x_t=flow.interpolate(x0, x1, times["t"]),
+        x_t=path.interpolate(x0, x1, times["t"]),
         y=y,
         times=times,
         velocity=velocity or (lambda x, t, y: x1 - x0),
@@ -59,7 +59,7 @@ def to_segment_end(segments: int):
     def F(x, t, r):
         e = (torch.floor(t * segments) + 1) / segments
         e = torch.where(t == 1, 2.0, e)  # nothing is asked there that counts
-        return (LAW.flow_map(x, t, e) - x) / flow.expand(e - t, x)
+        return (LAW.flow_map(x, t, e) - x) / path.expand(e - t, x)
 
     return F
 
@@ -146,7 +146,7 @@ def test_from_scratch_the_first_phases_step_is_interpolation():
     point = point_at(every_time(tract, FIRST), FIRST)
     tract(F_theta, point)
     ((query, self_query),) = asked
-    torch.testing.assert_close(self_query.x, flow.interpolate(point.x0, point.x1, point.times["s"]))
+    torch.testing.assert_close(self_query.x, path.interpolate(point.x0, point.x1, point.times["s"]))
     torch.testing.assert_close(self_query.t, point.times["s"])
     assert query.x is point.x_t
     assert query.grad
@@ -181,7 +181,7 @@ def test_every_query_is_at_c_cm(conditioning):
     times = every_time(tract, LAST)
     tract(F_theta, point_at(times, LAST, y=y))
     for query, t in zip(asked, (times["t"], times["t"], times["s"]), strict=True):
-        want = flow.c_cm(t, conditioning)
+        want = path.c_cm(t, conditioning)
         assert torch.equal(query.t, want.t)
         assert query.r is want.r is None or torch.equal(query.r, want.r)
         assert query.y is y
@@ -212,7 +212,7 @@ def test_the_loss_is_the_regression_of_x1_with_the_weight_max_1_snr_of_the_publi
     x_e[later] = ddim(x_s, x_s + (1 - s) * F_s, s, e)[later]
     x_e = torch.where(s == e, x_s, x_e)
     x1_tar = (x_e * (1 - t) - point.x_t * (1 - e)) / (e * (1 - t) - t * (1 - e))
-    x1_hat = flow.endpoint(point.x_t, times["t"], F(point.x_t, times["t"], None))
+    x1_hat = path.endpoint(point.x_t, times["t"], F(point.x_t, times["t"], None))
     snr = (t / (1 - t)).square()
     want = snr.clamp(min=1) * (x1_hat - x1_tar).square()
     torch.testing.assert_close(got, want.mean(1))

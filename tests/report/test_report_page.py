@@ -13,13 +13,14 @@ import yaml
 from miniature import ROOT, SCRATCH, truncate
 from runs import Page, result, write_run
 
-from facm import check, dist
-from facm.files import save_tensors
+from facm import check
+from facm.inference.samples import save_arrays
 from facm.report import failures, page
 from facm.report.page import SECTIONS
 from facm.report.run import Group, Run, Workspace, grouped
 from facm.report.view import View
-from facm.samples import save_arrays
+from facm.runtime import dist
+from facm.runtime.files import save_tensors
 from stages import report
 
 EVIL = "\"><img src=x onerror=alert(1)><script>alert(2)</script>'&<!--"

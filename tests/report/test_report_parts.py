@@ -15,8 +15,8 @@ from miniature import ROOT, SCRATCH
 from PIL import Image
 from runs import write_run
 
-from facm import copies, preset
-from facm.params import mapping_of
+from facm import preset
+from facm.metrics import copies
 from facm.report import near, page, revision
 from facm.report.changes import nearest_preset, overlaid
 from facm.report.chart import Axis, Line, chart, nice
@@ -26,6 +26,7 @@ from facm.report.run import Group, Run, Workspace, grouped, used
 from facm.report.scatter import EDGE, SIDE, places, reach, scatter
 from facm.report.spread import Spread, differing, flat, number, seedless, told
 from facm.report.tags import Html, join, table, tag
+from facm.runtime.params import mapping_of
 
 # Elements
 
@@ -104,7 +105,7 @@ def test_runs_that_differ_by_seeds_are_one_group_and_others_are_not(tmp_path: Pa
 
 def test_other_code_is_another_group(tmp_path: Path) -> None:
     run = write_run(tmp_path)
-    other = Run("other", Workspace(tmp_path, code={"facm/train.py": "0"}), run.params, run.result)
+    other = Run("other", Workspace(tmp_path, code={"facm/training/loop.py": "0"}), run.params, run.result)
     assert len(grouped([run, other])) == 2
 
 

@@ -1,0 +1,1 @@
+"""Images: files, and how they are decoded."""

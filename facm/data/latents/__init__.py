@@ -1,0 +1,1 @@
+"""Latents: the store, its statistics, what encodes images."""

@@ -1,0 +1,391 @@
+"""data/latents: a dataset's pictures, encoded once, in few large shards, with the statistics that normalise them.
+
+* shard_00000.safetensors ...: latents (n, C, H, W), or of points (n, D), float32, latents_flip (of mirrored pictures),
+  labels (n,) int64
+* stats.safetensors: mean (C,), std (C,) float32, of the unflipped latents of the whole set
+* meta.json: what it is and, per file, bytes and sha256; `codec_options` of a codec that has any, and the files that
+  were left out, if any (`skipped`: reason by name); written last: without it the set is unfinished
+
+Pictures are decoded ahead of the encoder (facm/runtime/prefetch.py). Shards that a killed run has finished lie in its
+folder of unfinished work, each with a `.json` beside it, written after it; one whose sha256 is the written one is kept.
+"""
+
+import os
+import shutil
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from facm.data.images.images import Images
+from facm.data.latents.codec import Codec
+from facm.runtime import dist
+from facm.runtime.files import load_json, load_tensors, save_json, save_tensors, sha256, whole
+from facm.runtime.log import progress, say
+from facm.runtime.prefetch import ahead
+
+
+def write(
+    folder: str | Path,
+    images: Images,
+    codec: Codec,
+    *,
+    flip: bool,
+    shard_size: int,
+    dataset_name: str,
+    fingerprint: str,
+    batch_size: int,
+    skipped: Mapping[str, str] | None = None,
+    unfinished: Path | None = None,
+    normalise: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
+) -> None:
+    """Encode a split into a folder of shards, which the ranks share.
+
+    Args:
+        folder: where to; an earlier set in it is removed.
+        images: the pictures.
+        codec: encodes them, `batch_size` at once, which does not change the result.
+        flip: also store the latents of the mirrored pictures.
+        shard_size: pictures per shard.
+        dataset_name, fingerprint, skipped: recorded.
+        unfinished: where shards lie until all are done, and are found again after a kill; None: in `folder` at once.
+            It must be the same set's: nothing but the bytes of a shard is checked.
+        normalise: from the measured mean and std to those that are recorded (facm/data/latents/statistics.py); None:
+        those.
+
+    Raises:
+        ValueError: a channel that is constant over the set, so that it cannot be normalised.
+    """
+    folder = Path(folder)
+    shape = list(codec.latent_shape(images.images.shape[1:]))
+    if dist.is_main():
+        empty(folder)
+    dist.barrier()
+    moments, shards = Moments.none(), []
+    work = _Encoding(unfinished or folder, images, codec, flip, shard_size, batch_size, unfinished is not None)
+    for described, of_shard in dist.in_order(work.shards(), len(work.parts)):
+        shards.append(described)
+        moments = moments.merged(of_shard)
+    if dist.is_main():
+        if unfinished is not None:
+            for described in shards:
+                place(unfinished / described["file"], folder)
+        meta = {"codec": codec.name, "dataset": dataset_name, "fingerprint": fingerprint, "flips": flip}
+        sizes = {"shape": shape, "num": len(images), "num_classes": images.num_classes}
+        measured = moments.statistics()
+        statistics = measured if normalise is None else normalise(measured)
+        finish(folder, meta | sizes, statistics, shards, getattr(codec, "options", {}), skipped)
+
+
+def finish(
+    folder: Path,
+    meta: dict[str, Any],
+    statistics: dict[str, Tensor],
+    shards: list[dict[str, Any]],
+    codec_options: Mapping[str, Any] | None = None,
+    skipped: Mapping[str, str] | None = None,
+) -> None:
+    """Write stats.safetensors and meta.json beside shards that lie there: the set is then finished.
+
+    Args:
+        folder: of the set.
+        meta: codec, dataset, fingerprint, flips, shape, num, num_classes.
+        statistics: mean and std, float32 (C,).
+        shards: of each file, what `save_tensors` returns, and `num`.
+        codec_options, skipped: recorded where there are any.
+    """
+    stats = save_tensors(folder / "stats.safetensors", statistics)
+    more = {"codec_options": dict(codec_options or {}), "skipped": dict(skipped or {})}
+    save_json(folder / "meta.json", meta | {"stats": stats, "shards": shards} | {k: v for k, v in more.items() if v})
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard."""
+    return f"shard_{number:05d}.safetensors"
+
+
+@dataclass
+class _Encoding:
+    """This rank's share of the shards, encoded one after the other while the next pictures are decoded."""
+
+    place: Path
+    images: Images
+    codec: Codec
+    flip: bool
+    shard_size: int
+    batch_size: int
+    resumable: bool
+
+    @cached_property
+    def parts(self) -> list[range]:
+        """Rows of each shard."""
+        return dist.batches(len(self.images), self.shard_size)
+
+    def shards(self) -> Iterator[tuple[dict[str, Any], "Moments"]]:
+        """What meta.json says about each shard, and its moments; what a killed run has finished is not redone."""
+        mine = dist.share(len(self.parts))
+        resumed = self.resumable and any(self.place.glob("shard_*.json"))
+        looked = progress(mine, len(mine), "finished shards") if resumed else ()
+        finished = {number: found for number in looked if (found := self._finished(number)) is not None}
+        if finished and dist.is_main():
+            say(f"latents: {len(finished)} of {len(mine)} shards were finished before and are kept")
+        rows = [some for number in mine if number not in finished for some in self._batches(number)]
+        batches = iter(progress(ahead(self._pictures, rows), len(rows), "encoding"))
+        for number in mine:
+            made = finished[number] if number in finished else self._written(number, batches)
+            if number == mine[-1]:
+                next(batches, None)  # none is left: the progress ends
+            yield made
+
+    def _batches(self, number: int) -> list[range]:
+        part = self.parts[number]
+        return [part[batch.start : batch.stop] for batch in dist.batches(len(part), self.batch_size)]
+
+    def _pictures(self, rows: range) -> tuple[range, Tensor]:
+        return rows, self.images.images[rows.start : rows.stop]
+
+    def _written(self, number: int, batches: Iterator[tuple[range, Tensor]]) -> tuple[dict[str, Any], "Moments"]:
+        """Encode and write a shard from the batches that are its own."""
+        plain, mirrored = [], []
+        for rows, pictures in islice(batches, len(self._batches(number))):
+            plain.append(self.codec.encode(pictures, [2 * row for row in rows]).float().cpu())
+            if self.flip:
+                mirrored.append(self.codec.encode(pictures.flip(2), [2 * row + 1 for row in rows]).float().cpu())
+        shard = {"latents": torch.cat(plain)} | ({"latents_flip": torch.cat(mirrored)} if self.flip else {})
+        if self.images.labels is not None:
+            part = self.parts[number]
+            shard["labels"] = self.images.labels[part.start : part.stop]
+        path, moments = self.place / shard_name(number), Moments.of(shard["latents"])
+        described = save_tensors(path, shard) | {"num": len(shard["latents"])}
+        if self.resumable:
+            mark(path, {"described": described, "moments": moments.plain()})
+        return described, moments
+
+    def _finished(self, number: int) -> tuple[dict[str, Any], "Moments"] | None:
+        """A shard that a killed run has written whole."""
+        kept = marked(self.place / shard_name(number))
+        return None if kept is None else (kept["described"], Moments.of_plain(kept["moments"]))
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and variance per channel of some latents, in float64 (Chan et al. 1979: merging two samples).
+
+    A point's coordinates are its channels.
+
+    Attributes:
+        num: values per channel.
+        mean: (C,), or () of none.
+        squares: like mean, sum of squared deviations from it.
+    """
+
+    num: int
+    mean: Tensor
+    squares: Tensor
+
+    @classmethod
+    def none(cls) -> "Moments":
+        """Of no latents."""
+        return cls(0, torch.zeros(()).double(), torch.zeros(()).double())
+
+    @classmethod
+    def of(cls, latents: Tensor) -> "Moments":
+        """Of latents (N, C, ...)."""
+        values = latents.double().transpose(0, 1).flatten(1)
+        mean = values.mean(1)
+        return cls(values.shape[1], mean, (values - mean[:, None]).square().sum(1))
+
+    @classmethod
+    def of_plain(cls, values: dict[str, Any]) -> "Moments":
+        """What `plain` gave."""
+        return cls(values["num"], *(torch.tensor(values[name], dtype=torch.float64) for name in ("mean", "squares")))
+
+    def plain(self) -> dict[str, Any]:
+        """As plain values, which keep every bit."""
+        return {"num": self.num, "mean": self.mean.tolist(), "squares": self.squares.tolist()}
+
+    def merged(self, other: "Moments") -> "Moments":
+        """Of these latents and others; bits depend on the order of merging."""
+        total, delta = self.num + other.num, other.mean - self.mean
+        squares = self.squares + other.squares + delta.square() * self.num * other.num / total
+        return Moments(total, self.mean + delta * other.num / total, squares)
+
+    def statistics(self) -> dict[str, Tensor]:
+        """`mean` and unbiased `std`, float32 (C,).
+
+        Raises:
+            ValueError: a constant channel, or one that is not finite.
+        """
+        std = (self.squares / (self.num - 1)).sqrt().float()
+        if not bool(std.isfinite().all()):
+            raise ValueError("the latents are not all finite: check the data and latents.codec")
+        constant = (std == 0).nonzero().flatten().tolist()
+        if constant:
+            raise ValueError(f"channels {constant} of the latents are constant: check the data and latents.codec")
+        return {"mean": self.mean.float(), "std": std}
+
+
+@dataclass(frozen=True)
+class LatentSet:
+    """A folder that `write` made, opened for training.
+
+    Attributes:
+        num: latents in the set.
+        shape: of one, (C, H, W) or (D,).
+        num_classes: 0: no labels.
+        mean: float32 (C,).
+        std: float32 (C,).
+        codec: name of the codec.
+        flips: the mirrored pictures are there, too.
+        dataset: its name.
+        fingerprint: its fingerprint.
+        shards: tensors of each shard, mapped from the files.
+        codec_options: what the codec is built with, such as the weights' place and sha256.
+    """
+
+    num: int
+    shape: tuple[int, ...]
+    num_classes: int
+    mean: Tensor
+    std: Tensor
+    codec: str
+    flips: bool
+    dataset: str
+    fingerprint: str
+    shards: tuple[dict[str, Tensor], ...]
+    codec_options: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "LatentSet":
+        """Open and check that every shard is there and whole (size, header, number of latents).
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: a file is damaged or does not fit meta.json.
+        """
+        folder = Path(folder)
+        cure = f"remove {folder} and run `dvc repro`"
+        meta = load_json(folder / "meta.json", cure)
+        stats = _load(folder, meta["stats"], cure)
+        return cls(
+            num=meta["num"],
+            shape=tuple(meta["shape"]),
+            num_classes=meta["num_classes"],
+            mean=stats["mean"],
+            std=stats["std"],
+            codec=meta["codec"],
+            flips=meta["flips"],
+            dataset=meta["dataset"],
+            fingerprint=meta["fingerprint"],
+            shards=tuple(_load_shard(folder, shard, meta, cure) for shard in meta["shards"]),
+            codec_options=meta.get("codec_options", {}),
+        )
+
+    def batch(self, indices: Tensor | Iterable[int], flips: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Normalised latents x1 float32 (B, C, ...) and labels y int64 (B,), None without classes.
+
+        Args:
+            indices: int64 (B,) in 0 .. num - 1, in any order.
+            flips: bool (B,), which are to be mirrored; None: none.
+
+        Raises:
+            IndexError: an index out of range.
+            ValueError: flips from a set without them.
+        """
+        indices = torch.as_tensor(indices if isinstance(indices, Tensor) else list(indices), dtype=torch.int64)
+        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < self.num:
+            raise IndexError(f"indices must lie in 0..{self.num - 1}, got {int(indices.min())}..{int(indices.max())}")
+        if flips is not None and not self.flips:
+            raise ValueError("the latents were made without mirrored pictures: set latents.flip: true in params.yaml")
+        z = self._rows(indices, torch.zeros(len(indices), dtype=torch.bool) if flips is None else flips)
+        mean, std = (values.view(-1, *[1] * (z.dim() - 2)) for values in (self.mean, self.std))
+        z.sub_(mean).div_(std)
+        return z, self._labels[indices] if self.num_classes else None
+
+    def _rows(self, indices: Tensor, flips: Tensor) -> Tensor:
+        """Latents (B, C, H, W), as stored."""
+        if len(self.shards) > 1 and len(indices):
+            # Row by row: the rows of a batch lie in nearly as many shards, and an indexing per shard costs more.
+            return torch.stack([self._latent(*row) for row in zip(indices.tolist(), flips.tolist(), strict=True)])
+        shard = self.shards[0]
+        z = shard["latents"][indices]
+        if self.flips:
+            z[flips] = shard["latents_flip"][indices[flips]]
+        return z
+
+    def _latent(self, index: int, mirrored: bool) -> Tensor:
+        """One latent (C, H, W), as stored."""
+        number = bisect_right(self._ends, index)
+        latents = self.shards[number]["latents_flip" if mirrored else "latents"]
+        return latents[index - self._ends[number]]  # negative: counted from the shard's end
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """Per shard, how many latents it and those before it hold."""
+        return list(accumulate(len(shard["latents"]) for shard in self.shards))
+
+    @cached_property
+    def _labels(self) -> Tensor:
+        return torch.cat([shard["labels"] for shard in self.shards])
+
+
+def empty(folder: Path) -> None:
+    """Make the folder where it is missing, and remove an earlier set."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in (folder / "meta.json", *folder.glob("shard_*")):
+        stale.unlink(missing_ok=True)
+
+
+def mark(path: Path, told: dict[str, Any]) -> None:
+    """Write beside a shard that it is whole; `told["described"]` is what `save_tensors` said."""
+    save_json(path.with_suffix(".json"), told)
+
+
+def marked(path: Path) -> dict[str, Any] | None:
+    """What `mark` wrote beside a shard; None where it did not, or where the shard is not the one it was."""
+    if not (path.is_file() and path.with_suffix(".json").is_file()):
+        return None
+    told: dict[str, Any] = load_json(path.with_suffix(".json"), f"remove {path.parent}")
+    if sha256(path) != told["described"]["sha256"]:
+        say(f"{path} is damaged and is encoded again")
+        return None
+    return told
+
+
+def place(path: Path, folder: Path) -> None:
+    """Put a finished file into a folder, by a link, so that a kill leaves it where it was, too; else by a copy."""
+    try:
+        os.link(path, folder / path.name)
+    except OSError:  # another file system, or one without links
+        with path.open("rb") as source, whole(folder / path.name) as copy:
+            shutil.copyfileobj(source, copy)
+
+
+def _load(folder: Path, described: dict[str, Any], cure: str) -> dict[str, Tensor]:
+    """The tensors of a file of which meta.json knows the size."""
+    path = folder / described["file"]
+    tensors = load_tensors(path, cure)
+    if path.stat().st_size != described["bytes"]:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, meta.json says {described['bytes']}: {cure}")
+    return tensors
+
+
+def _load_shard(folder: Path, described: dict[str, Any], meta: dict[str, Any], cure: str) -> dict[str, Tensor]:
+    """The tensors of a shard, checked against meta.json."""
+    shard = _load(folder, described, cure)
+    shape = (described["num"], *meta["shape"])
+    needed = {"latents": shape}
+    if meta["flips"]:
+        needed["latents_flip"] = shape
+    if meta["num_classes"]:
+        needed["labels"] = shape[:1]
+    found = {name: tuple(tensor.shape) for name, tensor in shard.items()}
+    if found != needed:
+        raise ValueError(f"{folder / described['file']} holds {found}, meta.json says {needed}: {cure}")
+    return shard

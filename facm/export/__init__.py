@@ -1,0 +1,1 @@
+"""`python -m facm.export`: a checkpoint as a folder to use and to share."""

@@ -1,0 +1,1 @@
+"""Scores of samples, and what they are compared with."""

@@ -1,0 +1,120 @@
+"""What feature networks saw of pictures: gathered in one pass, part by part, whatever the number of processes.
+
+Pictures are read in one fixed partition, and nothing is kept that grows with their pixels: mean and covariance and the
+sums of the Inception Score are gathered, features are kept of as many pictures as the caller names.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from facm.metrics.copies import Copies
+from facm.metrics.frechet import Gathered, Statistics
+from facm.metrics.inception_score import PARTS, InceptionScore
+from facm.networks.features import FeatureNetwork
+from facm.runtime import dist
+from facm.runtime.log import progress
+from facm.runtime.prefetch import ahead
+
+PICTURES = 512  # looked at in one go, about, while the next ones are read
+FEW = 20  # parts without a progress bar
+
+
+class Pictures(Protocol):
+    """Pictures to look at: a uint8 tensor (N, H, W, C), or an archive's, which are read part by part; or points."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice) -> Tensor: ...
+
+
+class Seen:
+    """What a network saw of pictures that it is shown part by part.
+
+    Args:
+        network: the feature network.
+        num: pictures in all.
+        keep: whose features are kept, indices in ascending order; None: nobody's.
+    """
+
+    def __init__(self, network: FeatureNetwork, num: int, keep: Tensor | None):
+        self.network = network
+        self.gathered = {name: Gathered() for name in network.widths if name != "logits"}
+        self.score = InceptionScore(num) if "logits" in network.widths and num >= PARTS else None
+        self.keep, self.taken, self._kept = keep, 0, list[Tensor]()
+
+    def take(self, views: dict[str, Tensor]) -> None:
+        """Take in what `FeatureNetwork.look` gave of the next pictures.
+
+        Raises:
+            ValueError: features that are not finite, of which no score could be told from a good one.
+        """
+        for name, gathered in self.gathered.items():
+            self._refuse_not_finite(name, views[name])
+            gathered.add(views[name])
+        if self.score is not None:
+            self.score.add(views["logits"])
+        num = len(views["features"])
+        if self.keep is not None:
+            first, end = torch.searchsorted(self.keep, torch.tensor([self.taken, self.taken + num])).tolist()
+            self._kept.append(views["features"][self.keep[first:end] - self.taken])
+        self.taken += num
+
+    def _refuse_not_finite(self, name: str, rows: Tensor) -> None:
+        bad = (~rows.flatten(1).isfinite().all(1)).nonzero().flatten()
+        if len(bad):
+            raise ValueError(
+                f"{name} of the feature network '{self.network.name}' are not finite for {len(bad)} pictures, the "
+                f"first of them number {self.taken + int(bad[0])}: look at that picture, or at the network's weights"
+            )
+
+    def features(self) -> Tensor | None:
+        """The features that were to be kept, (M, D)."""
+        return None if self.keep is None else torch.cat(self._kept)
+
+    def spatial(self) -> Statistics | None:
+        """Mean and covariance of the spatial features; None where the network has none."""
+        return self.gathered["spatial"].statistics() if "spatial" in self.gathered else None
+
+
+def look(
+    images: Pictures,
+    networks: Sequence[FeatureNetwork],
+    keep: Sequence[Tensor | None],
+    copies: Copies | None = None,
+) -> tuple[list[Seen], Tensor | None]:
+    """Look at pictures once, for all that is wanted of them; the ranks share them, rank 0 has the result.
+
+    Args:
+        images: uint8 (N, H, W, C).
+        networks: that look at them.
+        keep: of whom each network's features are kept, see `Seen`.
+        copies: whose distances are wanted; None: none.
+
+    Returns:
+        What each network saw, and, with `copies`, distances (N,); on other ranks nothing that is complete.
+    """
+    batch = networks[0].batch
+    parts = dist.batches(len(images), batch * max(1, PICTURES // batch))
+
+    def views(some: Tensor) -> tuple[list[dict[str, Tensor]], Tensor | None]:
+        return [network.look(some) for network in networks], None if copies is None else copies.nearest(some)
+
+    mine = dist.share(len(parts))
+    read = ahead(lambda number: images[parts[number].start : parts[number].stop], mine, depth=1)
+    shown = progress(read, len(mine), "looking") if len(parts) > FEW else read
+    seen = [Seen(network, len(images), kept) for network, kept in zip(networks, keep, strict=True)]
+    distances = []
+    for found, nearest in dist.in_order(map(views, shown), len(parts)):
+        for one, view in zip(seen, found, strict=True):
+            one.take(view)
+        distances.append(nearest)
+    return seen, torch.cat(distances) if copies is not None and distances else None

@@ -1,0 +1,423 @@
+"""params.yaml as frozen dataclasses: one per top-level key, every key required, every unknown key refused.
+
+The file is the only configuration. What a key means, its unit and its place in the paper stand in presets/base.yaml;
+here stand its type and range. Blocks of one method or network (`objectives.<name>`, `backbones.<name>`,
+`preconds.<name>`) are kept as plain mappings: the class that they are for checks them, so that a new method needs no
+line here.
+"""
+
+import copy
+import math
+import types
+import typing
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+
+from facm.runtime.names import hint, refuse_unknown
+
+PATH = "params.yaml"
+UNSEEN = ("size", "nfiles")  # keys that are not in the key of DVC's run cache, wherever they stand (dvc/stage/cache.py)
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+class ParamsError(ValueError):
+    """A value in params.yaml that cannot be run; the message names value, rule and place."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Closed interval; `exclusive_low` leaves the lower end out, `exclusive_high` the upper one."""
+
+    low: float | None = None
+    high: float | None = None
+    exclusive_low: bool = False
+    exclusive_high: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above = self.low is None or (value > self.low if self.exclusive_low else value >= self.low)
+        below = self.high is None or (value < self.high if self.exclusive_high else value <= self.high)
+        return above and below
+
+    def __str__(self) -> str:
+        low = "-inf" if self.low is None else _number(self.low)
+        high = "inf" if self.high is None else _number(self.high)
+        opening = "(" if self.exclusive_low or self.low is None else "["
+        return f"{opening}{low}, {high}{')' if self.exclusive_high or self.high is None else ']'}"
+
+
+def _number(value: float) -> str:
+    """A bound as it is read: whole numbers with all their digits."""
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
+Count = Annotated[int, Range(low=1)]
+Seed = Annotated[int, Range(low=0, high=2**63 - 1)]  # what numpy's Philox and torch's generators all take
+Fraction = Annotated[float, Range(0.0, 1.0)]
+Decay = Annotated[float, Range(0.0, 1.0, exclusive_high=True)]
+Positive = Annotated[float, Range(low=0.0, exclusive_low=True)]
+NonNegative = Annotated[float, Range(low=0.0)]
+Scale = Annotated[float, Range(low=1.0)]
+Cosine = Literal["auto", "channel", "sample", "none"]
+
+
+@dataclass(frozen=True)
+class Data:
+    name: str
+    root: str | None
+    fingerprint: str | None
+    side: Count | None
+    max_bad: Fraction
+
+
+@dataclass(frozen=True)
+class Reference:
+    features: str
+    also: tuple[str, ...] | None
+    source: str
+    sha256: str | None
+    seed: Seed
+    num: Count
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Of an encoder, for backbone repa."""
+
+    encoder: str | None
+    weights: str | None
+    sha256: str | None
+    side: Count
+
+
+@dataclass(frozen=True)
+class Latents:
+    codec: str
+    vae: str | None
+    vae_sha256: str | None
+    posterior: Literal["sample", "mode"]
+    seed: Seed
+    normalise: Literal["channel", "one", "none", "given"]
+    stats: str | None
+    stats_sha256: str | None
+    labels: bool
+    flip: bool
+    shard_size: Count
+    batch_size: Count
+    tokens: Tokens
+
+
+@dataclass(frozen=True)
+class Backbone:
+    name: str
+    precond: str
+
+
+@dataclass(frozen=True)
+class Time:
+    sampler: str
+    mean: float
+    std: Positive
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    lr: Positive
+    betas: tuple[Decay, Decay]
+    weight_decay: NonNegative
+    warmup: Annotated[int, Range(low=0)]
+    schedule: Literal["constant", "cosine"]
+    clip: Positive
+
+
+@dataclass(frozen=True)
+class Ema:
+    sigma_rels: tuple[Annotated[float, Range(0.0, 0.28, exclusive_low=True)], ...]
+    sigma_rel: Annotated[float, Range(0.0, 0.28, exclusive_low=True)]
+    snapshots: Count
+
+
+@dataclass(frozen=True)
+class Training:
+    """What teacher and distill have in common."""
+
+    init: str | None
+    init_sha256: str | None
+    steps: Count
+    batch_size: Count
+    seed: Seed
+    label_dropout: Fraction
+    dropout: Annotated[float, Range(0.0, 0.99)]
+    time: Time
+    optimizer: Optimizer
+    ema: Ema
+
+
+@dataclass(frozen=True)
+class Train:
+    """How a training step is computed, see `facm.training.passes.Plan`."""
+
+    precision: Literal["float32", "bfloat16"]
+    compile: bool
+    checkpoint: bool
+    accumulate: Count
+    lean: bool
+    parallel: Literal["ddp", "fsdp"]
+
+
+@dataclass(frozen=True)
+class Teacher(Training):
+    stage: str
+    conditioning: Literal["plain", "expanded", "auxiliary"]
+    fraction: Fraction
+    cosine: Cosine
+    cosine_eps: Positive
+
+
+@dataclass(frozen=True)
+class Imported:
+    code: str
+    source: str | None
+    format: str | None
+    sha256: str | None
+    which: Literal["ema", "model"]
+    profile: float
+    stats: str | None
+    trust_pickle: bool
+
+
+@dataclass(frozen=True)
+class Distill(Training):
+    objective: str
+    mode: Literal["distill", "scratch"]
+    teacher: str
+    conditioning: Literal["expanded", "auxiliary"]
+    alpha: str
+    beta: str
+    p: Positive
+    w: Scale
+    t_low: Fraction
+    t_high: Fraction
+    teacher_condition: Literal["t", "fm"]
+    scratch_form: Literal["paper", "code", "mixed"]
+    scratch_condition: Literal["fm", "t"]
+    scratch_source: Literal["online", "ema"]
+    scratch_kappa: Annotated[float, Range(0.0, 0.999)]
+    if_diverged: Literal["fail", "record"]
+    derivative: Literal["dual", "func"]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    sampler: Literal["euler", "heun", "dpmpp", "edm"]
+    steps: Count
+    w: Scale
+    t_low: Fraction
+    t_high: Fraction
+    shift: NonNegative
+    num: Count
+    seed: Seed
+    batch_size: Count
+
+
+@dataclass(frozen=True)
+class Sample:
+    num: Count
+    nfe: tuple[Count, ...]
+    sampler: str
+    t_grid: tuple[tuple[Fraction, ...], ...] | None
+    shift: NonNegative
+    seed: Seed
+    sigma_rel: Annotated[float, Range(0.0, 0.28, exclusive_low=True)] | None
+    rounding: Literal["round", "floor"]
+    batch_size: Count
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    baseline: Literal["metrics/baseline.json", "metrics/reference.json"]
+    copies: bool
+    kid_subsets: Count
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run has of a teacher: paths, so that they can be dependencies in dvc.yaml."""
+
+    pictures: Literal["data/baseline", "data/samples"]
+    curves: Literal["metrics/teacher", "metrics/distill"]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    threads: Count
+    save_every: Count
+    log_every: Count
+
+
+@dataclass(frozen=True)
+class Params:
+    data: Data
+    reference: Reference
+    latents: Latents
+    backbone: Backbone
+    backbones: dict[str, dict[str, Any]]
+    preconds: dict[str, dict[str, Any]]
+    train: Train
+    teacher: Teacher
+    imported: Imported
+    baseline: Baseline
+    distill: Distill
+    objectives: dict[str, dict[str, Any]]
+    sample: Sample
+    evaluate: Evaluate
+    report: Report
+    runtime: Runtime
+
+
+def read(path: str | Path = PATH) -> Params:
+    """Read and check types, ranges and keys of a params.yaml.
+
+    Raises:
+        ParamsError: missing file, no YAML, or a key or value that breaks its rule; the message names the place.
+    """
+    return parse(raw(path))
+
+
+def raw(path: str | Path = PATH) -> dict[str, Any]:
+    """The file's plain mappings, as recorded in checkpoints."""
+    try:
+        return mapping_of(Path(path).read_text(), str(path))
+    except FileNotFoundError:
+        raise ParamsError(f"{path} is missing: write it with `python -m facm.preset digits`") from None
+
+
+def mapping_of(text: str, path: str) -> dict[str, Any]:
+    """The plain mappings of a YAML text; raises ParamsError, which names `path`, where it holds something else."""
+    try:
+        loaded = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ParamsError(f"{path} is no valid YAML: {error}") from None
+    if not isinstance(loaded, dict):
+        raise ParamsError(f"{path} must hold a mapping, it holds {type(loaded).__name__}")
+    return loaded
+
+
+def outputs(stage: str | None, path: str | Path = "dvc.yaml") -> list[str]:
+    """Files and folders that a stage makes (None: all stages), as dvc.yaml says; none where it has no such stage."""
+    stages = raw(path).get("stages", {}) if Path(path).is_file() else {}
+    asked = list(stages.values()) if stage is None else [stages.get(stage, {})]
+    entries = [entry for made in asked for kind in ("outs", "metrics", "plots") for entry in made.get(kind, [])]
+    return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
+
+
+def at(mapping: dict[str, Any], key: str) -> Any:
+    """The value of a dotted key; None where there is none."""
+    found: Any = mapping
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    return found
+
+
+def tracked(mapping: dict[str, Any], stage: str) -> dict[str, Any]:
+    """What may change a training's result, as dvc.yaml lists it: of all blocks those that `stage` uses.
+
+    Args:
+        mapping: as `raw` gives it.
+        stage: teacher | distill.
+    """
+    used = {name: mapping[name] for name in ("backbone", stage)}
+    for blocks, name in (("backbones", mapping["backbone"]["name"]), ("preconds", mapping["backbone"]["precond"])):
+        used[blocks] = {name: mapping[blocks][name]}
+    used |= {
+        "train": {"precision": mapping["train"]["precision"]},
+        "runtime": {"threads": mapping["runtime"]["threads"]},
+    }
+    if stage == "teacher":
+        used["imported"] = mapping["imported"]
+    if stage == "distill":
+        used["objectives"] = {mapping[stage]["objective"]: mapping["objectives"][mapping[stage]["objective"]]}
+    return copy.deepcopy(used)
+
+
+def parse(mapping: dict[str, Any]) -> Params:
+    """Plain mappings -> Params; raises ParamsError as `read` does."""
+    return _convert(mapping, Params, "")
+
+
+def _convert(value: Any, kind: Any, where: str) -> Any:
+    """One value to its declared type, or a ParamsError that names `where`."""
+    if is_dataclass(kind):
+        return _convert_mapping(value, typing.cast(type, kind), where)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        converted = _convert(value, arguments[0], where)
+        if converted not in arguments[1]:
+            raise ParamsError(f"{PATH}, {where}: {value!r} is outside {arguments[1]}")
+        return converted
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _convert(value, next(a for a in arguments if a is not type(None)), where)
+    if origin is Literal:
+        if not isinstance(value, str) or value not in arguments:
+            known = f"{', '.join(arguments)}{hint(value, arguments)}"
+            raise ParamsError(f"{PATH}, {where}: {value!r} is not one of {known}")
+        return value
+    if origin is tuple:
+        return _convert_list(value, arguments, where)
+    if origin is dict:
+        if not isinstance(value, dict) or not all(isinstance(v, dict) for v in value.values()):
+            raise ParamsError(f"{PATH}, {where}: must hold one block of constants per name, got {value!r}")
+        for name, block in value.items():
+            _refuse_unseen(block, f"{where}.{name}")
+        return value
+    return _convert_scalar(value, kind, where)
+
+
+def _refuse_unseen(value: Any, where: str) -> None:
+    """Raise ParamsError for a key that DVC does not see, at any depth."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        if key in UNSEEN:
+            raise ParamsError(
+                f"{PATH}, {where}.{key}: no key may be called {key}. DVC leaves such keys out when it looks for a "
+                "run of the same params, and would give back what another value has made: choose another name"
+            )
+        _refuse_unseen(inner, f"{where}.{key}")
+
+
+def _convert_mapping(value: Any, kind: type, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ParamsError(f"{PATH}, {where}: must be a block of keys, got {value!r}")
+    hints = typing.get_type_hints(kind, include_extras=True)
+    names = [field.name for field in fields(kind)]
+    try:
+        refuse_unknown(value, names, f"{PATH}, {where or 'top level'}")
+    except ValueError as error:
+        raise ParamsError(str(error)) from None
+    for name in names:
+        if name not in value:
+            raise ParamsError(f"{PATH}, {where or 'top level'}: '{name}' is missing; presets/base.yaml has its default")
+    return kind(**{name: _convert(value[name], hints[name], f"{where}.{name}" if where else name) for name in names})
+
+
+def _convert_list(value: Any, arguments: tuple[Any, ...], where: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)) or not value:
+        raise ParamsError(f"{PATH}, {where}: must be a list with at least one entry, got {value!r}")
+    if arguments[-1] is Ellipsis:
+        arguments = (arguments[0],) * len(value)
+    if len(value) != len(arguments):
+        raise ParamsError(f"{PATH}, {where}: must have {len(arguments)} entries, got {value!r}")
+    return tuple(_convert(v, a, f"{where}[{i}]") for i, (v, a) in enumerate(zip(value, arguments, strict=True)))
+
+
+def _convert_scalar(value: Any, kind: type, where: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        hint = " (YAML reads 1e-3 as text: write 1.0e-3)" if kind is float and isinstance(value, str) else ""
+        hint = " (YAML reads a number: write it in quotes)" if kind is str and isinstance(value, (int, float)) else hint
+        raise ParamsError(f"{PATH}, {where}: must be {KINDS[kind]}, got {value!r}{hint}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ParamsError(f"{PATH}, {where}: must be a finite number, got {value}")
+    return value

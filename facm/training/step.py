@@ -1,0 +1,156 @@
+"""One training step's gradient: the target velocity, the student's passes, the objective, the backward passes.
+
+Costs, in forward passes F of one batch (arXiv 2507.03738, Algorithm 1): guided teacher 2, FM and CM 2, tangent 1 + a,
+backward 4, where a is attention's share of F; three plain flow-matching steps.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from facm.flow import path
+from facm.flow.interface import Point, Progress
+from facm.flow.losses import rms
+from facm.flow.time import TimeSampler
+from facm.runtime import dist
+from facm.training.batch import Batch
+from facm.training.passes import EAGER, Passes, Plan
+from facm.training.student import NONE, Student
+from facm.training.target_velocity import Source
+
+NO_TOOLS: Mapping[str, Callable[..., Any]] = MappingProxyType({})
+
+
+class Step:
+    """Fills the gradients of a student's weights for one batch.
+
+    Args:
+        passes: through the student's network, as `facm.training.passes.prepare` made them from `plan`.
+        objective: see facm/objectives.
+        source: where the target velocity comes from.
+        time: sampler of times.
+        plan: see `facm.training.passes.Plan`.
+        null: the label that stands for none; None without classes.
+        others: makes the passes through other weights by name, see `Student`.
+        tools: what `Point.tools` holds.
+        watch_every: steps between two looks at the velocity error, see `gradients`; 0: none.
+
+    Raises:
+        ValueError: an objective with trained weights of its own, under fsdp, or one that asks for a tool that is not
+            there.
+    """
+
+    def __init__(
+        self,
+        passes: Passes,
+        objective: Any,
+        source: Source,
+        time: TimeSampler,
+        plan: Plan = EAGER,
+        *,
+        null: int | None = None,
+        others: Mapping[str, Callable[[], Passes]] = NONE,
+        tools: Mapping[str, Callable[..., Any]] = NO_TOOLS,
+        watch_every: int = 0,
+    ) -> None:
+        self.objective, self.source, self.time, self.plan, self.null = objective, source, time, plan, null
+        self.watch_every, self.tools = watch_every, tools
+        if missing := [name for name in getattr(objective, "tools", ()) if name not in tools]:
+            raise ValueError(f"{type(objective).__name__} asks for the tools {', '.join(missing)}: none were given")
+        module: nn.Module | None = getattr(objective, "module", None)  # what is trained besides the network
+        if plan.sharded and module is not None:
+            raise ValueError("params.yaml, train.parallel: fsdp does not fit an objective with weights of its own: ddp")
+        self.own = list(module.to(dist.device()).parameters()) if module is not None else []
+        self.parameters = [*passes.parameters(), *self.own]
+        self.wrapped = self._wrap(passes)
+        self.student = Student(passes, wrapped=self.wrapped, others=others)
+
+    def gradients(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """Set every `.grad` to that of the loss, averaged over the global batch.
+
+        Args:
+            batch: this rank's rows.
+            progress: of the training.
+
+        Returns:
+            `loss_<term>`, what the objective watches and, every `watch_every` steps, `velocity_error`: the root mean
+            square distance of the network at c_FM from v, which grows where the anchor is lost (Sec. 3.1.2). This
+            rank's share of the mean over the global batch, () each; the sum over ranks is the mean.
+        """
+        shares: dict[str, Tensor] = {}
+        looked = self.watch_every > 0 and progress.step % self.watch_every == 0
+
+        def watch(name: str, values: Tensor) -> None:
+            shares[name] = shares.get(name, 0.0) + values.detach().sum() / batch.size
+
+        for parameter in self.parameters:
+            parameter.grad = None
+        parts = getattr(self.objective, "parts", (self.objective,)) if self.plan.lean else (self.objective,)
+        last = self.plan.accumulate * len(parts) - 1
+        for i, rows in enumerate(batch.split(self.plan.accumulate, getattr(self.objective, "group", 1))):
+            point = self._point(rows, progress, watch)
+            if looked:
+                watch("velocity_error", self._velocity_error(point))
+            for j, part in enumerate(parts):
+                self.student.begin(rows.keys)
+                with self._synchronised(i * len(parts) + j == last):
+                    losses = part(self.student, point)
+                    loss = torch.stack([term.sum() for term in losses.values()]).sum() / batch.size
+                    (dist.world_size() * loss).backward()  # gradients are averaged over ranks: this makes them a sum
+                for name, term in losses.items():
+                    watch(f"loss_{name}", term)
+        dist.mean_([parameter.grad for parameter in self.own if parameter.grad is not None])
+        return shares
+
+    def times(self, rows: Batch, progress: Progress) -> Mapping[str, Tensor]:
+        """The objective's times of a batch."""
+        return self.objective.times(rows.n, self.time, progress)
+
+    def _velocity_error(self, point: Point) -> Tensor:
+        """Distance of the student at c_FM from the target velocity, (B,)."""
+        fm = path.c_fm(point.t, self.objective.conditioning)
+        return rms(self.student.frozen()(point.x_t, fm.t, point.y, fm.r) - point.v)
+
+    def _point(self, rows: Batch, progress: Progress, watch: Callable[[str, Tensor], None]) -> Point:
+        """The rows at the objective's own times."""
+        times = self.times(rows, progress)
+        self.student.begin(rows.keys)
+        return Point(
+            x0=rows.x0,
+            x1=rows.x1,
+            x_t=path.interpolate(rows.x0, rows.x1, times["t"]),
+            y=rows.y,
+            times=times,
+            velocity=self.source(rows.x1 - rows.x0, self.student.frozen(), self.student.frozen("ema")),
+            progress=progress,
+            null=self.null,
+            tools={**self.tools, **({} if rows.tokens is None else {"tokens": lambda: rows.tokens})},
+            watch=watch,
+        )
+
+    def _wrap(self, passes: Passes) -> nn.Module:
+        """DDP around the passes where several processes hold whole networks."""
+        if dist.world_size() == 1 or self.plan.sharded:
+            return passes
+        known = inspect.signature(DistributedDataParallel).parameters
+        constant = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # torch < 2.15
+        options: dict[str, Any] = {constant: False, "gradient_as_bucket_view": True}
+        return DistributedDataParallel(passes, **options)
+
+    @contextmanager
+    def _synchronised(self, last: bool) -> Iterator[None]:
+        """Average gradients over ranks in the last backward pass of a step only."""
+        if self.plan.sharded:
+            self.wrapped.set_requires_gradient_sync(last)  # type: ignore[operator]
+            yield
+        elif isinstance(self.wrapped, DistributedDataParallel) and not last:
+            with self.wrapped.no_sync():
+                yield
+        else:
+            yield
