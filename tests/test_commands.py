@@ -11,7 +11,8 @@ from miniature import ROOT, truncate, write_checkpoint, write_latents, write_par
 from PIL import Image
 
 import facm
-from facm import check, generate, posthoc
+from facm import generate, posthoc
+from facm.check.__main__ import main as check_main
 from facm.data import __main__ as data_command
 from facm.generate import parse_labels
 from facm.networks import checkpoint
@@ -300,13 +301,13 @@ def test_posthoc_names_a_truncated_snapshot(refused, tmp_path: Path) -> None:
 
 def test_check_says_that_params_are_in_order_or_what_is_wrong(run, refused, folder: Path) -> None:
     write_params(folder)
-    assert run(check.main) == "params.yaml: in order\n"
+    assert run(check_main) == "params.yaml: in order\n"
     write_params(folder, distill__alpah="cos")
-    assert refused(check.main).startswith(
+    assert refused(check_main).startswith(
         "error: params.yaml, distill: unknown 'alpah' (did you mean 'alpha'?); known: "
     )
     (folder / "params.yaml").unlink()
-    assert refused(check.main) == "error: params.yaml is missing: write it with `python -m facm.preset digits`"
+    assert refused(check_main) == "error: params.yaml is missing: write it with `python -m facm.preset digits`"
 
 
 def test_the_data_command_reads_params_and_needs_them(run, refused, folder: Path) -> None:

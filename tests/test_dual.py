@@ -394,9 +394,7 @@ def test_unknown_attribute_is_an_attribute_error() -> None:
 
 @pytest.mark.parametrize("drop", [nn.Dropout(0.3), lambda x: F.dropout(x, inplace=True)], ids=["module", "function"])
 def test_random_dropout_is_refused_with_the_keyed_one(drop: Callable[[Any], Any]) -> None:
-    with pytest.raises(
-        TypeError, match=r"got dropout with p = 0\.[35] in training.*facm/networks/backbones/dropout\.py"
-    ):
+    with pytest.raises(TypeError, match=r"got dropout with p = 0\.[35] in training.*facm/networks/layers/dropout\.py"):
         drop(Dual(SAME, SAME))
 
 

@@ -9,8 +9,8 @@ import yaml
 from foreign import network, release_file, stats_file, transformer_file
 from miniature import SCRATCH, parsed, write_checkpoint, write_latents, write_params
 
-from facm import check
 from facm.check import inputs
+from facm.check.__main__ import main as check_main
 from facm.data.latents import store
 from facm.data.latents.store import LatentSet
 from facm.networks import checkpoint
@@ -193,7 +193,7 @@ def test_the_first_stages_and_the_check_ask(here: Path, monkeypatch: pytest.Monk
     write_params(here)
     reference.main()
     stage.main()
-    check.main()
+    check_main()
     assert called == [[], [], []]
     write_lock("latents")
     reference.main()

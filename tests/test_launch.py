@@ -157,7 +157,7 @@ LEAVING = """
 import atexit, os
 from pathlib import Path
 import torch.distributed
-from facm import dist
+from facm.runtime import dist
 dist.setup(1)
 told = Path("joined" + os.environ["RANK"])
 atexit.register(lambda: told.write_text(str(torch.distributed.is_initialized())))

@@ -248,7 +248,7 @@ def test_without_its_weights_lpips_is_refused_before_the_teacher_is_trained(cach
         for part in (
             "objectives.cd.distance",
             str(cache / name),
-            "python -m facm.lpips",
+            "python -m facm.networks.lpips",
             url,
             "set l2 or pseudo_huber",
         ):

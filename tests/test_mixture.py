@@ -14,7 +14,7 @@ from facm.data import datasets
 from facm.data.datasets.mixture import BITS, LAW, Mixture, MixturePoints, hammersley
 from facm.data.images.images import Images
 from facm.data.latents import store
-from facm.flow import noise
+from facm.flow.noise import noise
 from facm.metrics.frechet import statistics
 from facm.metrics.reference import Reference, build
 from facm.metrics.scores import Yardstick, map_error, score

@@ -44,7 +44,7 @@ runtime:
 """
 TRAIN = """\
 import os, torch, facm
-from facm import backbones
+from facm.networks import backbones
 from facm.flow.derivative import total_derivative
 from facm.launch import main
 

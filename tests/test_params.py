@@ -10,7 +10,7 @@ import torch
 import yaml
 from miniature import ROOT, plain
 
-from facm.flow import noise
+from facm.flow.noise import noise
 from facm.runtime import params
 from facm.runtime.params import ParamsError, Range
 from facm.training.batch import seeded

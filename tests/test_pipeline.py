@@ -172,7 +172,7 @@ def test_edits_of_the_log_and_of_the_saving_interval_make_nothing_stale(built: C
 
 def test_an_edit_of_the_losses_makes_both_trainings_stale(built: Clone) -> None:
     built.append("facm/flow/losses.py", "\n# edited\n")
-    assert ran(built.dvc("repro", "--allow-missing", "--dry")) == ["teacher", "distill"]
+    assert ran(built.dvc("repro", "--allow-missing", "--dry")) == ["teacher", "baseline", "distill", "sample"]
 
 
 def test_in_scratch_mode_a_stale_teacher_stays_untrained(built: Clone) -> None:

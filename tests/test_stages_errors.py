@@ -339,4 +339,4 @@ def test_weights_of_a_distance_that_are_not_there_are_told_before_any_training(s
     write_params(here, distill__objective="cd", objectives__cd__distance="lpips")
     told = refused(stage, FileNotFoundError)
     assert told.startswith("params.yaml, objectives.cd.distance: 'lpips' needs ")
-    assert "vgg16-397923af.pth: run `python -m facm.lpips`" in told
+    assert "vgg16-397923af.pth: run `python -m facm.networks.lpips`" in told

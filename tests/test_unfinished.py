@@ -120,7 +120,7 @@ def test_prune_asks_on_a_terminal_and_refuses_without_one(here: Path, monkeypatc
 def test_the_commands_of_the_page_on_sharing_run(here: Path) -> None:
     (block,) = among(fenced((ROOT / "docs/sharing.md").read_text()), "work")
     for words in block.commands:
-        assert words[:3] == ["python", "-m", "facm.runtime.resume"]
+        assert words[:3] == ["python", "-m", "facm.work"]
         main(words[3:])
     assert left(here) == ["latents-cc", "studies"]
 

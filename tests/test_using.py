@@ -83,7 +83,7 @@ def test_the_graph_is_used_as_the_page_says(tiny: Path) -> None:
 def test_every_block_is_marked_or_is_the_one_of_the_extra() -> None:
     (left,) = (block for block in fenced(PAGE) if not block.marker)
     assert left.commands == [
-        ["python", "-m", "facm.export.__main__", "data/student", "--out", "digits-student", "--onnx"],
+        ["python", "-m", "facm.export", "data/student", "--out", "digits-student", "--onnx"],
     ]
 
 

@@ -448,8 +448,9 @@ def test_the_key_follows_the_code_that_is_loaded_less_what_cannot_change_a_numbe
 
 
 def test_every_neutral_module_exists() -> None:
-    package = Path(facm.flow.path.__file__).parent
-    assert [n for n in resume.NEUTRAL if not ((package / f"{n}.py").is_file() or (package / n).is_dir())] == []
+    root = Path(__file__).parents[1]
+    paths = [root.joinpath(*name.rstrip(".").split(".")) for name in resume.NEUTRAL]
+    assert [path for path in paths if not (path.is_dir() or path.with_suffix(".py").is_file())] == []
 
 
 # Files

@@ -12,8 +12,8 @@ Pictures below 256 pixels are enlarged to 224 x 224 bilinearly, as the published
 (openai/consistency_models, cm/karras_diffusion.py). That code takes piq's LPIPS with average in place of max pooling.
 Here: LPIPS as its authors define it, with max pooling, for which the weights w were learned.
 
-The weights lie outside the repository, in torch's cache, and are pinned by their sha256; `python -m facm.lpips` fetches
-them. They are read as tensors only, so no code in them can run.
+The weights lie outside the repository, in torch's cache, and are pinned by their sha256; `python -m
+facm.networks.lpips` fetches them. They are read as tensors only, so no code in them can run.
 """
 
 import argparse
@@ -159,18 +159,20 @@ def find_weights() -> tuple[Path, Path]:
         url, pinned = FILES[path.name]
         if not path.is_file():
             raise FileNotFoundError(
-                f"params.yaml, objectives.cd.distance: 'lpips' needs {path}: run `python -m facm.lpips`, or fetch "
-                f"{url} where there is a network and put it there (TORCH_HOME moves that folder), or set l2 or "
+                f"params.yaml, objectives.cd.distance: 'lpips' needs {path}: run `python -m facm.networks.lpips`, or "
+                f"fetch {url} where there is a network and put it there (TORCH_HOME moves that folder), or set l2 or "
                 "pseudo_huber"
             )
         if (found := sha256(path)) != pinned:
-            raise ValueError(f"{path} has sha256 {found}, needed is {pinned}: remove it and run `python -m facm.lpips`")
+            raise ValueError(
+                f"{path} has sha256 {found}, needed is {pinned}: remove it and run `python -m facm.networks.lpips`"
+            )
     return vgg, lins
 
 
 def main() -> None:
     """Fetch what is missing into torch's cache (553 MB), checked."""
-    argparse.ArgumentParser(prog="python -m facm.lpips", description=main.__doc__).parse_args()
+    argparse.ArgumentParser(prog="python -m facm.networks.lpips", description=main.__doc__).parse_args()
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     try:
