@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 
-from facm.names import hint
+from facm.names import hint, printable
 from facm.params import PATH
 
 FOLDER = "presets"
@@ -176,13 +176,14 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="list the presets")
     arguments = parser.parse_args()
     if arguments.list or not arguments.names:
-        print("presets:", ", ".join(available()))
+        print(printable(f"presets: {', '.join(available())}"))
         return
     try:
         lines = write(arguments.names, force=arguments.force)
     except PresetError as error:
         raise SystemExit(f"error: {error}") from None
-    print(f"{PATH}: {' '.join(arguments.names)}, {len(lines)} values changed", *lines, sep="\n  ")
+    title = f"{PATH}: {' '.join(arguments.names)}, {len(lines)} values changed"
+    print(printable("\n  ".join([title, *lines])))
 
 
 if __name__ == "__main__":

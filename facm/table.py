@@ -8,6 +8,8 @@ import json
 import statistics
 from typing import Any
 
+from facm.names import printable
+
 COLUMNS: tuple[str, ...] = ("nfe", "fid", "fd", "is", "sfid", "kid", "precision", "recall", "accuracy", "copies")
 COLUMNS += ("fd_second", "accuracy_second")
 ENDS = (("floor", "held-out"), ("class_mean", "class means"), ("pixel_mean", "pixel mean"), ("noise", "noise"))
@@ -88,7 +90,7 @@ def main() -> None:
     if not arguments.revisions:
         print(render(_read(".")))
         return
-    print(compare({revision: _read(revision) for revision in arguments.revisions}))
+    print(printable(compare({revision: _read(revision) for revision in arguments.revisions})))
     print("distances as fractions of that of the class means (without classes: of the pixel mean)")
 
 
