@@ -26,7 +26,7 @@ from facm.codecs.autoencoder import Architecture
 from facm.codecs.sd_vae import SdVae
 from facm.codecs.va_vae import VaVae
 from facm.data import Images, latents
-from facm.data.pictures import Files
+from facm.data.pictures import Disk, Files
 
 ARCHITECTURES: dict[str, Architecture] = {"sd_vae": SdVae.architecture, "va_vae": VaVae.architecture}
 SIDES, QUALITY = (500, 375), 90  # pixels, about ImageNet's mean; of the JPEG files
@@ -98,7 +98,7 @@ def photographs(folder: Path, num: int, size: int) -> Files:
         picture = whole[i % len(whole)]
         left, top = (TURN * i) % (picture.width - width), (TURN * i) % (picture.height - height)
         picture.crop((left, top, left + width, top + height)).save(folder / name, quality=QUALITY)
-    return Files.of(folder, names, (size, size), size)
+    return Files.of(Disk(folder), names, (size, size), size)
 
 
 def ways(folder: Path, pictures: Files, codec: codecs.Codec, batch: int) -> dict[str, Callable[[], Any]]:
