@@ -233,6 +233,8 @@ def test_the_highest_level_is_that_of_16_bit_images_only() -> None:
     ):
         assert decode.highest(content) in (15, 16)
     assert decode.highest(colours) == 15
+    assert decode.highest(b"P6 4 4 65535\n" + struct.pack(">48H", *[4095] * 48)) == 16
+    assert decode.highest(b"P6 4 4 255\n" + bytes(48)) is decode.highest(b"P4 4 4\n" + bytes(4)) is None
     assert decode.highest(encoded(Image.fromarray(deep * 16))) == 255
     assert [decode.highest(content) for content in (jpeg(), tiff(b"\x11" * 24, 12, 1), tiff(bytes(16), 8, 1))] == [
         None

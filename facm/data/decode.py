@@ -87,11 +87,13 @@ def rgb(content: bytes) -> Image.Image:
 def highest(content: bytes) -> int | None:
     """Highest level, in 0..255, of a picture that `levels` takes and whose samples have 16 bits; None of others."""
     picture = Image.open(BytesIO(content))
-    packing = str(picture.tile[0].args) if picture.tile else ""
+    tile = picture.tile[0] if picture.tile else None
+    packing = str(tile.args) if tile else ""
     if _is_wide(picture):
         wide, top, _ = _grey(picture)
         return round(int(wide.max()) * 255 / top) if top == TOP else None
-    if not any(f";16{order}" in packing for order in "BLN"):
+    colours = picture.format == "PPM" and tile is not None and isinstance(tile.args, tuple) and tile.args[1] > 255
+    if not (colours or any(f";16{order}" in packing for order in "BLN")):
         return None
     return max(int(np.asarray(picture.getchannel(band)).max()) for band in picture.getbands() if band not in "Aa")
 
