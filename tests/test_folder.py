@@ -390,6 +390,10 @@ def test_zips_that_cannot_be_read_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "bad.zip").write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
     with pytest.raises(ValueError, match=r"img00000000.png \(cannot be read \(Bad CRC-32 for file"):
         admitted(tmp_path / "bad.zip")
+    place = content.index(b'{"labels"')
+    (tmp_path / "table.zip").write_bytes(content[:place] + b"[" + content[place + 1 :])
+    with pytest.raises(ValueError, match=r"table.zip/dataset.json cannot be read \(Bad CRC-32 .*: fetch it again"):
+        admitted(tmp_path / "table.zip")
     (tmp_path / "half.zip").write_bytes(content[len(content) // 2 :])
     with pytest.raises(ValueError, match="half.zip"):
         admitted(tmp_path / "half.zip")

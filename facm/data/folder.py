@@ -288,7 +288,11 @@ class Folder:
         labels: dict[str, int] = {}
         without = []
         for folder in files:
-            found = _labels(self.root / folder / TABLE, self.place.read(f"{folder}{TABLE}"))
+            path = self.root / folder / TABLE
+            try:
+                found = _labels(path, self.place.read(f"{folder}{TABLE}"))
+            except OSError as error:
+                raise ValueError(f"{path} cannot be read ({error.strerror}): fetch it again") from None
             if found is None:
                 without.append(folder)
                 continue
@@ -297,8 +301,7 @@ class Folder:
             for some, what in ((lost, "has no label of"), (gone, "has a label of, which is not there,")):
                 if some:
                     raise ValueError(
-                        f"{self.root / folder / TABLE} {what} {some[0]} (of {len(some)} files): restore the files that "
-                        "it was written with"
+                        f"{path} {what} {some[0]} (of {len(some)} files): restore the files that it was written with"
                     )
             labels |= {f"{folder}{name}": label for name, label in found.items()}
         if without and labels:

@@ -3,7 +3,9 @@
 Names that services leave behind, and names that begin with a dot, are no data: no `Place` lists them.
 """
 
+import lzma
 import os
+import struct
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -27,7 +29,11 @@ NO_DATA = {  # in lower case: of file systems and of macOS, Windows, Synology, Q
     *("system volume information", "#recycle", "#snapshot", "@eadir", "@tmp", "@recycle", "@recently-snapshot"),
     *("@__thumb", "__pycache__"),
 }
-UNREADABLE = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error)  # members of a zip
+# What zipfile raises on damaged bytes, by trial.
+UNREADABLE = (
+    *(zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError, LookupError, OverflowError),
+    *(struct.error, zlib.error, lzma.LZMAError),
+)
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -126,7 +132,7 @@ class Zip(Place):
         super().__init__(root)
         try:
             self._file = zipfile.ZipFile(root, metadata_encoding="utf-8")
-        except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError) as error:
+        except UNREADABLE as error:
             raise ValueError(f"params.yaml, data.root: {root} is no zip that can be read ({error})") from None
         self._members: dict[str, zipfile.ZipInfo] = {}
         self._inside: dict[str, dict[str, bool]] = defaultdict(dict)
