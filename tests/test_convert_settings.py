@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import pickle
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from foreign import edm_pickle, inputs, network, stats_file, theirs, transformer_file
 from miniature import ROOT, SCRATCH, parsed, randomised, write_latents, write_params
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import facm
 from facm import backbones, check, checkpoint, convert, exported, foresight
@@ -458,6 +459,53 @@ def test_a_training_without_label_dropout_has_no_null_label(here: Path) -> None:
         ParamsError, match=r"teacher\.label_dropout: 0 never trains the null label, .* baseline\.w 1\.75"
     ):
         check.check(parsed(teacher__label_dropout=0.0, distill__w=1.0))
+
+
+# Layouts that are not read
+
+
+def test_layouts_of_diffusers_and_sharded_ones_are_told_for_what_they_are(tmp_path: Path) -> None:
+    index, model = tmp_path / "x.safetensors.index.json", tmp_path / "transformer"
+    index.write_text(
+        json.dumps({"weight_map": {"a": "x-00001-of-00002.safetensors", "b": "x-00002-of-00002.safetensors"}})
+    )
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"_class_name": "DiTTransformer2DModel"}))
+    shard = tmp_path / "x-00001-of-00002.safetensors"
+    keys = tmp_path / "diffusion_pytorch_model.safetensors"
+    for path in (shard, keys):
+        save_file(
+            {"transformer_blocks.0.attn1.to_q.weight": torch.ones(2), "pos_embed.proj.weight": torch.ones(2)}, path
+        )
+    pipeline, distributed, plain = (tmp_path / name for name in ("pipeline", "distributed", "plain"))
+    for folder in (pipeline, distributed, plain):
+        folder.mkdir()
+    (pipeline / "model_index.json").write_text("{}")
+    (distributed / ".metadata").write_text("")
+    (tmp_path / "broken.json").write_text("{")
+    told = {
+        index: "is the index of a sharded checkpoint of 2 files, it is in several files: merge them",
+        tmp_path: r"is a sharded checkpoint \(x\.safetensors\.index\.json\), it is in several files",
+        shard: "is one of 2 files of a sharded checkpoint",
+        model: "describes a DiTTransformer2DModel of diffusers: .* take the authors' own file",
+        pipeline: "is the folder of a pipeline of diffusers: .* take the authors' own file",
+        distributed: "is a distributed checkpoint of torch: .* dcp_to_torch",
+        tmp_path / "broken.json": "holds no weights: name the file that does",
+        keys: r"is a network of diffusers \(DiTTransformer2DModel or a like one: transformer_blocks\.0\.attn1",
+    }
+    for path, message in told.items():
+        with pytest.raises(ForeignError, match=message):
+            converted(path, "dit")
+    with pytest.raises(FileNotFoundError, match="plain is a folder: name a file"):
+        converted(plain, "dit")
+
+
+def test_the_stages_say_so_too(here: Path) -> None:
+    Path("x.pt").write_bytes(pickle.dumps({}))
+    Path("transformer").mkdir()
+    Path("transformer/config.json").write_text(json.dumps({"_class_name": "DiTTransformer2DModel"}))
+    with pytest.raises(ForeignError, match=r"params\.yaml, imported\.source: .*describes a DiTTransformer2DModel"):
+        foresight.refuse_missing(parsed(**written(imported__source="transformer")))
 
 
 def test_the_page_on_weights_names_every_setting_that_is_read() -> None:

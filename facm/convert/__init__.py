@@ -20,7 +20,7 @@ from torch import Tensor
 
 from facm import checkpoint, codecs, files, objectives
 from facm.checkpoint import Config
-from facm.convert import keys, pickles, settings, statistics, weights
+from facm.convert import keys, layouts, pickles, settings, statistics, weights
 from facm.convert.found import Found
 from facm.convert.pickles import ForeignError
 from facm.names import refuse_unknown
@@ -155,6 +155,7 @@ def convert(
     digest = _verified(source)
     content = pickles.read(source.path, trust=source.trust)
     chosen = weights.choose(content, source.path, which=source.which, profile=source.profile)
+    layouts.refuse_names(chosen.tensors, source.path)
     settings.refuse_other(chosen.settings, source.format, known.settings, source.path)
     given = settings.constants(chosen.settings, given or {}, known.settings, source.path)
     found = known.read(chosen, given, source.path)
@@ -188,6 +189,7 @@ def _verified(source: Source) -> str:
         FileNotFoundError: there is no such file.
         ForeignError: it is not the pinned one.
     """
+    layouts.refuse_path(source.path)
     files.refuse_no_file(source.path)
     digest = files.sha256(source.path)
     if source.sha256 is not None and digest != source.sha256:

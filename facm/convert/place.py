@@ -12,7 +12,7 @@ from torch import Tensor
 
 from facm import checkpoint, convert, preconds
 from facm.checkpoint import Config
-from facm.convert import labels
+from facm.convert import labels, layouts
 from facm.convert.pickles import ForeignError
 from facm.data.latents import LatentSet
 from facm.files import refuse_no_file
@@ -45,6 +45,7 @@ def read(
         trust=imported.trust_pickle,
         sha256=imported.sha256,
     )
+    layouts.refuse_path(source.path, "params.yaml, imported.source: ")
     refuse_no_file(source.path, "params.yaml, imported.source: ")
     stats = None if imported.stats is None else located(imported.stats)
     if stats is not None:
