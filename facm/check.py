@@ -368,16 +368,12 @@ def _check_null_label(p: Params) -> None:
     scratch = p.distill.mode == "scratch"
     block, place = (p.distill, "distill") if scratch else (p.teacher, "teacher")
     trained_here = block.init is None and (scratch or p.teacher.stage == "teacher")
-    if (
-        trained_here
-        and p.latents.labels
-        and p.data.name not in data.POINTS
-        and p.distill.w > 1
-        and not block.label_dropout
-    ):
+    asked = {"distill.w": p.distill.w} | ({} if scratch else {"baseline.w": p.baseline.w})
+    name, w = max(asked.items(), key=lambda one: one[1])
+    if trained_here and p.latents.labels and p.data.name not in data.POINTS and w > 1 and not block.label_dropout:
         raise ParamsError(
-            f"{PATH}, {place}.label_dropout: 0 never trains the null label, from which distill.w {p.distill.w} guides "
-            "away: set it above 0 (0.1 is usual), or distill.w to 1"
+            f"{PATH}, {place}.label_dropout: 0 never trains the null label, from which {name} {w} guides "
+            f"away: set it above 0 (0.1 is usual), or {name} to 1"
         )
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from facm import backbones, ema, files, preconds
 from facm.data.latents import LatentSet
 from facm.params import outputs
-from facm.work import repository_root
+from facm.work import located
 
 EXTRA_EMBEDDERS = ("r_embedder.", "model.r_embedder.")  # what a student may have beyond its teacher; zero-initialised
 PROJECTORS = ("projectors.", "model.projectors.")
@@ -29,9 +29,9 @@ PROJECTORS = ("projectors.", "model.projectors.")
 
 UNSEEN = {"pixel_norm": False, "heads": None, "time_scale": 1.0}
 """Constants that no weight's name or shape tells, and their defaults."""
-LATER: dict[str, Any] = {"precond": "none", "precond_constants": {}, "codec_options": {}}
+LATER: dict[str, Any] = {"precond": "none", "precond_constants": {}, "codec_options": {}, "null_label": True}
 """Fields of Config that older checkpoints lack, and what they were."""
-OPTIONAL = {"codec_options"}  # which of them are left out of config.json where they are empty
+OPTIONAL = {"codec_options", "null_label"}  # which of them are left out of config.json where they are what they were
 
 
 class CheckpointError(ValueError):
@@ -63,6 +63,7 @@ class Config:
     precond: str = "none"
     precond_constants: dict[str, Any] = field(default_factory=dict)
     codec_options: dict[str, Any] = field(default_factory=dict)  # what its codec is built with; left out where empty
+    null_label: bool = True  # False: `num_classes` was never trained as the label that means none; left out where True
 
     @property
     def auxiliary(self) -> bool:
@@ -127,7 +128,17 @@ def describe(
         precond=precond[0],
         precond_constants=precond[1],
         codec_options=latents.codec_options,
+        null_label=not latents.num_classes or _trains_null_label(settings),
     )
+
+
+def _trains_null_label(settings: Any) -> bool:
+    """Whether a training drops labels, or starts from a network whose training did (a teacher, if it is there yet)."""
+    start = settings.init or (settings.teacher if getattr(settings, "mode", None) == "distill" else None)
+    if settings.label_dropout > 0 or start is None:
+        return bool(settings.label_dropout > 0)
+    folder = located(start)
+    return not (folder / "config.json").is_file() or read_config(folder).null_label
 
 
 def versions() -> dict[str, str]:
@@ -150,7 +161,7 @@ def save(folder: str | Path, weights: dict[str, Tensor], config: Config, snapsho
     (temporary / "ema").mkdir(parents=True)
     written = files.save_tensors(temporary / "model.safetensors", weights)
     described = asdict(config) | {"sha256": written["sha256"]}
-    left_out = [name for name in OPTIONAL if not described[name]]
+    left_out = [name for name in OPTIONAL if described[name] == LATER[name]]
     files.save_json(temporary / "config.json", {k: v for k, v in described.items() if k not in left_out})
     for snapshot in snapshots or []:
         with snapshot.open("rb") as source, files.whole(temporary / "ema" / snapshot.name) as copy:
@@ -324,7 +335,7 @@ def start_from(network: nn.Module, config: Config, folder: str | Path, expected:
     Raises:
         CheckpointError: another width, class count, codec or latent statistics, other weights than the pinned ones.
     """
-    folder = Path(folder) if Path(folder).exists() else repository_root() / folder
+    folder = located(str(folder))
     other = read_config(folder)
     check_fits(config, other, folder)
     if other.auxiliary and not config.auxiliary:
@@ -371,6 +382,26 @@ def check_teacher(config: Config, teacher: Config, folder: str | Path, condition
             f"{folder} is a plain teacher, which knows t only: set distill.teacher_condition: t in params.yaml, "
             "or train it with teacher.fraction above 0"
         )
+
+
+def refuse_guidance(config: Config, where: str | Path, w: float, place: str = "w", label_dropout: float = 0.0) -> None:
+    """Raise CheckpointError where a network that was never trained with a null label would be asked at it.
+
+    Args:
+        config: of the network.
+        where: its folder, for messages.
+        w: guidance scale.
+        place: of w in params.yaml.
+        label_dropout: share of labels for which a student asks its teacher at the null label.
+    """
+    for name, value, least in ((place, w, 1), ("distill.label_dropout", label_dropout, 0)):
+        if config.num_classes and not config.null_label and value > least:
+            raise CheckpointError(
+                f"{where} was trained without label dropout and has no null label, so that nothing can guide it: set "
+                f"{name} to {least}, not {value:g}, or fine-tune it with labels dropped first (teacher.stage: teacher, "
+                "teacher.init, teacher.label_dropout: 0.1); if its last label is the null one, it has one class less "
+                f"than {config.num_classes}"
+            )
 
 
 def check_fits(config: Config, other: Config, folder: str | Path) -> None:

@@ -72,7 +72,7 @@ def read_config(folder: Path) -> Config:
 
 def described(values: dict[str, Any], where: str) -> Config:
     """A description from plain values, without those that diffusers adds."""
-    own = {name: value for name, value in values.items() if not name.startswith("_")}
+    own = {"null_label": True} | {name: value for name, value in values.items() if not name.startswith("_")}
     names = {field.name for field in fields(Config)}
     if own.keys() != names:
         raise CheckpointError(f"{where} is of another format: differing keys {sorted(own.keys() ^ names)}: {CURE}")

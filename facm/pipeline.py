@@ -55,6 +55,7 @@ class FACMNetwork(ModelMixin, ConfigMixin):
         precond: str,
         precond_constants: dict[str, Any],
         codec_options: dict[str, Any],
+        null_label: bool = True,
     ) -> None:
         super().__init__()
         self.described = exported.described(dict(self.config), "the config of a FACMNetwork")

@@ -9,7 +9,9 @@
 
 VAE names the codec's weights as latents.vae does (facm/codecs/autoencoder.py): they travel with the network, and a
 training that starts from it must have the same. No file tells which it was trained on: only its channels are
-compared. The first line that is printed has the sha256 for teacher.init_sha256.
+compared. What a file says of its own training is read, printed and kept (facm/convert/settings.py). Of a table of
+labels that is not ImageNet's, --set classes=N says how many there are. The first line that is printed has the sha256
+for teacher.init_sha256.
 """
 
 import argparse
@@ -85,7 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--stats", help="latents_stats.pt that normalises the source's latents; with --to: written")
     parser.add_argument("--codec", help="key of facm/codecs; default: the format's")
     parser.add_argument("--vae", help="weights of the codec, as latents.vae in params.yaml")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="constant of the network")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="constant of the network, or classes=N"
+    )
     parser.add_argument("--sha256", help="refuse a source of another content")
     parser.add_argument("--trust-pickle", action="store_true", help="read a pickle that names code (none of it is run)")
     parser.add_argument("--sigma-rel", type=float, help="with --to: post-hoc EMA length instead of the stored weights")
@@ -119,6 +123,7 @@ def _import(arguments: argparse.Namespace) -> None:
     say(f"  {average}{length} of {path.name} (sha256 {config.params['imported']['sha256']})")
     say(f"  {config.backbone} {config.constants}, precond {config.precond}, conditioning {config.conditioning}")
     say(f"  latents {config.shape} of codec {config.codec}, {config.num_classes} classes")
+    say(f"  {convert.told_settings(config)}")
     if (told := convert.other_codec(arguments.format, config.codec)) is not None:
         say(f"  {told}")
 
