@@ -134,7 +134,7 @@ def main() -> None:
     queue: list[tuple[plan.Run, str, dict[str, Any]]] = []
     for study in studies:
         done, start = collected(study), worker.baseline(study.preset)
-        raw = yaml.safe_load(worker.git("show", f"{start}:params.yaml"))
+        raw = yaml.safe_load(worker.git("show", f"{start}:./params.yaml"))
         wanted = chosen(study, a.cells, a.seeds)
         missing = [run for run in wanted if run.name not in done]
         elsewhere = known.known(known.others(study, paths), missing, raw, functools.cache(known.params_at(study)))
