@@ -171,13 +171,14 @@ def refuse_own(folder: str | Path, out: str | Path, option: str = "--out") -> No
 
 
 def refuse_foreign(out: str | Path) -> None:
-    """Raise ValueError where `save` would replace what is no checkpoint, or what a stage of the pipeline makes."""
+    """Raise ValueError where `save` cannot write, or would replace what is no checkpoint, or what a stage makes."""
     if Path(out).exists():
         try:
             read_config(out)
         except (CheckpointError, OSError):
             raise ValueError(f"{out} is there and no checkpoint folder: choose another --out") from None
     refuse_made(out)
+    files.refuse_unwritable(Path(out))
 
 
 def refuse_made(out: str | Path, option: str = "--out") -> None:

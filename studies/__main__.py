@@ -111,6 +111,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one CPU thread each")
     parser.add_argument("--minutes", type=float, help="start no run after so many minutes")
     a = parser.parse_args()
+    if a.jobs < 1 or (a.minutes is not None and not a.minutes >= 0):
+        raise ValueError(f"--jobs {a.jobs} must be at least 1, --minutes {a.minutes} at least 0")
     paths = {path.stem: path for path in sorted(plan.FOLDER.glob("*.yaml"))}
     if a.list or not a.names:
         for name, path in paths.items():

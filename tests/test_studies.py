@@ -15,7 +15,7 @@ import yaml
 
 from facm import check, params, preset
 from studies import cost, curves, known, page, plan, pool, record, tuning, worker
-from studies.__main__ import chosen, collected, write
+from studies.__main__ import chosen, collected, main, write
 from studies.results import Entry, entry, lower, of_teacher, tie, told
 from studies.svg import Axis
 
@@ -435,6 +435,13 @@ def test_a_study_runs_in_a_project_that_is_a_folder_of_its_repository(tmp_path: 
     assert worker.git("status", "--porcelain", cwd=clone.path) == "D papers/facm/dvc.lock"
     cache = subprocess.run([*worker.DVC, "cache", "dir"], cwd=clone.project, capture_output=True, text=True).stdout
     assert cache.strip() == str(project / ".dvc/cache")
+
+
+@pytest.mark.parametrize("words", [["--jobs", "0"], ["--minutes", "nan"], ["--minutes=-1"]], ids=str)
+def test_numbers_of_the_command_are_looked_at(words: list[str], monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", ["studies", "table4", *words])
+    with pytest.raises(ValueError, match="--jobs .* must be at least 1, --minutes .* at least 0"):
+        main()
 
 
 def test_results_of_other_overrides_are_kept(tmp_path: Path, monkeypatch) -> None:
