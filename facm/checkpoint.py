@@ -6,6 +6,7 @@ latent statistics, the objective and the samplers that fit it, step, params and 
 
 import copy
 import json
+import math
 import os
 import platform
 import shutil
@@ -181,13 +182,14 @@ def refuse_own(folder: str | Path, out: str | Path, option: str = "--out") -> No
 
 
 def refuse_foreign(out: str | Path) -> None:
-    """Raise ValueError where `save` would replace what is no checkpoint, or what a stage of the pipeline makes."""
+    """Raise ValueError where `save` cannot write, or would replace what is no checkpoint, or what a stage makes."""
     if Path(out).exists():
         try:
             read_config(out)
         except (CheckpointError, OSError):
             raise ValueError(f"{out} is there and no checkpoint folder: choose another --out") from None
     refuse_made(out)
+    files.refuse_unwritable(Path(out))
 
 
 def refuse_made(out: str | Path, option: str = "--out") -> None:
@@ -223,7 +225,29 @@ def read_config(folder: str | Path) -> Config:
     found = set(described) if isinstance(described, dict) else set()
     if found | set(LATER) != names:
         raise CheckpointError(f"{path} is of another format: differing keys {sorted((found | set(LATER)) ^ names)}")
-    return Config(**(copy.deepcopy(LATER) | described | {"shape": tuple(described["shape"])}))
+    config = Config(**(copy.deepcopy(LATER) | described | {"shape": tuple(described["shape"])}))
+    refuse_statistics(config, str(path))
+    return config
+
+
+def refuse_statistics(config: Config, where: str) -> None:
+    """Raise CheckpointError unless mean and std are a finite number per channel, std above 0.
+
+    They would be broadcast, or give pictures of another scale, without a word.
+    """
+    channels = config.shape[0]
+    if not (_numbers(config.mean, channels) and _numbers(config.std, channels) and min(config.std) > 0):
+        raise CheckpointError(
+            f"{where}: mean {config.mean} and std {config.std} must be {channels} finite numbers each, one per "
+            "channel, std above 0: fetch or make the checkpoint again"
+        )
+
+
+def _numbers(values: Any, num: int) -> bool:
+    """Whether these are so many finite numbers."""
+    return (
+        isinstance(values, list) and [isinstance(v, int | float) and math.isfinite(v) for v in values] == [True] * num
+    )
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

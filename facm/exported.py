@@ -76,7 +76,9 @@ def described(values: dict[str, Any], where: str) -> Config:
     names = {field.name for field in fields(Config)}
     if own.keys() != names:
         raise CheckpointError(f"{where} is of another format: differing keys {sorted(own.keys() ^ names)}: {CURE}")
-    return Config(**(own | {"shape": tuple(own["shape"])}))
+    config = Config(**(own | {"shape": tuple(own["shape"])}))
+    checkpoint.refuse_statistics(config, where)
+    return config
 
 
 def write(folder: Path, network: nn.Module, config: Config, vae: Any = None) -> Config:

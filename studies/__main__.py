@@ -111,6 +111,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one CPU thread each")
     parser.add_argument("--minutes", type=float, help="start no run after so many minutes")
     a = parser.parse_args()
+    if a.jobs < 1 or (a.minutes is not None and not a.minutes >= 0):
+        raise ValueError(f"--jobs {a.jobs} must be at least 1, --minutes {a.minutes} at least 0")
     paths = {path.stem: path for path in sorted(plan.FOLDER.glob("*.yaml"))}
     if a.list or not a.names:
         for name, path in paths.items():
@@ -134,7 +136,7 @@ def main() -> None:
     queue: list[tuple[plan.Run, str, dict[str, Any]]] = []
     for study in studies:
         done, start = collected(study), worker.baseline(study.preset)
-        raw = yaml.safe_load(worker.git("show", f"{start}:params.yaml"))
+        raw = yaml.safe_load(worker.git("show", f"{start}:./params.yaml"))
         wanted = chosen(study, a.cells, a.seeds)
         missing = [run for run in wanted if run.name not in done]
         elsewhere = known.known(known.others(study, paths), missing, raw, functools.cache(known.params_at(study)))

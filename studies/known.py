@@ -79,7 +79,7 @@ def params_at(study: Study) -> Callable[[str], Defaults]:
 
     def at(commit: str) -> Defaults:
         try:
-            text = worker.git("show", f"{commit}:params.yaml") if study.preset is None else ""
+            text = worker.git("show", f"{commit}:./params.yaml") if study.preset is None else ""
         except worker.StudyError:  # a shallow clone
             return {}
         return yaml.safe_load(text) or {}

@@ -335,6 +335,13 @@ def test_statistics_are_needed_where_the_authors_normalise(refused) -> None:
     assert "latents_stats.pt: 'std' is not finite, [inf, " in refused("x.pt", *FACM)
     torch.save({"mean": "abc", "std": torch.ones(4)}, "latents_stats.pt")
     assert "latents_stats.pt: 'mean' is a str, not numbers" in refused("x.pt", *FACM)
+    for std in (torch.ones(2, 2), torch.ones(4) * 1j, torch.ones(4, dtype=torch.bool)):
+        torch.save({"mean": torch.zeros(4), "std": std}, "latents_stats.pt")
+        told = refused("x.pt", *FACM)
+        assert f"'std' is {std.dtype} {tuple(std.shape)}, it must be a real number per channel" in told
+    for std, message in ((1e-60, "4 stds, which must be as many and above 0"), (1e60, "'std' is not finite")):
+        torch.save({"mean": torch.zeros(4), "std": torch.full((4,), std, dtype=torch.float64)}, "latents_stats.pt")
+        assert message in refused("x.pt", *FACM), "in float32, in which it is used"
 
 
 def test_a_missing_source_and_a_folder_of_something_else_are_told(run, refused) -> None:

@@ -2,6 +2,9 @@
 
 import copy
 import math
+import os
+import shutil
+import subprocess
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +15,7 @@ import yaml
 
 from facm import check, params, preset
 from studies import cost, curves, known, page, plan, pool, record, tuning, worker
-from studies.__main__ import chosen, collected, write
+from studies.__main__ import chosen, collected, main, write
 from studies.results import Entry, entry, lower, of_teacher, tie, told
 from studies.svg import Axis
 
@@ -389,6 +392,56 @@ def test_a_broken_clone_is_not_taken_for_the_repository_around_it(tmp_path: Path
     assert not worker.is_repository(tmp_path / "missing")
     worker.git("init", "-q", cwd=inner)
     assert worker.is_repository(inner)
+
+
+def test_a_study_runs_in_a_project_that_is_a_folder_of_its_repository(tmp_path: Path, monkeypatch) -> None:
+    project = tmp_path / "papers/facm"
+    monkeypatch.setattr(worker, "ROOT", project)
+    monkeypatch.setattr(worker, "FOLDER", project / ".work/studies")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    for name in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{name}_NAME", "someone")
+        monkeypatch.setenv(f"GIT_{name}_EMAIL", "someone@example.org")
+    shutil.copytree(ROOT / "presets", project / "presets")
+    worker.git("init", "-q", cwd=tmp_path)
+    subprocess.run([*worker.DVC, "init", "-q", "--subdir"], cwd=project, check=True)
+    (tmp_path / "params.yaml").write_text("another: project\n")
+    (tmp_path / "notes").write_text("first\n")
+    for name, text in (("params.yaml", "distill: {seed: 0}\n"), ("dvc.lock", "stages: {}\n")):
+        (project / name).write_text(text)
+    (project / "studies/results").mkdir(parents=True)
+    (project / "studies/results/one.md").touch()
+    worker.git("add", "-A", cwd=tmp_path)
+    worker.git("commit", "-q", "-m", "start")
+
+    study = next(study for study in map(plan.read, FILES) if study.preset is None)
+    assert known.params_at(study)(worker.baseline(None)) == {"distill": {"seed": 0}}
+    of_preset = worker.baseline("digits")
+    assert yaml.safe_load(worker.git("show", f"{of_preset}:./params.yaml"))["data"]["name"] == "digits"
+    assert worker.git("show", f"{of_preset}:params.yaml") == "another: project"
+
+    (tmp_path / "notes").write_text("second\n")
+    (project / "studies/results/one.md").write_text("| |\n")
+    worker.require_clean()
+    (project / "params.yaml").write_text("distill: {seed: 1}\n")
+    with pytest.raises(worker.StudyError, match="uncommitted changes: params.yaml; commit them"):
+        worker.require_clean()
+
+    clone = worker.Worker(0)
+    clone._prepare(of_preset)
+    assert clone.project == clone.path / "papers/facm" and not (clone.project / "dvc.lock").exists()
+    assert yaml.safe_load((clone.project / "params.yaml").read_text())["data"]["name"] == "digits"
+    assert (clone.project / ".work").resolve() == (project / ".work").resolve()
+    assert worker.git("status", "--porcelain", cwd=clone.path) == "D papers/facm/dvc.lock"
+    cache = subprocess.run([*worker.DVC, "cache", "dir"], cwd=clone.project, capture_output=True, text=True).stdout
+    assert cache.strip() == str(project / ".dvc/cache")
+
+
+@pytest.mark.parametrize("words", [["--jobs", "0"], ["--minutes", "nan"], ["--minutes=-1"]], ids=str)
+def test_numbers_of_the_command_are_looked_at(words: list[str], monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", ["studies", "table4", *words])
+    with pytest.raises(ValueError, match="--jobs .* must be at least 1, --minutes .* at least 0"):
+        main()
 
 
 def test_results_of_other_overrides_are_kept(tmp_path: Path, monkeypatch) -> None:

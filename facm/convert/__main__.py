@@ -23,7 +23,7 @@ from facm import checkpoint, codecs, convert
 from facm.checkpoint import Config
 from facm.convert import weights
 from facm.convert.export import TARGETS, export
-from facm.files import sha256
+from facm.files import refuse_no_target, sha256
 from facm.log import say
 
 PICTURE = (256, 256, 3)  # any that codecs with weights take: its latent tells their channels
@@ -150,11 +150,10 @@ def _refuse_channels(codec: codecs.Codec | None, config: Config, path: Path) -> 
 def _export(arguments: argparse.Namespace) -> None:
     out, stats = Path(arguments.out), None if arguments.stats is None else Path(arguments.stats)
     for option, path in (("--out", out), ("--stats", stats)):
-        if path is not None and path.is_dir():
-            raise ValueError(f"{path} is a folder: {option} must be the file to write, such as student.pt")
         if path is not None:
             checkpoint.refuse_own(arguments.source, path, option)
             checkpoint.refuse_made(path, option)
+            refuse_no_target(path, option)
     if stats is not None and stats.resolve() == out.resolve():
         raise ValueError(f"--stats {stats} is --out, too: choose another")
     needed = export(Path(arguments.source), out, sigma_rel=arguments.sigma_rel, stats=stats)

@@ -22,6 +22,8 @@ def main() -> None:
     parser.add_argument("--side", type=int, help="data.side, with --name and --look")
     arguments = parser.parse_args()
     try:
+        if arguments.side is not None and arguments.side < 1:
+            raise ValueError(f"--side {arguments.side} must be at least 1")
         block = params.read().data if arguments.name is None else arguments
         if not arguments.look:
             say(f"data.fingerprint: {fingerprint(block.name, block.root)}")

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from facm.files import whole
+from facm.files import refuse_no_target, whole
 from facm.log import say
 from facm.params import ParamsError
 from facm.report.page import page
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (report.html)")
     arguments = parser.parse_args()
     try:
+        refuse_no_target(arguments.out)
         with tempfile.TemporaryDirectory() as blobs:
             text, told = compare(arguments.revisions or [WORKSPACE], Path(blobs))
         with whole(arguments.out) as file:
