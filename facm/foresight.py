@@ -60,7 +60,7 @@ def refuse_missing(p: Params, done: Collection[str] = ()) -> None:
 
 def done_before(path: str | Path = "dvc.lock") -> list[str]:
     """Those of latents, teacher, distill that ran with these params last: what was pulled needs no sources."""
-    lock = params.mapping_of(Path(path).read_text(), str(path)) if Path(path).is_file() else {}
+    lock = params.raw(path) if Path(path).is_file() else {}
     mapping, found = params.raw(), []
     for stage in ("latents", "teacher", "distill"):
         recorded = lock.get("stages", {}).get(stage, {}).get("params", {}).get(PATH, {})

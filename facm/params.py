@@ -327,7 +327,7 @@ def mapping_of(text: str, path: str) -> dict[str, Any]:
         raise ParamsError(f"{path}{_line(error)}: {_repeated(error)}: remove one") from None
     except YAMLError as error:
         raise ParamsError(f"{path} is no valid YAML: {error}") from None
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:  # of a tag's or date's content
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:  # of a date, a tag
         raise ParamsError(f"{path} is no valid YAML: a value that is not what its form or tag says ({error})") from None
     if not isinstance(loaded, dict):
         raise ParamsError(f"{path} must hold a mapping, it holds {type(loaded).__name__}")

@@ -5,7 +5,7 @@
     python -m facm.preset --list
 
 Comments are kept, what changes is shown, and hand edits are not overwritten without --force. The text has the form that
-`dvc exp run -S` keeps (nothing for null, lists in block style), so that an experiment changes the lines of its own keys.
+`dvc exp run -S` keeps (nothing for null, lists in block style): an experiment changes the lines of its own keys only.
 """
 
 import argparse

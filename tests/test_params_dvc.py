@@ -149,19 +149,23 @@ def test_an_override_changes_its_own_lines_and_null_leads_back(override: str, li
         assert path.read_text().splitlines() == before
 
 
-def test_every_word_and_number_is_read_as_dvc_reads_it() -> None:
+WORDS = """\
+1e-05 1e-5 2e-05 off on yes no y 12:30 190:20:30 1_000 0o17 017 08 0x1f 0b11 null ~ .5 5. 1e3 1.0e-3 +1 1E5 '1e-05'
+.inf .nan NaN 1e+5 TRUE True [0,[1e-05,off]] {a:,b:} \u00e9t\u00e9
+"""
+
+
+@pytest.mark.parametrize("word", WORDS.split())
+def test_every_word_and_number_is_read_as_dvc_reads_it(word: str) -> None:
     from dvc.utils.serialize import parse_yaml
 
-    words = (
-        "1e-05 1e-5 2e-05 off on yes no y 12:30 190:20:30 1_000 0o17 017 08 0x1f 0b11 null ~ .5 5. 1e3 1.0e-3 +1 1E5 "
-        "'1e-05' .inf .nan NaN 1e+5 TRUE True [0,[1e-05,off]] {a:,b:} été"
-    ).split()
-    for word in words:
-        text = f"a: {word}\nb:\n- {word}\n"
-        assert repr(params.mapping_of(text, "x")) == repr(parse_yaml(text, "x")), word
-    assert params.mapping_of("a: [1e-05, off, 12:30, 017, 0o17, 1_000, ]", "x")["a"] == [
-        1e-05, "off", "12:30", 17, 15, 1000,
-    ]  # fmt: skip
+    text = f"a: {word}\nb:\n- {word}\n"
+    assert repr(params.mapping_of(text, "x")) == repr(parse_yaml(text, "x"))
+
+
+def test_small_numbers_words_and_leading_zeros_are_those_of_yaml_1_2() -> None:
+    text = "a: [1e-05, off, 12:30, 017, 0o17, 1_000, '1e-05']"
+    assert params.mapping_of(text, "x")["a"] == [1e-05, "off", "12:30", 17, 15, 1000, "1e-05"]
 
 
 @pytest.mark.parametrize(
