@@ -37,12 +37,14 @@ def refuse_missing(p: Params, done: Collection[str] = ()) -> None:
     Raises:
         FileNotFoundError: a checkpoint to start from or to import, weights that a loss compares with, of a codec or of
             an encoder, statistics, a published reference.
-        ValueError: of another content than the pinned one, or not the network that params.yaml says.
+        ValueError: of another content than the pinned one, or not the network that params.yaml says; a network that
+            no constants of the backbone's block make.
     """
     if "distill" not in done:
         check.at_hand(p)
     if not dist.is_main():
         return
+    check.buildable(p)
     if p.reference.source != archive.DATASET:
         archive.Archive.open(repository_root() / p.reference.source, p.reference.sha256 or "")
     if "latents" not in done:
