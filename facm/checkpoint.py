@@ -214,12 +214,12 @@ def read_config(folder: str | Path) -> Config:
     """
     path = Path(folder) / "config.json"
     try:
-        described = json.loads(path.read_text())
+        described = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder} is no checkpoint: {path} is missing; `dvc pull` or `dvc repro` brings it"
         ) from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise CheckpointError(f"{path} is damaged ({error}): remove {folder} and run `dvc repro`") from None
     names = {field.name for field in fields(Config)}
     found = set(described) if isinstance(described, dict) else set()

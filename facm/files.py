@@ -196,7 +196,7 @@ def save_json(path: Path, value: Any) -> None:
 def load_json(path: Path, cure: str) -> Any:
     """Read JSON; raises as `load_tensors` does."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing: {cure}") from None
     except ValueError as error:

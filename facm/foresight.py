@@ -37,12 +37,14 @@ def refuse_missing(p: Params, done: Collection[str] = ()) -> None:
     Raises:
         FileNotFoundError: a checkpoint to start from or to import, weights that a loss compares with, of a codec or of
             an encoder, statistics, a published reference.
-        ValueError: of another content than the pinned one, or not the network that params.yaml says.
+        ValueError: of another content than the pinned one, or not the network that params.yaml says; a network that
+            no constants of the backbone's block make.
     """
     if "distill" not in done:
         check.at_hand(p)
     if not dist.is_main():
         return
+    check.buildable(p)
     if p.reference.source != archive.DATASET:
         archive.Archive.open(repository_root() / p.reference.source, p.reference.sha256 or "")
     if "latents" not in done:
@@ -59,7 +61,7 @@ def refuse_missing(p: Params, done: Collection[str] = ()) -> None:
 
 def done_before(path: str | Path = "dvc.lock") -> list[str]:
     """Those of latents, teacher, distill that ran with these params last: what was pulled needs no sources."""
-    lock = params.mapping_of(Path(path).read_text(), str(path)) if Path(path).is_file() else {}
+    lock = params.raw(path) if Path(path).is_file() else {}
     mapping, found = params.raw(), []
     for stage in ("latents", "teacher", "distill"):
         recorded = lock.get("stages", {}).get(stage, {}).get("params", {}).get(PATH, {})

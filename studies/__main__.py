@@ -8,8 +8,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import yaml
-
+from facm import params
 from studies import cost, known, page, plan, pool, record, results, tuning, worker
 
 Records = dict[str, dict[str, Any]]  # by the run's name
@@ -116,7 +115,7 @@ def main() -> None:
     paths = {path.stem: path for path in sorted(plan.FOLDER.glob("*.yaml"))}
     if a.list or not a.names:
         for name, path in paths.items():
-            print(f"{name:24s}{yaml.safe_load(path.read_text())['title']}")
+            print(f"{name:24s}{params.raw(path)['title']}")
         sys.exit(0 if a.list else "studies: name a study")
     unknown = [name for name in a.names if name not in paths]
     if unknown:
@@ -136,7 +135,7 @@ def main() -> None:
     queue: list[tuple[plan.Run, str, dict[str, Any]]] = []
     for study in studies:
         done, start = collected(study), worker.baseline(study.preset)
-        raw = yaml.safe_load(worker.git("show", f"{start}:./params.yaml"))
+        raw = params.mapping_of(worker.git("show", f"{start}:./params.yaml"), f"{start}:params.yaml")
         wanted = chosen(study, a.cells, a.seeds)
         missing = [run for run in wanted if run.name not in done]
         elsewhere = known.known(known.others(study, paths), missing, raw, functools.cache(known.params_at(study)))

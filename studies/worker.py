@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -17,13 +18,14 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-import yaml
 
+from facm import params
 from studies.plan import Run, complete, override
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / ".work/studies"
 DVC = (sys.executable, "-m", "dvc")
+WORD, NO_TEXT = re.compile(r"[A-Za-z][\w/.-]*", re.ASCII), ("true", "false", "null", "nan", "inf")
 REPOSITORY = threading.Lock()  # git in the repository itself, one at a time
 
 
@@ -59,8 +61,10 @@ def prefix() -> str:
 
 
 def text(value: Any) -> str:
-    """A value as `dvc exp run -S` reads it."""
-    return json.dumps(value) if not isinstance(value, str) else value
+    """A value as `dvc exp run -S` reads it; text in quotes where Hydra would take it for something else."""
+    if isinstance(value, str) and WORD.fullmatch(value) and value.lower() not in NO_TEXT:
+        return value
+    return json.dumps(value, ensure_ascii=False)
 
 
 def machine() -> str:
@@ -155,7 +159,7 @@ class Worker:
     def _set(self, run: Run) -> None:
         """Write a run's overrides into the clone's params.yaml."""
         path = self.project / "params.yaml"
-        path.write_text(yaml.safe_dump(override(yaml.safe_load(path.read_text()), complete(run.set)), sort_keys=False))
+        path.write_text(params.written(override(params.raw(path), complete(run.set))), encoding="utf-8")
 
     def _dvc(self, arguments: list[str], log: IO[str]) -> tuple[int, float]:
         """Exit status of a DVC command, and CPU seconds of it and what it started."""

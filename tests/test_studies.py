@@ -64,6 +64,38 @@ def test_tuning_gives_every_method_the_same_trials_on_a_seed_that_no_table_uses(
     assert used and not used & set(study.seeds)
 
 
+VALUES = [
+    1e-05,
+    0.002,
+    3,
+    True,
+    None,
+    "facm",
+    "data/latents",
+    "off",
+    "12:30",
+    "1e-05",
+    "017",
+    "0o17",
+    "",
+    "null",
+    "a,b",
+]
+VALUES += ["metrics/x.json", "a b", "NaN", "\u00e9t\u00e9", "it's", [1, 2], [[0.0, 1e-05]], ["1e-05", "off", "\u00e9"]]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=map(repr, VALUES))
+def test_an_override_is_the_same_value_by_s_and_in_params_yaml(value, tmp_path: Path) -> None:
+    from dvc.utils.hydra import apply_overrides
+
+    path = tmp_path / "params.yaml"
+    path.write_text("a:\n  b:\n")
+    apply_overrides(str(path), [f"a.b={worker.text(value)}"])
+    assert repr(params.raw(path)) == repr({"a": {"b": value}})
+    path.write_text(params.written(plan.override({"a": {"b": 0}}, {"a.b": value})))
+    assert repr(params.raw(path)) == repr({"a": {"b": value}})
+
+
 def test_runs_are_ordered_by_seed() -> None:
     seeds = [run.seed for run in plan.runs(plan.read(FILES[0]))]
     assert seeds == sorted(seeds)

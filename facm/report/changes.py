@@ -7,7 +7,7 @@ block, would make every finished run stale.
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from facm.params import mapping_of
+from facm.params import mapping_of, read_text
 from facm.report.run import Group, Run
 from facm.report.spread import differing, flat
 from facm.report.tags import Html, join, table, tag
@@ -35,7 +35,7 @@ def presets(run: Run) -> dict[str, dict[str, Any]]:
     for name in run.origin.names(FOLDER):
         path = run.origin.path(f"{FOLDER}/{name}")
         if name.endswith(".yaml") and path is not None:
-            found[name.removesuffix(".yaml")] = mapping_of(path.read_text(), str(name))
+            found[name.removesuffix(".yaml")] = mapping_of(read_text(path), str(name))
     return found
 
 

@@ -13,7 +13,7 @@ import torch
 from facm import dist
 from facm.features import FeatureNetwork, network_class
 from facm.files import load_tensors
-from facm.params import mapping_of
+from facm.params import mapping_of, read_text
 from facm.report.spread import flat, seedless
 from facm.samples import Stored, load_samples
 
@@ -118,7 +118,7 @@ class Run:
             path = origin.path(file)
             if path is None:
                 raise ValueError(f"{name} has no {file}: was `dvc repro` run, and the result committed?")
-            texts[file] = path.read_text()
+            texts[file] = read_text(path)
         try:
             result = json.loads(texts["metrics/evaluate.json"])
             if not [int(nfe.removeprefix("nfe")) for nfe in result["student"]]:
