@@ -18,13 +18,13 @@ import types
 import typing
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from ruamel.yaml import YAML
-from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from facm.names import hint, refuse_unknown
+
+if TYPE_CHECKING:
+    from ruamel.yaml.constructor import DuplicateKeyError
+    from ruamel.yaml.error import MarkedYAMLError
 
 PATH = "params.yaml"
 UNSEEN = ("size", "nfiles")  # keys that are not in the key of DVC's run cache, wherever they stand (dvc/stage/cache.py)
@@ -321,6 +321,10 @@ def mapping_of(text: str, path: str) -> dict[str, Any]:
     Raises:
         ParamsError: names `path`; the text is no YAML or no mapping, or a block has a key twice.
     """
+    from ruamel.yaml import YAML  # here: a machine that only trains may lack it
+    from ruamel.yaml.constructor import DuplicateKeyError
+    from ruamel.yaml.error import YAMLError
+
     try:
         loaded = YAML(typ="safe", pure=True).load(text)
     except DuplicateKeyError as error:
@@ -336,17 +340,19 @@ def mapping_of(text: str, path: str) -> dict[str, Any]:
 
 def written(mapping: dict[str, Any]) -> str:
     """The YAML text of mappings, in the form that `dvc exp run -S` keeps; of a document with comments, them too."""
+    from ruamel.yaml import YAML
+
     yaml, text = YAML(), io.StringIO()
     yaml.default_flow_style = False
     yaml.dump(mapping, text)
     return text.getvalue()
 
 
-def _line(error: MarkedYAMLError) -> str:
+def _line(error: "MarkedYAMLError") -> str:
     return "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
 
 
-def _repeated(error: DuplicateKeyError) -> str:
+def _repeated(error: "DuplicateKeyError") -> str:
     """`key 'lr' is repeated`, from the sentence in which ruamel.yaml names it."""
     key = re.match(r'found duplicate key "(.*?)" with value', error.problem or "", re.DOTALL)
     return f"key '{key[1]}' is repeated in its block" if key else "a key is repeated in its block"
