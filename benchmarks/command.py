@@ -22,6 +22,8 @@ def run(
     """
     dist.setup(options.threads)
     try:
+        if options.json:
+            files.refuse_no_target(options.json, "--json")
         result = measure(options)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None

@@ -24,7 +24,7 @@ from benchmarks.step import environment
 from facm.data import codecs
 from facm.data.codecs.sd_vae import SdVae
 from facm.data.codecs.va_vae import VaVae
-from facm.data.images.files import Files
+from facm.data.images.files import Disk, Files
 from facm.data.images.images import Images
 from facm.data.latents import store
 from facm.data.latents.autoencoder import Architecture
@@ -100,7 +100,7 @@ def photographs(folder: Path, num: int, size: int) -> Files:
         picture = whole[i % len(whole)]
         left, top = (TURN * i) % (picture.width - width), (TURN * i) % (picture.height - height)
         picture.crop((left, top, left + width, top + height)).save(folder / name, quality=QUALITY)
-    return Files.of(folder, names, (size, size), size)
+    return Files.of(Disk(folder), names, (size, size), size)
 
 
 def ways(folder: Path, pictures: Files, codec: codecs.Codec, batch: int) -> dict[str, Callable[[], Any]]:

@@ -153,8 +153,7 @@ def drawn(generator: Generator, rule: Any, y: Tensor | None, batch: int) -> np.n
 def by_onnx(generator: Generator, session: Any, y: Tensor | None, batch: int) -> np.ndarray:
     """The same at one evaluation by onnxruntime; the codec decodes."""
     noise = samplers.noise(0, range(batch), 1, generator.config.shape)[0].float().numpy()
-    given = {"noise": noise} | ({} if y is None else {"labels": y.numpy()})
-    (latents,) = session.run(["x1"], given)
+    latents = onnx.run(session, noise, None if y is None else y.numpy())
     return np.asarray(generator.codec.decode(torch.from_numpy(latents)).cpu())
 
 

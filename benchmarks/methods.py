@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from benchmarks import meter
 from facm import check, objectives, preset
@@ -56,7 +55,7 @@ class Method:
     """One method's training step on a preset's sizes."""
 
     def __init__(self, name: str, chosen: str):
-        raw = yaml.safe_load(preset.render([chosen], Path(__file__).parents[1] / "presets"))
+        raw = params.mapping_of(preset.render([chosen], Path(__file__).parents[1] / "presets"), chosen)
         raw["distill"]["objective"] = name
         p = params.parse(raw)
         d, (shape, classes) = p.distill, SHAPES[chosen]

@@ -65,6 +65,11 @@ class Wrong(RuntimeError):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the table, write the JSON file."""
     options = parse(arguments)
+    if options.json:
+        try:
+            files.refuse_no_target(options.json, "--json")
+        except ValueError as error:
+            raise SystemExit(f"error: {error}") from None
     with ExitStack() as stack:
         if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = stack.enter_context(tempfile.TemporaryDirectory())

@@ -10,8 +10,9 @@ A sheet, an animation of the refinement, or arrays; from a folder, a repository 
 """
 
 import argparse
+import re
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,21 @@ from torch import Tensor
 import facm
 from facm import samplers
 from facm.export import frames
+from facm.flow.noise import SEED
 from facm.inference import grid
 from facm.inference.generator import Generator, refuse_not_finite
 from facm.inference.samples import saving_arrays
+from facm.runtime.files import refuse_no_target
 from facm.runtime.log import say
 
 PER_LABEL, NFE, BATCH = 8, 2, 256
 ENDINGS = (".png", ".npz", ".gif")
 FLOW = ("steps", "w", "t_low", "t_high", "shift")  # fields of the samplers that follow the flow
 SHEET = 5000  # pictures of a .png or .gif, at most
+ARRAYS = 10_000_000  # of a .npz
+STEPS = 10_000  # of a sampler, or its evaluations
+NUMBERS = 1_000_000  # in a list of labels or seeds
+RANGE = re.compile(r" *([0-9]{1,30}) *(?:- *([0-9]{1,30}) *)?")  # \d would take digits of other scripts
 
 
 @dataclass(frozen=True)
@@ -58,20 +65,24 @@ class Plan:
         return len(self.rules) * len(self.seeds) * self.num
 
 
-def parse_labels(text: str, option: str = "--labels") -> list[int]:
+def parse_labels(text: str, option: str = "--labels", largest: int = SEED) -> list[int]:
     """ "0-3,7" -> [0, 1, 2, 3, 7].
 
     Raises:
-        ValueError: anything else than numbers, commas and rising ranges.
+        ValueError: anything else than numbers 0 .. `largest`, commas and rising ranges, or more than NUMBERS of them.
     """
-    labels: list[int] = []
+    ranges: list[range] = []
     for part in text.split(","):
-        first, dash, last = part.partition("-")
-        last = last if dash else first
-        if not (first.strip().isdigit() and last.strip().isdigit()) or int(last) < int(first):
+        found = RANGE.fullmatch(part)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, -1)
+        if last < first:
             raise ValueError(f"{option} {text!r}: write numbers and rising ranges such as 0-3,7")
-        labels += range(int(first), int(last) + 1)
-    return labels
+        if last > largest:
+            raise ValueError(f"{option} {text!r}: {last} is too large, the largest is {largest}")
+        ranges.append(range(first, last + 1))
+    if (num := sum(part.stop - part.start for part in ranges)) > NUMBERS:
+        raise ValueError(f"{option} {text!r}: {num} numbers, at most {NUMBERS} at once")
+    return [*chain.from_iterable(ranges)]
 
 
 def main() -> None:
@@ -120,8 +131,13 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--out {arguments.out!r} must end in {', '.join(ENDINGS)}")
     if not out.parent.is_dir():
         raise ValueError(f"--out {arguments.out!r}: there is no folder {out.parent}")
-    if arguments.per_label is not None and arguments.per_label < 1:
-        raise ValueError(f"--per-label {arguments.per_label} must be at least 1")
+    refuse_no_target(out)
+    for name, most in (("per_label", ARRAYS), ("steps", STEPS)):
+        value = getattr(arguments, name)
+        if value is not None and not 1 <= value <= most:
+            raise ValueError(f"--{name.replace('_', '-')} {value} must be at least 1 and at most {most}")
+    if arguments.labels is not None:
+        parse_labels(arguments.labels)
     given = [name for name in ("nfe", "steps", "t_grid") if getattr(arguments, name) is not None]
     if len(given) > 1:
         raise ValueError(f"{' and '.join('--' + name.replace('_', '-') for name in given)}: give one of them")
@@ -145,18 +161,18 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     per_label = arguments.per_label or (PER_LABEL if len(nfes) == 1 else 1)
     classes = generator.config.num_classes
     if classes:
-        named = parse_labels(arguments.labels or f"0-{classes - 1}")
-        y = generator.labels([label for label in named for _ in range(per_label)])
+        named = parse_labels(f"0-{classes - 1}" if arguments.labels is None else arguments.labels)
+        generator.labels(named)
         num = len(named) * per_label
     else:
-        num = per_label if len(nfes) > 1 else per_label**2
-        y = generator.labels(arguments.labels, num)
+        named, num = [], per_label if len(nfes) > 1 else per_label**2
     seeds = parse_labels(arguments.seed, "--seed")
-    columns = num * len(seeds) if len(nfes) > 1 else per_label
-    plan = Plan(generator, rules, y, num, seeds, columns)
-    if plan.total > SHEET and not arguments.out.endswith(".npz"):
-        raise ValueError(f"--out {arguments.out!r}: {plan.total} pictures, a sheet takes {SHEET}: write a .npz")
-    return plan
+    total, arrays = len(rules) * len(seeds) * num, arguments.out.endswith(".npz")
+    if total > (ARRAYS if arrays else SHEET):
+        cure = f"a file takes {ARRAYS}: write several" if arrays else f"a sheet takes {SHEET}: write a .npz"
+        raise ValueError(f"--out {arguments.out!r}: {total} pictures, {cure}")
+    y = generator.labels([label for label in named for _ in range(per_label)] if classes else arguments.labels, num)
+    return Plan(generator, rules, y, num, seeds, num * len(seeds) if len(nfes) > 1 else per_label)
 
 
 def _fields(arguments: argparse.Namespace, sampler: str) -> dict[str, Any]:
@@ -207,7 +223,7 @@ def _draw_into(plan: Plan, take: Any) -> list[int]:
 
 def _nfes(arguments: argparse.Namespace) -> list[int]:
     """NFEs; a single one that is not read where steps or times are given."""
-    return parse_labels(arguments.nfe, "--nfe") if arguments.nfe is not None else [NFE]
+    return parse_labels(arguments.nfe, "--nfe", STEPS) if arguments.nfe is not None else [NFE]
 
 
 def _times(text: str) -> tuple[float, ...]:

@@ -11,6 +11,7 @@ it (docs/cluster.md):
 """
 
 import os
+import re
 import runpy
 import shlex
 import sys
@@ -51,6 +52,8 @@ def torchrun_options(environment: Mapping[str, str]) -> list[str]:
     if ("RANK" in environment) != ("WORLD_SIZE" in environment):
         raise ValueError("RANK and WORLD_SIZE go together: set or unset both")
     if "RANK" in environment:
+        if _number(environment, "RANK", least=0) >= _number(environment, "WORLD_SIZE", least=1):
+            raise ValueError(f"RANK={environment['RANK']}: must be below WORLD_SIZE={environment['WORLD_SIZE']}")
         return []
     processes = _number(environment, PROCESSES, least=1)
     nodes, node = _nodes(environment)
@@ -61,7 +64,7 @@ def torchrun_options(environment: Mapping[str, str]) -> list[str]:
     if "MASTER_ADDR" not in environment:
         raise ValueError(f"{nodes} nodes need MASTER_ADDR, the name of the first one (and MASTER_PORT, else {PORT})")
     place = [f"--nnodes={nodes}", f"--node-rank={node}", f"--nproc-per-node={processes}"]
-    port = environment.get("MASTER_PORT", PORT)
+    port = _number({"MASTER_PORT": PORT, **environment}, "MASTER_PORT", least=1)
     return [*place, f"--master-addr={environment['MASTER_ADDR']}", f"--master-port={port}"]
 
 
@@ -86,8 +89,8 @@ def _nodes(environment: Mapping[str, str]) -> tuple[int, int]:
 def _number(environment: Mapping[str, str], name: str, *, least: int) -> int:
     """A variable's value, `least` where it is not set."""
     value = environment.get(name, str(least))
-    if not value.isdigit() or int(value) < least:
-        raise ValueError(f"{name}={value!r}: must be a whole number, {least} or more")
+    if not re.fullmatch("[0-9]{1,5}", value) or int(value) < least:  # of processes, nodes and ports
+        raise ValueError(f"{name}={value!r}: must be a whole number from {least} to 99999")
     return int(value)
 
 

@@ -57,6 +57,7 @@ class FACMNetwork(ModelMixin, ConfigMixin):
         precond: str,
         precond_constants: dict[str, Any],
         codec_options: dict[str, Any],
+        null_label: bool = True,
     ) -> None:
         super().__init__()
         self.described = folder.described(dict(self.config), "the config of a FACMNetwork")

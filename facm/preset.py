@@ -4,11 +4,11 @@
     python -m facm.preset digits scratch
     python -m facm.preset --list
 
-Comments are kept, what changes is shown, and hand edits are not overwritten without --force.
+Comments are kept, what changes is shown, and hand edits are not overwritten without --force. The text has the form that
+`dvc exp run -S` keeps (nothing for null, lists in block style): an experiment changes the lines of its own keys only.
 """
 
 import argparse
-import io
 import os
 import re
 from collections.abc import Iterator
@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.comments import CommentedMap
 
-from facm.runtime.names import hint
-from facm.runtime.params import PATH
+from facm.runtime.names import hint, printable
+from facm.runtime.params import PATH, ParamsError, mapping_of, read_text, written
 
 FOLDER = "presets"
 BASE = "base"
@@ -42,6 +41,7 @@ def render(names: list[str], folder: str | Path = FOLDER) -> str:
     Raises:
         PresetError: unknown preset, an overlay on another preset than it is meant for, or its key that base.yaml does
             not have.
+        ParamsError: a file of presets/ that is no YAML.
     """
     known = available(folder)
     if not known:
@@ -50,13 +50,18 @@ def render(names: list[str], folder: str | Path = FOLDER) -> str:
         if name not in known:
             raise PresetError(f"unknown preset '{name}'{hint(name, known)}; {folder}/ has: {', '.join(known)}")
     _fit(names, folder)
-    document = _yaml().load((Path(folder) / f"{BASE}.yaml").read_text())
+    document = _read(folder, BASE)
     for name in names:
-        overlay = _yaml().load((Path(folder) / f"{name}.yaml").read_text())
-        _overlay(document, overlay, f"{folder}/{name}.yaml", "")
-    text = io.StringIO()
-    _yaml().dump(document, text)
-    return HEADER.format(names=" ".join(names)) + text.getvalue()
+        _overlay(document, _read(folder, name), f"{folder}/{name}.yaml", "")
+    return HEADER.format(names=" ".join(names)) + written(document)
+
+
+def _read(folder: str | Path, name: str) -> CommentedMap:
+    """A file of presets/ with its comments and the spelling of its numbers."""
+    path = Path(folder) / f"{name}.yaml"
+    text = read_text(path)
+    mapping_of(text, str(path))
+    return YAML().load(text)
 
 
 def _fit(names: list[str], folder: str | Path) -> None:
@@ -67,11 +72,11 @@ def _fit(names: list[str], folder: str | Path) -> None:
     """
     networks: list[str] = []
     for number, name in enumerate(names):
-        text = (Path(folder) / f"{name}.yaml").read_text()
+        text = read_text(Path(folder) / f"{name}.yaml")
         match = re.match(r"# Overlay on ([\w ]+)", text.partition("\n")[0])
         if text.startswith("# Preset") and number:
             raise PresetError(f"'{name}' is a preset of its own, not an overlay on {names[0]}: write one of the two")
-        if number and "name" in (_yaml("safe").load(text) or {}).get("backbone", {}):
+        if number and "name" in _read(folder, name).get("backbone", {}):
             networks.append(name)
         if len(networks) > 1:
             raise PresetError(f"{' and '.join(networks)} are two networks: write one of the two")
@@ -88,7 +93,7 @@ def _fit(names: list[str], folder: str | Path) -> None:
 
 def changes(before: str, after: str) -> list[str]:
     """Lines `key: old -> new` of two YAML texts, by value."""
-    old, new = (dict(_leaves(_yaml("safe").load(text) or {})) for text in (before, after))
+    old, new = (dict(_leaves(mapping_of(text, PATH))) for text in (before, after))
     keys = [*new, *(key for key in old if key not in new)]
     return [
         f"{key}: {old.get(key, '(none)')} -> {new.get(key, '(none)')}" for key in keys if old.get(key) != new.get(key)
@@ -103,7 +108,7 @@ def hand_edits(text: str, folder: str | Path = FOLDER) -> list[str]:
     try:
         lost = changes(text, render(match[1].split(), folder))
         return [line for line in lost if ": (none) -> " not in line]  # keys that are newer than the file
-    except (PresetError, YAMLError) as error:
+    except (PresetError, ParamsError) as error:
         return [f"({error})"]
 
 
@@ -112,9 +117,15 @@ def write(names: list[str], path: str | Path = PATH, *, folder: str | Path = FOL
 
     Raises:
         PresetError: unknown preset, or hand edits and not `force`.
+        ParamsError: a file of presets/ that is no YAML, or what is there is no UTF-8 and not `force`.
     """
     path, text = Path(path), render(names, folder)
-    before = path.read_text() if path.exists() else ""
+    try:
+        before = read_text(path) if path.exists() else ""
+    except ParamsError:
+        if not force:
+            raise
+        before = ""
     if before and not force:
         edits = [edit for edit in hand_edits(before, folder) if before != text]
         if edits:
@@ -122,26 +133,12 @@ def write(names: list[str], path: str | Path = PATH, *, folder: str | Path = FOL
                 f"{path} has hand edits that would be lost (--force overwrites them):\n  " + "\n  ".join(edits)
             )
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
-    return changes(before if _readable(before) else (Path(folder) / f"{BASE}.yaml").read_text(), text)
-
-
-def _readable(text: str) -> bool:
-    """Whether a text is YAML that holds something."""
     try:
-        return bool(_yaml("safe").load(text))
-    except YAMLError:
-        return False
-
-
-def _yaml(kind: str = "rt") -> YAML:
-    yaml = YAML(typ=kind, pure=True)
-    if kind == "rt":
-        yaml.indent(mapping=2, sequence=4, offset=2)
-        yaml.width = 4096
-        yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
-    return yaml
+        return changes(before, text)
+    except ParamsError:  # no YAML
+        return changes(read_text(Path(folder) / f"{BASE}.yaml"), text)
 
 
 def _overlay(base: CommentedMap, overlay: CommentedMap, source: str, where: str) -> None:
@@ -153,10 +150,13 @@ def _overlay(base: CommentedMap, overlay: CommentedMap, source: str, where: str)
             raise PresetError(f"{told}; {FOLDER}/{BASE}.yaml must have every key")
         if isinstance(value, CommentedMap) and isinstance(base[key], CommentedMap):
             _overlay(base[key], value, source, place)
-        elif isinstance(value, CommentedSeq) and isinstance(base[key], CommentedSeq):
-            base[key][:] = list(value)
         else:
-            base[key] = value
+            base[key] = _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """Lists without the overlay's comments, as DVC sets them."""
+    return [_plain(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _leaves(mapping: dict[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
@@ -176,13 +176,14 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="list the presets")
     arguments = parser.parse_args()
     if arguments.list or not arguments.names:
-        print("presets:", ", ".join(available()))
+        print(printable(f"presets: {', '.join(available())}"))
         return
     try:
         lines = write(arguments.names, force=arguments.force)
-    except PresetError as error:
+    except (PresetError, ParamsError) as error:
         raise SystemExit(f"error: {error}") from None
-    print(f"{PATH}: {' '.join(arguments.names)}, {len(lines)} values changed", *lines, sep="\n  ")
+    title = f"{PATH}: {' '.join(arguments.names)}, {len(lines)} values changed"
+    print(printable("\n  ".join([title, *lines])))
 
 
 if __name__ == "__main__":

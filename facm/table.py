@@ -4,9 +4,12 @@ python -m facm.table seed0 seed1 seed2
 """
 
 import argparse
-import json
 import statistics
+from pathlib import Path
 from typing import Any
+
+from facm.runtime.files import load_json
+from facm.runtime.names import printable
 
 COLUMNS: tuple[str, ...] = ("nfe", "fid", "fd", "is", "sfid", "kid", "precision", "recall", "accuracy", "copies")
 COLUMNS += ("fd_second", "accuracy_second")
@@ -71,13 +74,20 @@ def _cell(value: float | None) -> str:
 
 
 def _read(revision: str) -> dict[str, Any]:
-    """evaluate.json of a revision or experiment; "." is the workspace."""
-    if revision == ".":
-        with open(FILE) as file:
-            return json.load(file)
-    from dvc.api import metrics_show
+    """evaluate.json of a revision or experiment; "." is the workspace.
 
-    return metrics_show(FILE, rev=revision)
+    Raises:
+        OSError, ValueError: there is no such revision, or no such file in it.
+    """
+    if revision == ".":
+        return load_json(Path(FILE), "`dvc pull` or `dvc repro` brings it")
+    from dvc.api import metrics_show
+    from dvc.exceptions import DvcException
+
+    try:
+        return metrics_show(FILE, rev=revision)
+    except (DvcException, OSError) as error:
+        raise ValueError(f"'{revision}' is no revision or experiment with {FILE} ({error})") from None
 
 
 def main() -> None:
@@ -85,10 +95,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m facm.table", description=main.__doc__)
     parser.add_argument("revisions", nargs="*", help="experiments or revisions; none: the workspace")
     arguments = parser.parse_args()
-    if not arguments.revisions:
-        print(render(_read(".")))
-        return
-    print(compare({revision: _read(revision) for revision in arguments.revisions}))
+    try:
+        if not arguments.revisions:
+            print(render(_read(".")))
+            return
+        print(printable(compare({revision: _read(revision) for revision in arguments.revisions})))
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
     print("distances as fractions of that of the class means (without classes: of the pixel mean)")
 
 

@@ -21,6 +21,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--older", type=float, default=0, metavar="DAYS", help="only those not written to for so long")
     parser.add_argument("--yes", action="store_true", help="do not ask")
     asked = parser.parse_args(arguments)
+    if not 0 <= asked.older < float("inf"):
+        raise SystemExit(f"error: --older {asked.older:g}: give a number of days, 0 or more")
     work = repository_root() / ".work"
     runs = look(work)
     unknown = [name for name in asked.names if not any(run.folder.name.startswith(name) for run in runs)]

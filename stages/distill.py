@@ -80,9 +80,11 @@ def _start(network: nn.Module, config: Config, d: params.Distill, plan: Plan) ->
     if d.mode == "scratch":
         if d.init is not None:
             checkpoint.start_from(network, config, d.init, d.init_sha256)
+        checkpoint.refuse_guidance(config, d.init or "a network from scratch", d.w, "distill.w")
         return target_velocity.scratch(Guidance(**guidance, conditioning=config.conditioning), d.scratch_source)
     teacher, described = checkpoint.load(d.teacher)
     checkpoint.check_teacher(config, described, d.teacher, d.teacher_condition)
+    checkpoint.refuse_guidance(described, d.teacher, d.w, "distill.w", d.label_dropout)
     checkpoint.start_from(network, config, d.init or d.teacher, d.init_sha256 or described.sha256)
     return target_velocity.teacher(teacher, Guidance(**guidance, conditioning=described.conditioning), plan)
 

@@ -21,7 +21,8 @@ def main() -> None:
     dist.setup(p.runtime.threads)
     if dist.is_main():
         latents, precond = LatentSet.open(LATENTS), check.precond(p)
-        weights, config = place.read(p.imported, latents.codec, check.backbone(p), precond[0])
+        weights, config = place.read(p.imported, latents.codec, check.backbone(p), precond[0], latents.num_classes)
+        say(f"{OUT}: {convert.told_settings(config)}")
         if (told := convert.other_codec(p.imported.format or "", latents.codec)) is not None:
             say(f"{OUT}: {told}")
         tracked = params.tracked(raw, "teacher")

@@ -8,8 +8,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import yaml
-
+from facm.runtime import params
 from studies import cost, known, page, plan, pool, record, results, tuning, worker
 
 Records = dict[str, dict[str, Any]]  # by the run's name
@@ -111,10 +110,12 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one CPU thread each")
     parser.add_argument("--minutes", type=float, help="start no run after so many minutes")
     a = parser.parse_args()
+    if a.jobs < 1 or (a.minutes is not None and not a.minutes >= 0):
+        raise ValueError(f"--jobs {a.jobs} must be at least 1, --minutes {a.minutes} at least 0")
     paths = {path.stem: path for path in sorted(plan.FOLDER.glob("*.yaml"))}
     if a.list or not a.names:
         for name, path in paths.items():
-            print(f"{name:24s}{yaml.safe_load(path.read_text())['title']}")
+            print(f"{name:24s}{params.raw(path)['title']}")
         sys.exit(0 if a.list else "studies: name a study")
     unknown = [name for name in a.names if name not in paths]
     if unknown:
@@ -134,7 +135,7 @@ def main() -> None:
     queue: list[tuple[plan.Run, str, dict[str, Any]]] = []
     for study in studies:
         done, start = collected(study), worker.baseline(study.preset)
-        raw = yaml.safe_load(worker.git("show", f"{start}:params.yaml"))
+        raw = params.mapping_of(worker.git("show", f"{start}:./params.yaml"), f"{start}:params.yaml")
         wanted = chosen(study, a.cells, a.seeds)
         missing = [run for run in wanted if run.name not in done]
         elsewhere = known.known(known.others(study, paths), missing, raw, functools.cache(known.params_at(study)))

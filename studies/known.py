@@ -3,8 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import yaml
-
+from facm.runtime.params import mapping_of
 from studies import record, worker
 from studies.plan import Run, Study, read
 
@@ -79,10 +78,10 @@ def params_at(study: Study) -> Callable[[str], Defaults]:
 
     def at(commit: str) -> Defaults:
         try:
-            text = worker.git("show", f"{commit}:params.yaml") if study.preset is None else ""
+            text = worker.git("show", f"{commit}:./params.yaml") if study.preset is None else ""
         except worker.StudyError:  # a shallow clone
             return {}
-        return yaml.safe_load(text) or {}
+        return mapping_of(text, f"{commit}:params.yaml") if text else {}
 
     return at
 

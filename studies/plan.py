@@ -5,7 +5,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
+from facm.runtime import params
 
 FOLDER = Path(__file__).parent
 TUNED = FOLDER / "tuned"
@@ -76,7 +76,7 @@ def read(path: Path) -> Study:
     Raises:
         ValueError: a name that stands twice, or a reference that is no cell.
     """
-    loaded = yaml.safe_load(path.read_text())
+    loaded = params.raw(path)
     shared, chosen = loaded.get("set", {}), tuned(loaded.get("tuned"))
     cells = tuple(
         Cell(c["name"], c["label"], _overrides(c, shared, chosen), c.get("of", "student"), _variants(c))
@@ -121,7 +121,7 @@ def tuned(study: str | None) -> dict[str, dict[str, Any]]:
     """Overrides by method that a tuning study has chosen; none without a study, or where it has not run."""
     if study is None or not tuned_path(study).exists():
         return {}
-    return {method: entry["set"] for method, entry in yaml.safe_load(tuned_path(study).read_text()).items()}
+    return {method: entry["set"] for method, entry in params.raw(tuned_path(study)).items()}
 
 
 def tuned_path(study: str) -> Path:

@@ -6,8 +6,7 @@ Written to studies/tuned/NAME.yaml, from which other studies' cells start.
 import math
 from typing import Any
 
-import yaml
-
+from facm.runtime.params import written
 from studies import plan
 from studies.results import look_up
 
@@ -51,8 +50,7 @@ def write(study: plan.Study, results: Results) -> None:
     """Write studies/tuned/NAME.yaml."""
     plan.TUNED.mkdir(exist_ok=True)
     head = f"# Written by `python -m studies {study.name}`: the best of each method's trials.\n"
-    chosen = yaml.safe_dump(choose(study, results), sort_keys=False)
-    (plan.TUNED / f"{study.name}.yaml").write_text(head + chosen)
+    (plan.TUNED / f"{study.name}.yaml").write_text(head + written(choose(study, results)))
 
 
 def _round(value: float) -> float:

@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -17,13 +18,14 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-import yaml
 
+from facm.runtime import params
 from studies.plan import Run, complete, override
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / ".work/studies"
 DVC = (sys.executable, "-m", "dvc")
+WORD, NO_TEXT = re.compile(r"[A-Za-z][\w/.-]*", re.ASCII), ("true", "false", "null", "nan", "inf")
 REPOSITORY = threading.Lock()  # git in the repository itself, one at a time
 
 
@@ -31,18 +33,38 @@ class StudyError(RuntimeError):
     """What hinders a study, told to its user."""
 
 
-def git(*arguments: str, cwd: Path = ROOT, variables: dict[str, str] | None = None, stdin: str | None = None) -> str:
-    """`git ARGUMENTS`; raises StudyError with what git says."""
-    environment = os.environ | (variables or {})
-    done = subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True, env=environment, input=stdin)
+def git(
+    *arguments: str, cwd: Path | None = None, variables: dict[str, str] | None = None, stdin: str | None = None
+) -> str:
+    """`git ARGUMENTS`, in the project where no folder is given; raises StudyError with what git says."""
+    done = subprocess.run(
+        ["git", *arguments],
+        cwd=cwd or ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | (variables or {}),
+        input=stdin,
+    )
     if done.returncode:
         raise StudyError(f"git {' '.join(arguments)}: {done.stderr.strip()}")
     return done.stdout.strip()
 
 
+def repository() -> Path:
+    """The root of the git repository: the project, or a folder above it."""
+    return Path(git("rev-parse", "--show-toplevel"))
+
+
+def prefix() -> str:
+    """The project's path in the git repository, with / at its end; empty where it is the repository."""
+    return git("rev-parse", "--show-prefix")
+
+
 def text(value: Any) -> str:
-    """A value as `dvc exp run -S` reads it."""
-    return json.dumps(value) if not isinstance(value, str) else value
+    """A value as `dvc exp run -S` reads it; text in quotes where Hydra would take it for something else."""
+    if isinstance(value, str) and WORD.fullmatch(value) and value.lower() not in NO_TEXT:
+        return value
+    return json.dumps(value, ensure_ascii=False)
 
 
 def machine() -> str:
@@ -57,7 +79,7 @@ def _cpuinfo() -> list[str]:
 
 
 class Worker:
-    """One clone, .work/studies/worker-N; what a kill left in it does no harm."""
+    """One clone of the git repository, .work/studies/worker-N; what a kill left in it does no harm."""
 
     def __init__(self, number: int):
         self.path = FOLDER / f"worker-{number}"
@@ -72,6 +94,11 @@ class Worker:
                 f"{self.path.relative_to(ROOT)} is in use, by another `python -m studies` or by a run that outlived a "
                 "killed one: wait for it, or end it"
             ) from None
+
+    @property
+    def project(self) -> Path:
+        """The project in the clone."""
+        return self.path / prefix()
 
     def run(self, run: Run, baseline: str, target: str) -> dict[str, Any]:
         """Run an experiment to its end.
@@ -104,34 +131,35 @@ class Worker:
         if target != "evaluate":
             return {}
         self._bring_home(run.name)
-        result = json.loads((self.path / "metrics/evaluate.json").read_text())
+        result = json.loads((self.project / "metrics/evaluate.json").read_text())
         return {"result": result, "code": code_of(baseline), "machine": machine(), "cpu_s": round(cpu_s, 1)}
 
     def _prepare(self, baseline: str) -> None:
         """The clone, made where it is missing, at the commit `baseline` and without traces of a run that was killed."""
+        project = self.project
         if not self.made:
             if not is_repository(self.path):  # else git would take the repository around it, and check out there
                 shutil.rmtree(self.path, ignore_errors=True)
                 with REPOSITORY:
-                    git("clone", "-q", "--no-checkout", str(ROOT), str(self.path))
-            shutil.rmtree(self.path / ".dvc/tmp", ignore_errors=True)
+                    git("clone", "-q", "--no-checkout", str(repository()), str(self.path))
+            shutil.rmtree(project / ".dvc/tmp", ignore_errors=True)
             cache = subprocess.run([*DVC, "cache", "dir"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-            (self.path / ".dvc").mkdir(exist_ok=True)
-            (self.path / ".dvc/config.local").write_text(f"[cache]\n    dir = {cache.strip()}\n")
-            if not (self.path / ".work").is_symlink():
-                (self.path / ".work").symlink_to(ROOT / ".work")
+            (project / ".dvc").mkdir(parents=True, exist_ok=True)
+            (project / ".dvc/config.local").write_text(f"[cache]\n    dir = {cache.strip()}\n")
+            if not (project / ".work").is_symlink():
+                (project / ".work").symlink_to(ROOT / ".work")
             (self.path / ".git/info/exclude").write_text(".work\n")
             self.made = True
         with REPOSITORY:
-            git("fetch", "-q", str(ROOT), baseline, cwd=self.path)
+            git("fetch", "-q", str(repository()), baseline, cwd=self.path)
         git("checkout", "-q", "-f", "--detach", baseline, cwd=self.path)
         # What the committed lock says of unchanged stages hides the run cache, and may have been made elsewhere.
-        (self.path / "dvc.lock").unlink(missing_ok=True)
+        (project / "dvc.lock").unlink(missing_ok=True)
 
     def _set(self, run: Run) -> None:
         """Write a run's overrides into the clone's params.yaml."""
-        path = self.path / "params.yaml"
-        path.write_text(yaml.safe_dump(override(yaml.safe_load(path.read_text()), complete(run.set)), sort_keys=False))
+        path = self.project / "params.yaml"
+        path.write_text(params.written(override(params.raw(path), complete(run.set))), encoding="utf-8")
 
     def _dvc(self, arguments: list[str], log: IO[str]) -> tuple[int, float]:
         """Exit status of a DVC command, and CPU seconds of it and what it started."""
@@ -139,7 +167,7 @@ class Worker:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": path}
         process = subprocess.Popen(
             [*DVC, *arguments],
-            cwd=self.path,
+            cwd=self.project,
             env=environment,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -185,7 +213,7 @@ def baseline(preset: str | None) -> str:
     blob = git("hash-object", "-w", "--stdin", stdin=rendered)
     indexed = {"GIT_INDEX_FILE": str(index)}
     git("read-tree", head, variables=indexed)
-    git("update-index", "--cacheinfo", f"100644,{blob},params.yaml", variables=indexed)
+    git("update-index", "--cacheinfo", f"100644,{blob},{prefix()}params.yaml", variables=indexed)
     tree = git("write-tree", variables=indexed)
     if tree == git("rev-parse", f"{head}^{{tree}}"):
         return head
@@ -207,10 +235,10 @@ def code_of(commit: str) -> str:
 
 
 def require_clean() -> None:
-    """Refuse uncommitted changes: the commit that an experiment records would not be what ran."""
-    listed = git("status", "--porcelain", "--untracked-files=no").splitlines()
-    written = ("studies/results/", "studies/tuned/")
-    changed = [line for line in listed if not line[2:].strip().startswith(written)]
+    """Refuse uncommitted changes of the project: the commit that an experiment records would not be what ran."""
+    listed, own = git("status", "--porcelain", "--untracked-files=no", "--", ".").splitlines(), prefix()
+    names = [line[2:].strip().removeprefix(own) for line in listed]
+    changed = [name for name in names if not name.startswith(("studies/results/", "studies/tuned/"))]
     if changed:
-        names = ", ".join(line[2:].strip() for line in changed[:5])
-        raise StudyError(f"uncommitted changes: {names}; commit them, the recorded commit would not be what ran")
+        told = ", ".join(changed[:5])
+        raise StudyError(f"uncommitted changes: {told}; commit them, the recorded commit would not be what ran")

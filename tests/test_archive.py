@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from facm.inference.samples import load_samples
+from facm.metrics.frechet import refuse_no_statistics
 from facm.metrics.published import Archive
 from facm.runtime.files import sha256
 
@@ -48,6 +49,22 @@ def test_each_format_is_read_as_float64(kind: str, tmp_path: Path) -> None:
     assert archive.sha256 == sha256(tmp_path / "r.npz")
 
 
+def test_a_further_network_s_sigma_is_looked_at_too(tmp_path: Path) -> None:
+    np.savez(tmp_path / "r.npz", **published("single"), mu_dinov2=np.zeros(3), sigma_dinov2=-np.eye(3))
+    with pytest.raises(ValueError, match="mu_dinov2 and sigma_dinov2: no covariance"):
+        opened(tmp_path / "r.npz")
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.float16])
+@pytest.mark.parametrize("sums", [np.float64, np.float32])
+def test_a_covariance_of_fewer_samples_than_features_is_one_however_it_was_rounded(sums: type, kind: type) -> None:
+    rows = np.abs(np.random.default_rng(0).normal(size=(60, 8)) @ np.ones((8, 300)) + 0.4).astype(sums)
+    mu = rows.mean(0)
+    sigma = (rows.T @ rows - 60 * np.outer(mu, mu)) / 59
+    assert np.linalg.eigvalsh(sigma.astype(kind).astype(np.float64))[0] < 0
+    refuse_no_statistics(mu.astype(kind), sigma.astype(kind))
+
+
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_pictures_are_read_part_by_part_compressed_or_not(save, tmp_path: Path) -> None:
     save(tmp_path / "r.npz", **published("adm"))
@@ -80,8 +97,20 @@ def damaged(**changes: np.ndarray | None) -> dict[str, np.ndarray]:
 WRONG = {
     "no statistics": (damaged(mu=None), "needed are mu and sigma, found arr_0"),
     "no sigma": (damaged(sigma=None), "sigma"),
-    "not square": (damaged(sigma=np.zeros((D, 2))), r"mu \(6,\) and sigma \(6, 2\) must be"),
-    "not finite": (damaged(mu_s=np.full(SPATIAL, np.nan)), "mu_s or sigma_s is not finite"),
+    "not square": (
+        damaged(sigma=np.zeros((D, 2))),
+        r"mu and sigma: a mean of \(6,\) and a covariance of \(6, 2\) must be",
+    ),
+    "not finite": (damaged(mu_s=np.full(SPATIAL, np.nan)), "mu_s and sigma_s: a mean or covariance that is not finite"),
+    "empty": (damaged(mu=np.zeros(0), sigma=np.zeros((0, 0))), r"\(0,\) and a covariance of \(0, 0\) must be"),
+    "complex": (damaged(sigma=np.eye(D) * 1j), "complex128 must be real numbers"),
+    "text": (damaged(mu=np.array(list("abcdef"))), "a mean of <U1 and"),
+    "too large": (damaged(sigma=np.eye(D) * 1e300), "not finite"),
+    "negative": (damaged(sigma=-np.eye(D)), "mu and sigma: no covariance: its eigenvalues go from -1 to -1, below 0"),
+    "indefinite": (damaged(sigma_s=np.diag([1.0, 2, 3, -0.01])), "mu_s and sigma_s: .* from -0.01 to 3, below 0"),
+    "centred twice": (damaged(sigma=np.eye(D) - 0.5), "eigenvalues go from -2 to 1"),
+    "not symmetric": (damaged(sigma=np.eye(D) + np.eye(D, k=1) * 0.01), "not symmetric: .* by up to 0.01"),
+    "zeros": (damaged(sigma=np.zeros((D, D))), "a covariance of zeros"),
     "float pictures": (damaged(arr_0=np.zeros((4, 5, 5, 3))), "pictures must be uint8"),
     "points": (damaged(arr_0=np.zeros((4, 2), np.float32)), "arr_0 must be uint8"),
     "pickle": (damaged(mu=np.array([{}], dtype=object)), "allow_pickle"),

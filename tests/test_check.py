@@ -1,12 +1,15 @@
 """What can be refused before any work: names against registries, blocks against classes, one choice against another."""
 
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from miniature import MIXTURE, ROOT, SCRATCH, parsed, plain, write_params
 
-from facm import check
+from facm import check, preset
+from facm.runtime import params
 from facm.runtime.params import ParamsError
 
 PUBLISHED = {"reference__features": "inception", "reference__source": "adm.npz", "reference__sha256": "0" * 64}
@@ -17,6 +20,99 @@ def refused(**changes) -> str:
     with pytest.raises(ValueError) as caught:
         check.check(parsed(**changes))
     return str(caught.value)
+
+
+ONE_BLOCK = {"variant": None, "patch_size": 2, "hidden": 32, "depth": 1, "heads": 2}
+UNBUILDABLE = [
+    *(
+        (name, key, value, message)
+        for name in ("lightningdit", "dit", "sit", "repa")
+        for key, value, message in (
+            ("heads", 3, "hidden: must be a multiple of 4 x heads .*, got 32 with 3 heads"),
+            ("hidden", 30, "hidden: must be a multiple of 4 x heads .*, got 30 with 2 heads"),
+            ("depth", 0, "depth: must be a whole number of at least 1"),
+            ("mlp_ratio", -1.0, "no network has these constants"),
+            ("mlp_ratio", 0.0, "no network has these constants"),
+            ("mlp_ratio", 1e308, "no network has these constants"),
+            ("hidden", 8 * 10**11, "no network has these constants"),
+            ("t_std", [0.5, -1.0], "t_std: one number or two"),
+            ("label_std", -1.0, "label_std: must be a number of at least 0"),
+        )
+    ),
+    ("repa", "encoder_depth", 2, "encoder_depth: 2 must be one of the blocks 1..1"),
+    ("repa", "coefficient", -1.0, "coefficient: -1.0 must be at least 0"),
+    ("mlp", "hidden", 10**12, "no network has these constants"),
+    ("mlp", "hidden", 0, "hidden: must be a whole number of at least 1"),
+    ("ddpmpp", "model_channels", 10, "model_channels: must be a multiple of 4"),
+    ("ddpmpp", "channel_mult", [], "channel_mult: must be a list of whole numbers"),
+    ("ddpmpp", "attn_resolutions", [3], "attn_resolutions: must be a list of some of the levels' sides"),
+    ("ddpmpp", "attn_resolutions", [64, 2], "attn_resolutions: must be a list of some of the levels' sides"),
+    ("ddpmpp", "resample_filter", [1, 2, 1], "resample_filter: must be a list of an even number of taps"),
+    ("ddpmpp", "resample_filter", [1, -1], "resample_filter: must be a list of an even number of taps"),
+    ("ddpmpp", "time_scale", 0.0, "time_scale: 0 leaves the network without its time"),
+]
+
+
+@pytest.mark.parametrize(("name", "key", "value", "message"), UNBUILDABLE)
+def test_constants_that_make_no_network_are_refused_before_any_data(tmp_path, monkeypatch, name, key, value, message):
+    small = ONE_BLOCK | ({"encoder_depth": 1} if name == "repa" else {}) if name not in ("mlp", "ddpmpp") else {}
+    changes = {f"backbones__{name}__{k}": v for k, v in (small | {key: value}).items()} | {"backbone__name": name}
+    if name == "repa":
+        changes |= {"latents__tokens__encoder": "e", "latents__tokens__weights": "w", "latents__tokens__sha256": "0"}
+    monkeypatch.chdir(tmp_path)
+    write_params(tmp_path, **(MIXTURE if name == "mlp" else {}) | changes)
+    monkeypatch.setattr(sys, "argv", ["check"])
+    with pytest.raises(SystemExit, match=f"error: params.yaml, backbones.{name}.?.?{message}"):
+        check.main()
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10", "imagenet256", "imagenet256 sd_vae sit", "mixture"])
+def test_every_presets_network_can_be_built(name: str) -> None:
+    mapping = params.mapping_of(preset.render(name.split(), ROOT / "presets"), name)
+    check.buildable(params.parse(mapping))
+
+
+@pytest.mark.parametrize("side", [8, 28, 32, 64, 256])
+def test_a_network_for_one_side_can_be_built(side: int) -> None:
+    shape = {"channel_mult": [1, 1], "attn_resolutions": [side, side // 2]}
+    check.buildable(parsed(backbone__name="ddpmpp", **{f"backbones__ddpmpp__{k}": v for k, v in shape.items()}))
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup", "fine"), [(50, 100, False), (50, 50, False), (50, 49, True), (1, 0, True), (1, 1, False)]
+)
+def test_a_training_that_never_reaches_its_learning_rate_is_refused(steps: int, warmup: int, fine: bool) -> None:
+    for name in ("teacher", "distill"):
+        changes = {f"{name}__steps": steps, f"{name}__optimizer__warmup": warmup}
+        if fine:
+            check.check(parsed(**changes))
+        else:
+            rule = (
+                f"params.yaml, {name}.optimizer.warmup: {warmup} must be below {name}.steps {steps}, or the learning "
+            )
+            assert rule in refused(**changes)
+
+
+def test_the_warmup_of_a_teacher_that_is_not_trained_is_not_asked() -> None:
+    check.check(parsed(**SCRATCH, teacher__optimizer__warmup=100))
+
+
+def test_compiling_without_a_compiler_is_refused_with_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = parsed(train__compile=True)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(
+        FileNotFoundError, match=r"train.compile: true needs a C\+\+ compiler on a CPU, and there is no no-"
+    ):
+        check.at_hand(asked)
+    check.at_hand(parsed(train__compile=False))
+    check.compilable(torch.device("cuda"))
+    monkeypatch.setenv("CXX", sys.executable)
+    check.at_hand(asked)
+    monkeypatch.setattr(check.sysconfig, "get_path", lambda name: "/nowhere")
+    with pytest.raises(
+        FileNotFoundError, match="Python's headers on a CPU, and there is no /nowhere/Python.h: install"
+    ):
+        check.at_hand(asked)
 
 
 @pytest.mark.parametrize(

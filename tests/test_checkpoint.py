@@ -101,6 +101,27 @@ def test_a_missing_or_damaged_checkpoint_is_told_with_file_and_cure(latents, tmp
     assert "config.json is of another format: differing keys ['backbone', " in refused(checkpoint.load, folder)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"std": [0.0]},
+        {"std": [-0.5]},
+        {"std": [float("inf")]},
+        {"mean": [float("nan")]},
+        {"mean": []},
+        {"mean": [0.0, 0.0], "std": [1.0, 1.0]},
+        {"mean": ["0"]},
+        {"std": None},
+    ],
+    ids=str,
+)
+def test_mean_and_std_that_are_no_statistics_of_the_channels_are_refused(wrong, latents, tmp_path) -> None:
+    folder = tmp_path / "teacher"
+    write_checkpoint(folder, latents)
+    edit(folder, **wrong)
+    assert "must be 1 finite numbers each, one per channel, std above 0" in refused(checkpoint.load, folder)
+
+
 def test_weights_that_do_not_fit_their_own_description_are_told(latents, tmp_path) -> None:
     write_checkpoint(tmp_path / "teacher", latents)
     edit(tmp_path / "teacher", constants=NETWORK | {"hidden": 48})

@@ -12,10 +12,14 @@ from PIL import Image
 
 import facm
 from facm import generate, posthoc
+from facm import work as work_command
 from facm.check.__main__ import main as check_main
+from facm.convert import __main__ as convert_command
 from facm.data import __main__ as data_command
+from facm.export import __main__ as export_command
 from facm.generate import parse_labels
 from facm.networks import checkpoint
+from facm.report import __main__ as report_command
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +152,27 @@ GENERATE = [
     (("data/student", "--nfe", "0", "--out", "a.png"), "error: --nfe 0 must be at least 1"),
     (("data/student", "--seed", "-1", "--out", "a.png"), "error: --seed '-1': write numbers and rising"),
     (
+        ("data/student", "--seed", "9" * 20, "--out", "a.png"),
+        f"error: --seed '{'9' * 20}': {'9' * 20} is too large, the",
+    ),
+    (("data/student", "--seed", "9" * 5000, "--out", "a.png"), "write numbers and rising ranges such as"),
+    (("data/student", "--seed", f"0-{2**63 - 1}", "--out", "a.npz"), f"': {2**63} numbers, at most 1000000 at once"),
+    (("data/student", "--labels", "0-99999999", "--out", "a.npz"), "100000000 numbers, at most 1000000 at once"),
+    (("data/student", "--labels", "²", "--out", "a.png"), "error: --labels '²': write numbers and rising ranges"),
+    (("data/student", "--labels", "٣", "--out", "a.png"), "error: --labels '٣': write numbers and rising ranges"),
+    (("data/student", "--labels", "", "--out", "a.png"), "error: --labels '': write numbers and rising ranges"),
+    (("data/student", "--labels", "2-0", "--out", "a.png"), "error: --labels '2-0': write numbers and rising ranges"),
+    (("data/student", "--nfe", "٢", "--out", "a.png"), "error: --nfe '٢': write numbers and rising ranges"),
+    (("data/student", "--nfe", "10001", "--out", "a.png"), "error: --nfe '10001': 10001 is too large, the largest is"),
+    (("data/student", "--per-label", "9" * 20, "--out", "a.npz"), "99 must be at least 1 and at most 10000000"),
+    (("data/student", "--per-label", "9999999", "--out", "a.npz"), "29999997 pictures, a file takes 10000000: write"),
+    (("data/teacher", "--steps", "9" * 20, "--out", "a.png"), "99 must be at least 1 and at most 10000"),
+    (("data/teacher", "--steps", "0", "--out", "a.png"), "error: --steps 0 must be at least 1"),
+    (("data/teacher", "--w", "inf", "--steps", "2", "--out", "a.png"), "w inf must be at least 1 (1: no guidance) and"),
+    (("data/teacher", "--w", "nan", "--steps", "2", "--out", "a.png"), "w nan must be at least 1"),
+    (("data/teacher", "--shift", "inf", "--steps", "2", "--out", "a.png"), "shift inf must not be negative"),
+    (("data/student", "--sigma-rel", "nan", "--out", "a.png"), "sigma_rel: nan must lie between 0 and 0.2887"),
+    (
         ("data/student", "--nfe", "1,2", "--out", "a.gif"),
         "error: --nfe 1,2: a .gif shows one NFE;",
     ),
@@ -188,6 +213,38 @@ GENERATE = [
 def test_generate_refuses_in_one_line_and_writes_nothing(arguments, message: str, refused, folder: Path) -> None:
     assert message in refused(generate.main, *arguments)
     assert not list(folder.glob("a.*"))
+
+
+@pytest.fixture
+def ways(tmp_path: Path) -> dict[str, tuple]:
+    """Each command that writes at its end, as far as --out, of what is not there: --out must be looked at first."""
+    (tmp_path / "data").mkdir()
+    return {
+        "generate": (generate.main, "data/nothing", "--out"),
+        "posthoc": (posthoc.main, "data/nothing", "--sigma-rel", "0.1", "--out"),
+        "export": (export_command.main, "data/student", "--out"),
+        "report": (report_command.main, "--out"),
+        "import": (convert_command.main, "nothing.pt", "--from", "sit", "--vae", "nothing", "--out"),
+        "convert": (convert_command.main, "data/nothing", "--to", "facm", "--out"),
+    }
+
+
+@pytest.mark.parametrize("name", ["generate", "posthoc", "export", "report", "import", "convert"])
+def test_what_cannot_be_written_is_refused_before_any_work(name: str, ways, refused, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "folder.png/kept").touch()
+    before = sorted(tmp_path.rglob("*"))
+    told = refused(*ways[name], str(tmp_path / "folder.png"))
+    assert told.startswith(f"error: --out {tmp_path}/folder.png is a folder") or "is there and no checkpoint fo" in told
+    for place, rule in (
+        (tmp_path / "file/a.png", "Not a directory"),
+        (Path("/proc/a.png"), "/proc: "),
+        (tmp_path / f"{'a' * 248}.png", "File name too long"),
+    ):
+        told = refused(*ways[name], str(place))
+        assert told.startswith("error: --out ") and (rule in told or "there is no folder" in told), told
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_labels_are_numbers_and_rising_ranges() -> None:
@@ -297,6 +354,15 @@ def test_posthoc_names_a_truncated_snapshot(refused, tmp_path: Path) -> None:
 
 
 # check and data
+
+
+def test_numbers_of_the_other_commands_are_looked_at(refused) -> None:
+    assert refused(data_command.main, "--name", "folder", "--root", ".", "--side", "0") == (
+        "error: --side 0 must be at least 1"
+    )
+    for days in ("nan", "-1", "inf"):
+        told = refused(work_command.main, f"--older={days}")
+        assert told == f"error: --older {days}: give a number of days, 0 or more"
 
 
 def test_check_says_that_params_are_in_order_or_what_is_wrong(run, refused, folder: Path) -> None:

@@ -58,6 +58,7 @@ def refused(run):
 
 FACM = ("--from", "facm", "--stats", "latents_stats.pt", "--codec", "identity", "--out", "out")
 LDIT = ("--from", "lightningdit", *FACM[2:])
+FIVE = ("--set", "classes=5")  # of the small files, whose six labels may be six classes
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -91,7 +92,7 @@ def test_config_json_tells_what_the_source_was_and_what_is_not_known(run) -> Non
     assert config.mean == pytest.approx([-0.3, -0.0667, 0.1667, 0.4], abs=1e-4)
     assert config.std == pytest.approx([0.5, 1.0, 1.5, 2.0])
     told = {"source": "x.pt", "format": "facm", "sha256": checkpoint.sha256(path), "averaged": True, "step": None}
-    assert config.params == {"imported": told}
+    assert config.params == {"imported": told | {"settings": {}}}
     assert (config.sigma_rel, config.step) == (0.2, 0)
     found = {"patch_size": 1, "hidden": 32, "depth": 2, "heads": 2, "mlp_ratio": 4.0, "shift": True}
     assert found | {"qk_norm": True, "rms_norm": True, "swiglu": True, "rope": True} == config.constants
@@ -151,7 +152,7 @@ def test_lightningdit_without_qk_norm_is_a_plain_teacher(run) -> None:
     theirs = network("lightningdit", qk_norm=False)
     state = {f"module.{name}": tensor for name, tensor in theirs.state_dict().items()}
     torch.save({"model": state, "ema": state, "opt": {}, "config": {"lr": 2e-4}}, "x.pt")
-    run("x.pt", *LDIT)
+    run("x.pt", *LDIT, *FIVE)
     loaded, config = checkpoint.load("out")
     assert config.constants["qk_norm"] is False and config.conditioning == "plain" and not config.knows_fm_format
     x, t, y = inputs()
@@ -162,7 +163,7 @@ def test_other_switches_and_half_precision_are_read_from_the_shapes(run) -> None
     sizes = {"rms_norm": False, "swiglu": False, "shift": False, "mlp_ratio": 3.0, "qk_norm": False}
     theirs = network("lightningdit", **sizes)
     save_file({name: tensor.half() for name, tensor in theirs.state_dict().items()}, "x.safetensors")
-    run("x.safetensors", *LDIT)
+    run("x.safetensors", *LDIT, *FIVE)
     loaded, config = checkpoint.load("out")
     assert config.constants.items() >= sizes.items()
     x, t, y = inputs()
@@ -193,7 +194,7 @@ def test_a_network_of_other_channels_than_its_codec_is_refused(refused, run) -> 
     architecture = VaVae.architecture
     weights = random_weights(32, architecture.multipliers, architecture.channels, architecture.attention)
     save_file(weights, "vae.safetensors")
-    sit = (str(transformer_file(Path("x.pt"))), "--from", "sit", "--set", "heads=2", "--out", "out")
+    sit = (str(transformer_file(Path("x.pt"))), "--from", "sit", "--set", "heads=2", *FIVE, "--out", "out")
     told = refused(*sit, "--codec", "va_vae", "--vae", "vae.safetensors")
     assert "x.pt has latents of 4 channels, codec 'va_vae' makes 32: set --codec" in told
     told = run(*sit, "--codec", "identity")
@@ -204,7 +205,7 @@ def test_the_codecs_weights_travel_with_a_converted_network(run, refused) -> Non
     architecture = SdVae.architecture
     save_file(random_weights(32, architecture.multipliers, 4, architecture.attention), "vae.safetensors")
     transformer_file(Path("x.pt"))
-    sit = ("x.pt", "--from", "sit", "--set", "heads=2", "--out", "out")
+    sit = ("x.pt", "--from", "sit", "--set", "heads=2", *FIVE, "--out", "out")
     assert "--vae None: codec 'sd_vae' needs its weights (folder, hub name or file)" in refused(*sit)
     told = refused(*sit, "--codec", "identity", "--vae", "vae.safetensors")
     assert "--vae vae.safetensors: codec 'identity' has no weights" in told
@@ -318,7 +319,7 @@ def test_a_width_that_tells_no_heads_needs_them(refused, run) -> None:
     theirs = network("lightningdit", qk_norm=False, rope=False)
     torch.save(theirs.state_dict(), "x.pt")
     assert "has width 32, and nothing in it tells the number of heads: --set heads=N" in refused("x.pt", *LDIT)
-    run("x.pt", *LDIT, "--set", "heads=2", "--set", "rope=false")
+    run("x.pt", *LDIT, *FIVE, "--set", "heads=2", "--set", "rope=false")
     x, t, y = inputs()
     assert torch.equal(checkpoint.load("out")[0](x, t, y), theirs(x, t, y))
 
@@ -335,6 +336,13 @@ def test_statistics_are_needed_where_the_authors_normalise(refused) -> None:
     assert "latents_stats.pt: 'std' is not finite, [inf, " in refused("x.pt", *FACM)
     torch.save({"mean": "abc", "std": torch.ones(4)}, "latents_stats.pt")
     assert "latents_stats.pt: 'mean' is a str, not numbers" in refused("x.pt", *FACM)
+    for std in (torch.ones(2, 2), torch.ones(4) * 1j, torch.ones(4, dtype=torch.bool)):
+        torch.save({"mean": torch.zeros(4), "std": std}, "latents_stats.pt")
+        told = refused("x.pt", *FACM)
+        assert f"'std' is {std.dtype} {tuple(std.shape)}, it must be a real number per channel" in told
+    for std, message in ((1e-60, "4 stds, which must be as many and above 0"), (1e60, "'std' is not finite")):
+        torch.save({"mean": torch.zeros(4), "std": torch.full((4,), std, dtype=torch.float64)}, "latents_stats.pt")
+        assert message in refused("x.pt", *FACM), "in float32, in which it is used"
 
 
 def test_a_missing_source_and_a_folder_of_something_else_are_told(run, refused) -> None:

@@ -21,8 +21,9 @@ from facm.networks.layers.blocks import sincos_positions
 
 
 def converted(path: Path, format: str, *, trust: bool = False, **given: Any) -> tuple[nn.Module, Config]:
-    """The checkpoint folder that a file becomes, loaded."""
+    """The checkpoint folder that a file becomes, loaded; of transformers' five classes, unless `given` says others."""
     source = convert.Source(path, format, trust=trust)
+    given = given if format == "edm" else {"classes": 5} | given
     weights, config = convert.convert(source, convert.space(format, codec="identity"), given)
     checkpoint.save(path.parent / "out", weights, config)
     return checkpoint.load(path.parent / "out")

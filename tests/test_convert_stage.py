@@ -71,7 +71,7 @@ def test_a_converted_plain_teacher_is_fine_tuned_with_mixed_conditioning(here: P
     """Paper, A.3a: the folder that the command writes is what teacher.init takes."""
     source = convert.Source(Path("x.pt"), "lightningdit")
     space = convert.space("lightningdit", codec="identity", stats=Path("stats.pt"))
-    weights, config = convert.convert(source, space)
+    weights, config = convert.convert(source, space, {"classes": 5})
     assert config.conditioning == "plain"
     checkpoint.save("plain", weights, config)
     pinned = checkpoint.read_config("plain").sha256
@@ -138,7 +138,9 @@ def test_of_several_processes_one_looks_at_a_checkpoint(here: Path, monkeypatch:
 def test_latents_of_other_classes_are_refused(here: Path) -> None:
     latents = write_latents(Path("data/latents"), channels=4, side=8, classes=3, num=20)
     torch.save({"mean": latents.mean, "std": latents.std}, "stats.pt")
-    with pytest.raises(checkpoint.CheckpointError, match=r"x\.pt knows 5 classes, data/latents has 3"):
+    with pytest.raises(
+        ForeignError, match=r"x\.pt knows 5 classes and the null label, or 6 classes: .* 3 classes \(of"
+    ):
         imported(here)
 
 

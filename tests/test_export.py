@@ -336,6 +336,10 @@ def test_an_export_that_is_damaged_or_another_s_is_refused(folder: Path, tmp_pat
     foreign = copied("foreign")
     (foreign / "network/config.json").write_text('{"_class_name": "DiT", "kind": "student"}')
     assert "network/config.json is of another format: differing keys" in told(foreign)
+    path = copied("scaled") / "network/config.json"
+    described = json.loads(path.read_text())
+    path.write_text(json.dumps(described | {"std": [-value for value in described["std"]]}))
+    assert "network/config.json: mean [" in told(tmp_path / "scaled")
     assert "has no EMA snapshots for sigma_rel 0.1" in told(folder / "student-out", sigma_rel=0.1)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from dvc.repo import Repo
 from miniature import write_checkpoint, write_latents
 
 import facm
@@ -23,21 +24,19 @@ def git(folder: Path, *words: str) -> str:
     return subprocess.run(("git", *name, *words), cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
 
 
+REMOTE = "[core]\n    analytics = false\n    remote = store\n['remote \"store\"']\n    url = {}\n"
+
+
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """work/ (tagged student@v1.0.0, then another student), bare.git and the remote store/, without a cache in work/."""
-    from dvc.repo import Repo
-
     folder = tmp_path_factory.mktemp("places")
     data = write_latents(folder / "latents")
     work = folder / "work"
     work.mkdir()
     git(work, "init", "-q", "-b", "main")
-    with Repo.init(str(work)) as repository:
-        repository.config["remote"] = {}
-        with repository.config.edit() as settings:
-            settings["remote"] = {"store": {"url": str(folder / "store")}}
-            settings["core"] = {"remote": "store", "analytics": False}
+    Repo.init(str(work)).close()
+    (work / ".dvc/config").write_text(REMOTE.format(folder / "store"))
     for seed, tag in ((1, "student@v1.0.0"), (2, "later")):
         write_checkpoint(folder / f"seed{seed}", data, kind="student", seed=seed)
         shutil.copytree(folder / f"seed{seed}", work / "data/student", dirs_exist_ok=True)
@@ -93,6 +92,39 @@ def test_a_repository_in_a_folder_is_asked_where_a_revision_or_a_path_is_given(p
     work = places / "work"
     assert np.array_equal(drawn(work, rev="student@v1.0.0"), drawn(places / "seed1"))
     assert np.array_equal(drawn(work / "data/student"), drawn(places / "seed2")), "a folder is a checkpoint itself"
+
+
+def test_a_project_in_a_folder_of_its_repository_is_taken_from_that_folder(
+    places: Path, tmp_path: Path, cache: Path
+) -> None:
+    top, project = tmp_path / "top", tmp_path / "top/papers/facm"
+    project.mkdir(parents=True)
+    git(top, "init", "-q", "-b", "main")
+    Repo.init(str(project), subdir=True).close()
+    for seed in (1, 2):
+        shutil.copytree(places / f"seed{seed}", project / "data/student", dirs_exist_ok=True)
+        with Repo(str(project)) as repository:
+            repository.add([str(project / "data/student")])
+        git(top, "add", "-A")
+        git(top, "commit", "-q", "-m", f"seed {seed}")
+    first = drawn(places / "seed1")
+    assert np.array_equal(drawn(project, rev="HEAD~1"), first), "there is no remote: out of the project's own cache"
+    assert np.array_equal(drawn(project, path="data/student"), drawn(places / "seed2"))
+    shutil.rmtree(cache)
+    (project / ".dvc/config.local").write_text(REMOTE.format("../../../../store"))
+    with Repo(str(project)) as repository:
+        repository.push(all_commits=True)
+    shutil.rmtree(project / ".dvc/cache")
+    assert np.array_equal(drawn(project, rev="HEAD~1"), first), "from a remote that only .dvc/config.local names"
+    assert "'data/none' cannot be fetched" in refused(project, path="data/none", rev="HEAD")
+    assert "unknown Git revision 'nope'" in refused(project, rev="nope")
+    (project / ".dvc/config").write_text(REMOTE.format(tmp_path / "store"))
+    git(top, "add", "-A")
+    git(top, "commit", "-q", "-m", "remote")
+    git(tmp_path, "clone", "-q", "--bare", str(top), str(tmp_path / "bare.git"))
+    url = str(tmp_path / "bare.git")
+    assert np.array_equal(drawn(url, path="papers/facm/data/student", rev="main"), drawn(places / "seed2"))
+    assert refused(url, rev="main").endswith("path begins with that: SUBFOLDER/data/student")
 
 
 def test_what_is_not_there_is_told(places: Path, cache: Path) -> None:

@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 import pickle
+import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -213,7 +215,9 @@ def test_links_that_lead_back_by_way_of_each_other_are_refused_and_a_folder_twic
 
 
 def test_no_folder_and_needless_sizes_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="data.root: 'folder' needs a folder of pictures, there is none at .*gone"):
+    with pytest.raises(
+        ValueError, match="data.root: 'folder' needs a folder of images, or a zip of one, there is none at .*gone"
+    ):
         admitted(tmp_path / "gone")
     with pytest.raises(ValueError, match="data.side: 'digits' comes in its own size, got 8; set it to null"):
         datasets.load("digits", None, "train", size=8)
@@ -239,14 +243,16 @@ def test_the_command_names_what_cannot_be_used(
         "sys.argv", ["facm.data.datasets", "--name", "folder", "--root", str(classes), "--look", "--side", "8"]
     )
     __main__.main()
-    told = capsys.readouterr().out.splitlines()[-3:]
-    assert told[0] == f"data.fingerprint: {datasets.fingerprint('folder', classes)}"
-    assert told[1:] == ["14 usable pictures of 8x8 pixels, 2 classes: 0 a, 1 b", "train/a/zero.jpg (zero bytes)"]
+    line, *told = capsys.readouterr().out.splitlines()[-5:]
+    assert line == f"data.fingerprint: {datasets.fingerprint('folder', classes)}"
+    assert told[0] == "14 usable pictures of 8x8 pixels, 2 classes: 0 a, 1 b"
+    assert told[-1] == "train/a/zero.jpg (zero bytes)"
 
 
 def test_classes_are_told_with_their_numbers() -> None:
     assert __main__.classes(["cat", "dog"]) == "2 classes: 0 cat, 1 dog"
     assert __main__.classes([f"n{i}" for i in range(1000)]).endswith("17 n17, 18 n18, ..., 999 n999")
+    assert __main__.classes(["0", "1", "2"]) == "3 classes: 0..2"
     assert (
         __main__.classes([])
         == "no classes: reference.features must be inception, the small feature networks learn classes"
@@ -260,6 +266,309 @@ def test_the_ends_of_the_scale_are_the_same_from_files_and_from_memory(classes: 
     assert torch.equal(ends.mean_pictures(5)[:], expected.mean_pictures(5)[:])
     assert torch.equal(ends.noise_pictures(5, 0)[:], expected.noise_pictures(5, 0)[:])
     assert torch.equal(Ends.of(files.unlabelled()).means, Ends.of(memory.unlabelled()).means)
+
+
+# EDM's layout: dataset.json, folder and zip
+
+
+def edm(folder: Path, labels: list[int] | None, first: int = 0) -> None:
+    """What EDM's dataset_tool.py writes: numbered PNGs in numbered folders, and dataset.json with the labels."""
+    names = []
+    for i in range(first, first + (60 if labels is None else len(labels))):
+        names.append(f"{i // 32:05d}/img{i:08d}.png")
+        (folder / names[-1]).parent.mkdir(parents=True, exist_ok=True)
+        (folder / names[-1]).write_bytes(encoded(Image.fromarray(decode.levels(jpeg(i, 4), None))))
+    pairs = None if labels is None else [[name, label] for name, label in zip(names, labels, strict=True)]
+    (folder / "dataset.json").write_text(json.dumps({"labels": pairs}))
+
+
+def zipped(folder: Path) -> Path:
+    """The folder as EDM's dataset_tool.py zips it: stored, without entries for folders."""
+    with zipfile.ZipFile(folder.with_suffix(".zip"), "w", zipfile.ZIP_STORED) as file:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            file.write(path, path.relative_to(folder).as_posix())
+    return folder.with_suffix(".zip")
+
+
+@pytest.mark.parametrize("pack", [Path, zipped])
+def test_dataset_json_has_the_labels_and_its_folders_are_no_classes(tmp_path: Path, pack) -> None:
+    labels = [i * 7 % 3 for i in range(60)]
+    edm(tmp_path / "edm", labels)
+    found = admitted(pack(tmp_path / "edm"))
+    survey, seen = found.dataset.surveyed, 0
+    assert survey.classes == ("0", "1", "2") and survey.skipped == {}
+    for split in datasets.SPLITS:
+        images = found.load(split)
+        numbers = [int(Path(name).stem.removeprefix("img")) for name in survey.names[split]]
+        assert images.labels is not None and images.labels.tolist() == [labels[i] for i in numbers]
+        expected = [decode.levels(jpeg(i, 4), None) for i in numbers]
+        assert np.array_equal(images.images[:].numpy(), np.stack(expected))
+        seen += len(images)
+    assert seen == 60
+
+
+def test_a_zip_has_the_fingerprint_of_its_folder_in_which_labels_count(tmp_path: Path) -> None:
+    labels = [i % 2 for i in range(60)]
+    edm(tmp_path / "edm", labels)
+    first = datasets.fingerprint("folder", tmp_path / "edm")
+    packed = zipped(tmp_path / "edm")
+    assert (
+        first
+        == datasets.fingerprint("folder", packed)
+        == admitted(packed).fingerprint
+        == admitted(packed, side=8).fingerprint
+    )
+    edm(tmp_path / "edm", [1 - label for label in labels])
+    assert (
+        len(
+            {
+                first,
+                datasets.fingerprint("folder", tmp_path / "edm"),
+                datasets.fingerprint("folder", zipped(tmp_path / "edm")),
+            }
+        )
+        == 2
+    )
+
+
+@pytest.mark.parametrize("pack", [Path, zipped])
+def test_labels_null_means_no_classes(tmp_path: Path, pack) -> None:
+    edm(tmp_path / "edm", None)
+    found = admitted(pack(tmp_path / "edm"))
+    train = found.load("train")
+    assert (train.num_classes, train.labels) == (0, None) and len(train) + len(found.load("heldout")) == 60
+
+
+@pytest.mark.parametrize("pack", [Path, zipped])
+def test_each_split_may_have_its_dataset_json(tmp_path: Path, pack) -> None:
+    edm(tmp_path / "edm/train", [0, 1, 1])
+    edm(tmp_path / "edm/val", [1, 0], first=50)
+    found = admitted(pack(tmp_path / "edm"))
+    labels = [found.load(split).labels for split in datasets.SPLITS]
+    assert [some.tolist() for some in labels if some is not None] == [[0, 1, 1], [1, 0]]
+    edm(tmp_path / "edm/val", [1, 2], first=50)
+    with pytest.raises(ValueError, match="gives no image the label 2"):
+        admitted(pack(tmp_path / "edm"))
+    (tmp_path / "edm/val/dataset.json").unlink()
+    with pytest.raises(ValueError, match="has train/dataset.json for one split only"):
+        admitted(pack(tmp_path / "edm"))
+    (tmp_path / "edm/dataset.json").write_text('{"labels": null}')
+    with pytest.raises(ValueError, match="has pictures in dataset.json beside train/"):
+        admitted(pack(tmp_path / "edm"))
+
+
+TABLES = {
+    "no JSON": ("{", "is no table of EDM's form"),
+    "no labels": ('{"classes": 3}', "is no table of EDM's form"),
+    "vectors": ('{"labels": [["00000/img00000000.png", [0.0, 1.0]]]}', "is no table of EDM's form"),
+    "text": ('{"labels": [["00000/img00000000.png", "cat"]]}', "is no table of EDM's form"),
+    "yes or no": ('{"labels": [["00000/img00000000.png", true]]}', "is no table of EDM's form"),
+    "negative": ('{"labels": [["00000/img00000000.png", -1]]}', "is no table of EDM's form"),
+    "none": ('{"labels": []}', "is no table of EDM's form"),
+    "a mapping": ('{"labels": {"00000/img00000000.png": 1}}', "is no table of EDM's form"),
+    "twice": ('{"labels": [["a.png", 0], ["a.png", 1]]}', "with each name once"),
+    "too few": ('{"labels": [["00000/img00000000.png", 0]]}', r"has no label of 00000/img00000001.png \(of 2 files\)"),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_of_labels_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
+    edm(tmp_path, [0, 1, 0])
+    text, message = TABLES[name]
+    (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        admitted(tmp_path)
+
+
+def test_labels_of_lost_images_and_numbers_with_a_gap_are_refused(tmp_path: Path) -> None:
+    edm(tmp_path, [0, 1, 3])
+    with pytest.raises(ValueError, match="dataset.json gives no image the label 2"):
+        admitted(tmp_path)
+    edm(tmp_path, [0, 1, 0])
+    (tmp_path / "00000/img00000001.png").unlink()
+    with pytest.raises(ValueError, match=r"has a label of, which is not there, 00000/img00000001.png \(of 1 files\)"):
+        admitted(tmp_path)
+
+
+def test_zips_that_cannot_be_read_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "no.zip").write_text("no zip")
+    with pytest.raises(ValueError, match="needs a folder of images, or a zip of one, there is none at .*no.zip"):
+        admitted(tmp_path / "no.zip")
+    edm(tmp_path / "edm", [0, 1, 0])
+    content = zipped(tmp_path / "edm").read_bytes()
+    place = content.index(b"IDAT") + 6
+    (tmp_path / "bad.zip").write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    with pytest.raises(ValueError, match=r"img00000000.png \(cannot be read \(Bad CRC-32 for file"):
+        admitted(tmp_path / "bad.zip")
+    place = content.index(b'{"labels"')
+    (tmp_path / "table.zip").write_bytes(content[:place] + b"[" + content[place + 1 :])
+    with pytest.raises(ValueError, match=r"table.zip/dataset.json cannot be read \(Bad CRC-32 .*: fetch it again"):
+        admitted(tmp_path / "table.zip")
+    (tmp_path / "half.zip").write_bytes(content[len(content) // 2 :])
+    with pytest.raises(ValueError, match="half.zip"):
+        admitted(tmp_path / "half.zip")
+    for name in ("../a.png", "/a.png", "a//b.png"):
+        with zipfile.ZipFile(tmp_path / "out.zip", "w") as file:
+            file.writestr(name, jpeg())
+        with pytest.raises(ValueError, match="out.zip has .* twice, or outside itself"):
+            admitted(tmp_path / "out.zip")
+    with zipfile.ZipFile(tmp_path / "twice.zip", "w") as file, pytest.warns(UserWarning, match="Duplicate"):
+        file.writestr("a.png", jpeg())
+        file.writestr("a.png", jpeg(1))
+    with pytest.raises(ValueError, match="twice.zip has 'a.png' twice"):
+        admitted(tmp_path / "twice.zip")
+
+
+# Folders that are no classes
+
+
+NO_DATA = (
+    "@eaDir",
+    ".ipynb_checkpoints",
+    "__MACOSX",
+    "#recycle",
+    ".thumbnails",
+    "$RECYCLE.BIN",
+    "lost+found",
+    "@Recycle",
+)
+FILES = ("Thumbs.db", "desktop.ini", ".DS_Store", "._000.jpg", "._001.jpg")
+
+
+@pytest.mark.parametrize("pack", [Path, zipped])
+def test_what_services_leave_behind_is_no_class_no_image_and_is_counted(tmp_path: Path, pack) -> None:
+    root = tmp_path / "mine"
+    for split in ("train", "val"):
+        fill(root / split / "a", 3, first=9 * (split == "val"))
+    before = admitted(pack(root)).fingerprint
+    for folder in NO_DATA:
+        fill(root / "train" / folder / "deep", 2, side=8)
+    fill(root / "val/a/@eaDir/000.jpg", 1)
+    fill(root / "System Volume Information", 1)
+    for name in FILES:
+        (root / "train/a" / name).write_bytes(b"?")
+    found = admitted(pack(root))
+    survey = found.dataset.surveyed
+    assert survey.classes == ("a",) and (len(found.load("train")), len(found.load("heldout"))) == (3, 3)
+    assert found.fingerprint == before, "they are no part of the data"
+    (told,) = survey.warnings
+    assert told.startswith("15 files or folders that are no data are passed over: ")
+    assert "@eaDir (2)" in told and "._* (2)" in told and "System Volume Information (1)" in told
+
+
+@pytest.mark.parametrize("pack", [Path, zipped])
+def test_a_folder_a_level_too_high_is_no_class(tmp_path: Path, pack) -> None:
+    for split in ("train", "val"):
+        fill(tmp_path / "root/mine" / split / "a", 2)
+    with pytest.raises(ValueError, match=r"has \['mine/train'\] and no train/"):
+        admitted(pack(tmp_path / "root"))
+
+
+COMPOSED, DECOMPOSED = "Caf\u00e9", "Cafe\u0301"
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="both forms are one name there")
+def test_class_names_are_compared_as_nfc(tmp_path: Path) -> None:
+    for split, form, other in (("train", COMPOSED, "Zoo"), ("val", DECOMPOSED, "Zoo")):
+        fill(tmp_path / split / form, 2, first=9 * (split == "val"))
+        fill(tmp_path / split / other, 1, first=20 + 9 * (split == "val"))
+    found = admitted(tmp_path)
+    assert found.dataset.surveyed.classes == (COMPOSED, "Zoo") and found.dataset.surveyed.warnings == ()
+    heldout = found.load("heldout").labels
+    assert heldout is not None and heldout.tolist() == [0, 0, 1]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="such names are one there")
+@pytest.mark.parametrize(
+    "pair",
+    [(COMPOSED, DECOMPOSED), ("cat", "Cat"), ("cat", "cat "), (" cat", "CAT"), ("stra\u00dfe", "STRASSE")],
+    ids=ascii,
+)
+@pytest.mark.parametrize("pack", [Path, zipped])
+def test_class_names_that_differ_by_form_space_or_case_only_are_refused(tmp_path: Path, pack, pair) -> None:
+    root = tmp_path / "root"
+    for number, name in enumerate(pair):
+        fill(root / "train" / name, 2, first=10 * number)
+    fill(root / "val" / pair[0], 1, first=50)
+    with pytest.raises(
+        ValueError, match="whose names differ by no more than Unicode form, letter case or spaces"
+    ) as told:
+        admitted(pack(root))
+    assert all(ascii(name) in str(told.value) for name in pair)
+
+
+def test_a_held_out_class_that_differs_by_case_is_refused_with_both_names(tmp_path: Path) -> None:
+    fill(tmp_path / "train/cat", 2)
+    fill(tmp_path / "val/Cat", 1)
+    with pytest.raises(ValueError, match=r"lacks: Cat; these differ by letter case or spaces only: 'Cat', 'cat'"):
+        admitted(tmp_path)
+
+
+# What is usable and yet may not be meant
+
+
+@pytest.fixture
+def doubtful(tmp_path: Path) -> Path:
+    """Two of three held-out images are copies; of four 16-bit images two are 12-bit data."""
+    for split, tops in (("train", (4095, 4000, 65535, 30000)), ("val", (4095, 65535, 60000))):
+        (tmp_path / split / "a").mkdir(parents=True)
+        for number, top in enumerate(tops):
+            pixels = np.linspace(0, top, 64).astype(np.uint16).reshape(8, 8)
+            (tmp_path / split / "a" / f"{split}{number}.png").write_bytes(encoded(Image.fromarray(pixels)))
+    fill(tmp_path / "train/a", 1, side=8)
+    return tmp_path
+
+
+DOUBTS = (
+    "warning: data.root: 3 of 7 images of 16 bits have no level above 16 of 255: where they hold data of 12 bits",
+    "warning: data.root: 2 of 3 held-out images are in the training split, too (the same sha256)",
+)
+
+
+def test_copies_and_12_bit_data_are_reported_by_look(doubtful: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("sys.argv", ["facm.data.datasets", "--name", "folder", "--root", str(doubtful), "--look"])
+    __main__.main()
+    told = capsys.readouterr().out
+    assert all(doubt.replace("data.root: ", "") in told for doubt in DOUBTS)
+
+
+def test_copies_and_12_bit_data_are_reported_by_the_stage_latents(
+    doubtful: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    here = tmp_path / ".repository"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    write_params(here, data__name="folder", data__root=str(doubtful))
+    latents.main()
+    told = capsys.readouterr().out
+    assert all(doubt in told for doubt in DOUBTS)
+
+
+def test_sound_data_give_no_warning(tmp_path: Path) -> None:
+    fill(tmp_path / "train/a", 3)
+    fill(tmp_path / "val/a", 2, first=10)
+    assert admitted(tmp_path).dataset.surveyed.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("environment", "shown"),
+    [
+        ({"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}, r"Caf\xe9"),
+        ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, r"Caf\udcc3\udca9"),
+    ],
+)
+@pytest.mark.skipif(sys.platform == "darwin", reason="names have another form there")
+def test_no_locale_is_too_small_for_names_of_classes_and_files(tmp_path: Path, environment, shown: str) -> None:
+    fill(tmp_path / "train" / COMPOSED, 3)
+    fill(tmp_path / "val" / COMPOSED, 1, first=10)
+    (tmp_path / "train" / COMPOSED / "\u00fc.jpg").touch()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))}
+    command = [sys.executable, "-m", "facm.data.datasets", "--name", "folder", "--root", str(tmp_path), "--look"]
+    done = subprocess.run(command, env=kept | environment, capture_output=True, check=False)
+    told = done.stdout.decode()
+    assert done.returncode == 0, done.stderr.decode()
+    assert f"1 classes: 0 {shown}" in told and f"train/{shown}/" in told
+    assert f"data.fingerprint: {datasets.fingerprint('folder', tmp_path)}" in told
 
 
 @pytest.fixture

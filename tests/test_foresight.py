@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from dvc.utils.serialize import dumps_yaml
 from foreign import network, release_file, stats_file, transformer_file
 from miniature import SCRATCH, parsed, write_checkpoint, write_latents, write_params
 
@@ -218,6 +219,15 @@ def test_a_stage_is_done_that_ran_with_these_params_after_those_that_did(here: P
     assert inputs.done_before() == ["latents"]
     write_lock("teacher", "distill")
     assert inputs.done_before() == []
+
+
+def test_small_numbers_in_the_lock_are_numbers_as_dvc_writes_them(here: Path) -> None:
+    write_params(here, teacher__optimizer__lr=1e-5)
+    recorded = {"backbone": params.raw()["backbone"], "teacher.optimizer.lr": 1e-5, "latents": params.raw()["latents"]}
+    stages = {name: {"params": {params.PATH: recorded}} for name in ("latents", "teacher")}
+    Path("dvc.lock").write_text(dumps_yaml({"schema": "2.0", "stages": stages}))
+    assert " 1e-05\n" in Path("dvc.lock").read_text()
+    assert inputs.done_before() == ["latents", "teacher"]
 
 
 def test_of_stages_that_are_done_nothing_is_asked(here: Path) -> None:

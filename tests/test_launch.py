@@ -78,8 +78,15 @@ def test_launch_needs_one_module_and_says_what_is_wrong_in_one_line(monkeypatch)
     with pytest.raises(SystemExit, match=r"usage: python -m facm.launch stages.NAME"):
         launch.main([])
     monkeypatch.setenv("FACM_NPROC", "two")
-    with pytest.raises(SystemExit, match=r"^error: FACM_NPROC='two': must be a whole number, 1 or more$"):
+    with pytest.raises(SystemExit, match=r"^error: FACM_NPROC='two': must be a whole number from 1 to 99999$"):
         launch.main(["stages.teacher"])
+    for name, value in (("FACM_NPROC", "²"), ("FACM_NPROC", "9" * 30), ("NNODES", "٢"), ("RANK", "-1"), ("RANK", "²")):
+        with pytest.raises(ValueError, match=f"^{name}='{value}': must be a whole number from"):
+            launch.torchrun_options({"WORLD_SIZE": "2"} | {name: value} if name == "RANK" else {name: value})
+    with pytest.raises(ValueError, match="RANK=2: must be below WORLD_SIZE=2"):
+        launch.torchrun_options({"RANK": "2", "WORLD_SIZE": "2"})
+    with pytest.raises(ValueError, match="MASTER_PORT='http': must be a whole number from 1"):
+        launch.torchrun_options(TWO_NODES | {"MASTER_PORT": "http"})
 
 
 ONE_NODE = {"FACM_NPROC": "4"}

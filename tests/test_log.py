@@ -200,3 +200,10 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch, capsys) -> None:
     terminal = on_a_terminal(monkeypatch)
     assert list(log.progress(range(3), 3, "drawing")) == [0, 1, 2]
     assert "drawing: 100%|" in terminal.getvalue() and capsys.readouterr().out == ""
+
+
+def test_what_the_terminals_encoding_lacks_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(terminal, encoding="ascii"))
+    log.say("Caf\u00e9 \udcff.jpg")
+    assert terminal.getvalue() == b"Caf\\xe9 \\udcff.jpg\n"

@@ -304,7 +304,7 @@ def changed(name="facm", shared=None, drop=None, **constants):
         (changed(shared={"beta": 1}), r"distill.beta: 1 is not one of one, power, cos"),
         (changed(shared={"p": 0}), r"distill.p: 0 must be above 0"),
         (changed(shared={"conditioning": "plain"}), r"distill.conditioning: 'plain' asks v and v_bar alike"),
-        (changed(norm_c="1e-3"), r"objectives.facm.norm_c: must be a number, got '1e-3' \(YAML reads 1e-3 as text"),
+        (changed(norm_c="1e-3"), r"objectives.facm.norm_c: must be a number, got '1e-3' \(in quotes it is text"),
         (changed(norm_q=1.5), r"objectives.facm.norm_q: 1.5 must be at least 0, at most 1"),
         (changed(clamp=0.0), r"objectives.facm.clamp \(null: no clamp\): 0.0 must be above 0"),
         (changed(anchor=-1), r"objectives.facm.anchor: -1 must be at least 0"),

@@ -74,6 +74,24 @@ def test_the_graph_draws_what_the_student_draws(case: tuple[str, str, bool], fol
         assert np.abs(levels.astype(int) - images).max() <= 1 and x1.std() > 0.1
 
 
+@pytest.mark.parametrize("name", ["lightningdit-none-False", "lightningdit-none-True", "ddpmpp-edm-False"])
+def test_labels_that_the_student_does_not_have_give_no_picture(name: str, folder: Path, tmp_path: Path) -> None:
+    import onnxruntime
+
+    onnx.write(tmp_path, facm.load(folder / name))
+    session = onnxruntime.InferenceSession(tmp_path / onnx.FILE)
+    assert session.get_modelmeta().custom_metadata_map["facm.labels"] == "0..2"
+    noise = np.zeros((4, 3, 4, 4), np.float32)
+    x1 = session.run(["x1"], {"noise": noise, "labels": np.array([-1, 0, 3, 2])})[0]
+    assert np.isnan(x1[[0, 2]]).all() and np.isfinite(x1[[1, 3]]).all(), "neither the null class nor the last one"
+    for labels in ([-1, 0], [0, 3]):
+        with pytest.raises(ValueError, match=r"labels must lie in 0..2, got "):
+            onnx.run(session, noise[:2], np.array(labels))
+    with pytest.raises(ValueError, match="this graph has 3 classes: it needs labels"):
+        onnx.run(session, noise)
+    np.testing.assert_allclose(onnx.run(session, noise[:2], np.array([0, 2])), x1[[1, 3]], atol=1e-5)
+
+
 def test_a_graph_that_answers_otherwise_leaves_no_file(folder: Path, tmp_path: Path, monkeypatch) -> None:
     right = onnx.c_cm
     monkeypatch.setattr(onnx, "c_cm", lambda t, conditioning: right(t + 0.5, conditioning))

@@ -115,11 +115,15 @@ TYPES = [
     ({"teacher__steps": 10.5}, "params.yaml, teacher.steps: must be a whole number, got 10.5"),
     ({"teacher__steps": True}, "params.yaml, teacher.steps: must be a whole number, got True"),
     ({"teacher__steps": "1e3"}, "params.yaml, teacher.steps: must be a whole number, got '1e3'"),
-    ({"distill__w": "1e-3"}, "distill.w: must be a number, got '1e-3' (YAML reads 1e-3 as text: write 1.0e-3)"),
+    ({"distill__w": "1e-3"}, "distill.w: must be a number, got '1e-3' (in quotes it is text: leave them out)"),
+    ({"teacher__steps": "10"}, "params.yaml, teacher.steps: must be a whole number, got '10' (in quotes it is text"),
+    ({"teacher__steps": 1e3}, "params.yaml, teacher.steps: must be a whole number, got 1000.0 (write 1000)"),
+    ({"latents__flip": "off"}, "params.yaml, latents.flip: must be true or false, got 'off'"),
+    ({"data__root": True}, "params.yaml, data.root: must be text, got True (write it in quotes)"),
     ({"distill__w": True}, "params.yaml, distill.w: must be a number, got True"),
     ({"distill__w": None}, "params.yaml, distill.w: must be a number, got None"),
     ({"latents__flip": "yes please"}, "params.yaml, latents.flip: must be true or false, got 'yes please'"),
-    ({"data__name": 3}, "params.yaml, data.name: must be text, got 3 (YAML reads a number: write it in quotes)"),
+    ({"data__name": 3}, "params.yaml, data.name: must be text, got 3 (write it in quotes)"),
     ({"sample__nfe": 2}, "params.yaml, sample.nfe: must be a list with at least one entry, got 2"),
     ({"sample__nfe": []}, "params.yaml, sample.nfe: must be a list with at least one entry, got []"),
     ({"sample__nfe": [1, "two"]}, "params.yaml, sample.nfe[1]: must be a whole number, got 'two'"),
@@ -178,6 +182,48 @@ def test_a_file_that_is_missing_damaged_or_no_mapping_is_told(tmp_path: Path) ->
     path.write_text("- 1\n")
     with pytest.raises(ParamsError, match=r"params.yaml must hold a mapping, it holds list"):
         params.read(path)
+
+
+BROKEN = [
+    ("a: {b: 1, b: 2}", r"params.yaml, line 1: key 'b' is repeated in its block: remove one"),
+    ("a:\n  lr: 1\n  x: 2\n  lr: 3\n", r"params.yaml, line 4: key 'lr' is repeated in its block: remove one"),
+    ("a: 1\nb: 2\na: 1\n", r"params.yaml, line 3: key 'a' is repeated in its block: remove one"),
+    ("b:\n- {c: 1, c: 1}\n", r"params.yaml, line 2: key 'c' is repeated in its block: remove one"),
+    ("a: &x [*x]", r"params.yaml, a.0: is an alias of another block, and -S would set both: write it out"),
+    ("a: &x {c: 1}\nb: *x", r"params.yaml, b: is an alias of another block"),
+    ("a: 2024-01-01", r"params.yaml, a: 2024-01-01 is read as a date: write it in quotes"),
+    ("a: 2024-13-45", r"params.yaml is no valid YAML: a value that is not what its form or tag says \(month must"),
+    ("a: !!int x", r"params.yaml is no valid YAML: a value that is not what its form or tag says"),
+    ("a: !!set {b}", r"params.yaml, a: must be a number, text, true, false, null, a list or a block, got \{'b'\}"),
+    ("a: !!python/object:os.system x", r"params.yaml is no valid YAML: could not determine a constructor"),
+    ("a: " + "[" * 5000, r"params.yaml is no valid YAML: "),
+    ("1: 2", r"params.yaml, top level: key 1 must be text: write it in quotes"),
+    ("a: *b", r"params.yaml is no valid YAML: found undefined alias"),
+    ("a: 1\n---\nb: 1", r"params.yaml is no valid YAML: expected a single document"),
+    ("a: \0", r"params.yaml is not UTF-8 \(it has zero bytes, as UTF-16 has\): save it as UTF-8"),
+    ("", r"params.yaml must hold a mapping, it holds NoneType"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BROKEN, ids=[text[:20] for text, _ in BROKEN])
+def test_a_text_that_does_not_mean_one_thing_is_refused_with_its_place(text: str, message: str, tmp_path) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(ParamsError, match=message):
+        params.read(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"])
+def test_a_file_that_is_no_utf_8_is_refused_by_name(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("# \xe9t\xe9\n" + (ROOT / "params.yaml").read_text(), encoding=encoding)
+    with pytest.raises(ParamsError, match=r"params.yaml is not UTF-8 \(.*\): save it as UTF-8 \(`iconv -f"):
+        params.read(path)
+
+
+def test_a_byte_order_mark_and_line_ends_of_windows_are_read(tmp_path: Path) -> None:
+    path, text = tmp_path / "params.yaml", (ROOT / "params.yaml").read_text()
+    path.write_bytes(text.replace("\n", "\r\n").encode("utf-8-sig"))
+    assert params.raw(path) == params.raw(ROOT / "params.yaml")
 
 
 def test_ranges_print_as_intervals() -> None:

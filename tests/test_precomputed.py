@@ -104,6 +104,14 @@ REFUSED = [
     ({}, {"mean": torch.zeros(3), "std": torch.ones(3)}, "latents_stats.pt must hold mean and std of one shape"),
     ({}, {"mean": torch.zeros(1, 4, 1, 1), "std": torch.ones(1, 4, 1, 1)}, "latents_stats.pt has 4 channels, the .* 3"),
     ({}, {"mean": torch.zeros(1, 3, 1, 1), "std": torch.zeros(1, 3, 1, 1)}, "a std of 0.0, it must be above 0"),
+    ({}, {"mean": torch.zeros(1, 3, 1, 1), "std": torch.full((1, 3, 1, 1), -1.0)}, "a std of -1.0, it must be above 0"),
+    ({}, {"mean": torch.zeros(1, 3, 1, 1), "std": torch.full((1, 3, 1, 1), torch.nan)}, "statistics that are not fini"),
+    (
+        {},
+        {"mean": torch.zeros(1, 0, 1, 1), "std": torch.zeros(1, 0, 1, 1)},
+        "latents_stats.pt must hold mean and std of",
+    ),
+    ({}, {"mean": torch.zeros(1, 3, 1, 1), "std": torch.ones(1, 3, 1, 1) * 1j}, "must hold real numbers, it has .*com"),
     ({}, {"mean": torch.zeros(1, 3, 1, 1)}, "must hold tensors 'mean' and 'std'"),
 ]
 

@@ -69,13 +69,11 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     preset.main()
 
 
-def rewritten_by_dvc(path: Path, edit=lambda document: None) -> None:
-    """What `dvc exp run -S` does to the file: ruamel's round trip, lists in block style without indent."""
-    yaml = YAML()
-    document = yaml.load(path.read_text())
+def rewritten(path: Path, edit) -> None:
+    """Edit a file and keep its comments."""
+    document = YAML().load(path.read_text())
     edit(document)
-    with path.open("w") as file:
-        yaml.dump(document, file)
+    path.write_text(params.written(document))
 
 
 def test_to_another_preset_and_back_gives_the_same_bytes(here: Path) -> None:
@@ -152,22 +150,44 @@ def test_hand_edits_are_named_and_not_overwritten_without_force(here, monkeypatc
     assert path.read_text() == preset.render(["two"])
 
 
-def test_lists_that_dvc_has_rewritten_are_no_hand_edits(here: Path) -> None:
+def test_another_form_of_the_same_values_is_no_hand_edit(here: Path) -> None:
     path = here / "params.yaml"
     preset.write(["one"])
     before = path.read_text()
-    rewritten_by_dvc(path)
-    assert path.read_text() != before, "the round trip must change bytes for this to be a test"
-    assert preset.hand_edits(path.read_text()) == []
-    preset.write(["two"])
+    other = before.replace("root: ", "root: null").replace("  - 0.", "      - 0.")
+    assert other.count("null") == 1 and "      - 0.5" in other, "as earlier versions wrote it"
+    path.write_text(other)
+    assert preset.hand_edits(other) == []
     preset.write(["one"])
     assert path.read_text() == before
+
+
+def test_a_number_is_written_as_the_overlay_spells_it(here: Path) -> None:
+    (here / "presets/two.yaml").write_text("distill:\n  alpha: 2.0e-3\n  betas: [1e-05, 0.9]\n")
+    text = preset.render(["two"])
+    assert "alpha: 2.0e-3 " in text and "  - 1e-05\n  - 0.9\n" in text
+
+
+@pytest.mark.parametrize("broken", ["distill:\n  alpha: cos\n  alpha: one\n", "", "- 1\n", "distill: [\n"])
+def test_a_damaged_overlay_is_refused_by_name(broken: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "presets/two.yaml").write_text(broken)
+    with pytest.raises(SystemExit, match=r"error: presets/two.yaml(, line 3: key 'alpha' is repeated| must| is no)"):
+        run(monkeypatch, "two")
+
+
+def test_a_file_that_is_no_utf_8_is_not_overwritten_without_force(here: Path, monkeypatch) -> None:
+    path = here / "params.yaml"
+    path.write_text("a: 1\n", encoding="utf-16")
+    with pytest.raises(SystemExit, match=r"error: params.yaml is not UTF-8"):
+        run(monkeypatch, "one")
+    run(monkeypatch, "one", "--force")
+    assert path.read_text() == preset.render(["one"])
 
 
 def test_a_value_that_dvc_has_set_is_a_hand_edit(here: Path) -> None:
     path = here / "params.yaml"
     preset.write(["one"])
-    rewritten_by_dvc(path, lambda document: document["distill"].update(betas=[0.1, 0.2]))
+    rewritten(path, lambda document: document["distill"].update(betas=[0.1, 0.2]))
     with pytest.raises(PresetError, match=re.escape("distill.betas: [0.1, 0.2] -> [0.5, 0.999]")):
         preset.write(["one"])
 

@@ -420,3 +420,9 @@ def test_velocities_are_asked_at_c_fm_and_the_jump_at_c_cm(conditioning):
     else:
         assert asked == [(0.0, 0.0), (0.25, 0.25), (0.5, 1.0)]
     assert Schedule(flow=(0.0, 0.5), order=2).nfe == 3
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**64 - 1, 10**20])
+def test_a_seed_whose_noise_would_be_another_one_s_is_refused(seed: int) -> None:
+    with pytest.raises(ValueError, match=f"seed {seed}: it must lie between 0 and {2**63 - 1}"):
+        samplers.noise(seed, range(2), 1, (1, 2, 2))

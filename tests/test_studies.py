@@ -2,6 +2,9 @@
 
 import copy
 import math
+import os
+import shutil
+import subprocess
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +16,7 @@ import yaml
 from facm import check, preset
 from facm.runtime import params
 from studies import cost, curves, known, page, plan, pool, record, tuning, worker
-from studies.__main__ import chosen, collected, write
+from studies.__main__ import chosen, collected, main, write
 from studies.results import Entry, entry, lower, of_teacher, tie, told
 from studies.svg import Axis
 
@@ -60,6 +63,38 @@ def test_tuning_gives_every_method_the_same_trials_on_a_seed_that_no_table_uses(
     assert study.grid and len(counts) == 1 and counts.pop() >= 6
     used = {seed for p in FILES if (s := plan.read(p)).tuned == study.name for seed in s.seeds}
     assert used and not used & set(study.seeds)
+
+
+VALUES = [
+    1e-05,
+    0.002,
+    3,
+    True,
+    None,
+    "facm",
+    "data/latents",
+    "off",
+    "12:30",
+    "1e-05",
+    "017",
+    "0o17",
+    "",
+    "null",
+    "a,b",
+]
+VALUES += ["metrics/x.json", "a b", "NaN", "\u00e9t\u00e9", "it's", [1, 2], [[0.0, 1e-05]], ["1e-05", "off", "\u00e9"]]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=map(repr, VALUES))
+def test_an_override_is_the_same_value_by_s_and_in_params_yaml(value, tmp_path: Path) -> None:
+    from dvc.utils.hydra import apply_overrides
+
+    path = tmp_path / "params.yaml"
+    path.write_text("a:\n  b:\n")
+    apply_overrides(str(path), [f"a.b={worker.text(value)}"])
+    assert repr(params.raw(path)) == repr({"a": {"b": value}})
+    path.write_text(params.written(plan.override({"a": {"b": 0}}, {"a.b": value})))
+    assert repr(params.raw(path)) == repr({"a": {"b": value}})
 
 
 def test_runs_are_ordered_by_seed() -> None:
@@ -390,6 +425,56 @@ def test_a_broken_clone_is_not_taken_for_the_repository_around_it(tmp_path: Path
     assert not worker.is_repository(tmp_path / "missing")
     worker.git("init", "-q", cwd=inner)
     assert worker.is_repository(inner)
+
+
+def test_a_study_runs_in_a_project_that_is_a_folder_of_its_repository(tmp_path: Path, monkeypatch) -> None:
+    project = tmp_path / "papers/facm"
+    monkeypatch.setattr(worker, "ROOT", project)
+    monkeypatch.setattr(worker, "FOLDER", project / ".work/studies")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    for name in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{name}_NAME", "someone")
+        monkeypatch.setenv(f"GIT_{name}_EMAIL", "someone@example.org")
+    shutil.copytree(ROOT / "presets", project / "presets")
+    worker.git("init", "-q", cwd=tmp_path)
+    subprocess.run([*worker.DVC, "init", "-q", "--subdir"], cwd=project, check=True)
+    (tmp_path / "params.yaml").write_text("another: project\n")
+    (tmp_path / "notes").write_text("first\n")
+    for name, text in (("params.yaml", "distill: {seed: 0}\n"), ("dvc.lock", "stages: {}\n")):
+        (project / name).write_text(text)
+    (project / "studies/results").mkdir(parents=True)
+    (project / "studies/results/one.md").touch()
+    worker.git("add", "-A", cwd=tmp_path)
+    worker.git("commit", "-q", "-m", "start")
+
+    study = next(study for study in map(plan.read, FILES) if study.preset is None)
+    assert known.params_at(study)(worker.baseline(None)) == {"distill": {"seed": 0}}
+    of_preset = worker.baseline("digits")
+    assert yaml.safe_load(worker.git("show", f"{of_preset}:./params.yaml"))["data"]["name"] == "digits"
+    assert worker.git("show", f"{of_preset}:params.yaml") == "another: project"
+
+    (tmp_path / "notes").write_text("second\n")
+    (project / "studies/results/one.md").write_text("| |\n")
+    worker.require_clean()
+    (project / "params.yaml").write_text("distill: {seed: 1}\n")
+    with pytest.raises(worker.StudyError, match="uncommitted changes: params.yaml; commit them"):
+        worker.require_clean()
+
+    clone = worker.Worker(0)
+    clone._prepare(of_preset)
+    assert clone.project == clone.path / "papers/facm" and not (clone.project / "dvc.lock").exists()
+    assert yaml.safe_load((clone.project / "params.yaml").read_text())["data"]["name"] == "digits"
+    assert (clone.project / ".work").resolve() == (project / ".work").resolve()
+    assert worker.git("status", "--porcelain", cwd=clone.path) == "D papers/facm/dvc.lock"
+    cache = subprocess.run([*worker.DVC, "cache", "dir"], cwd=clone.project, capture_output=True, text=True).stdout
+    assert cache.strip() == str(project / ".dvc/cache")
+
+
+@pytest.mark.parametrize("words", [["--jobs", "0"], ["--minutes", "nan"], ["--minutes=-1"]], ids=str)
+def test_numbers_of_the_command_are_looked_at(words: list[str], monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", ["studies", "table4", *words])
+    with pytest.raises(ValueError, match="--jobs .* must be at least 1, --minutes .* at least 0"):
+        main()
 
 
 def test_results_of_other_overrides_are_kept(tmp_path: Path, monkeypatch) -> None:

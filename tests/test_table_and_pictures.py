@@ -115,6 +115,17 @@ def test_the_command_prints_the_workspaces_table(tmp_path: Path, monkeypatch, ca
     assert capsys.readouterr().out == table.render(RESULT) + "\n"
 
 
+def test_a_table_of_what_is_not_there_is_refused_in_one_line(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words, message in (
+        ([], "error: metrics/evaluate.json is missing: `dvc pull`"),
+        (["no"], "error: 'no' is no revision or experiment with metrics/evaluate.json"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["table", *words])
+        with pytest.raises(SystemExit, match=message):
+            table.main()
+
+
 # Grids
 
 

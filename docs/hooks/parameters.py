@@ -246,6 +246,6 @@ defaults are the paper's for ImageNet 256 where it gives one; what the preset `d
 other presets' values behind the meaning. A number's range is closed where its bracket is square.
 
 `-S KEY=VALUE` sets one for a run (`dvc exp run -S distill.alpha=cos`), an edit of params.yaml for good. A value that
-breaks its rule is refused by every stage before it works; `python -m facm.check` does the same. `1e-3` is text in YAML:
-write `1.0e-3`.
+breaks its rule is refused by every stage before it works; `python -m facm.check` does the same. Numbers and text
+are as DVC reads them, YAML 1.2: `1e-5` is a number, `off` and `12:30` are text, `017` is 17.
 """

@@ -5,9 +5,14 @@ mistake under `distill` is told before the teacher is trained.
 """
 
 import os
+import shutil
+import sys
+import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from facm import objectives, samplers
 from facm.data import codecs, datasets
@@ -15,13 +20,14 @@ from facm.flow.guidance import Guidance
 from facm.flow.time import TIME_SAMPLERS
 from facm.metrics.scores import NEIGHBOURS
 from facm.networks import backbones, features, lpips, preconds
-from facm.runtime import params
+from facm.runtime import dist, params
 from facm.runtime.names import refuse_unknown
 from facm.runtime.params import PATH, Params, ParamsError, outputs
 from facm.runtime.paths import located
 from facm.training import loop
 
 MADE_HERE = ("data/teacher", "data/latents")  # what distill.teacher may name, whatever dvc.yaml says
+SIDES = (32, 64, 16, 128, 8, 256, 28, 4, 2, 1)  # of latents over the patch size, on which `buildable` tries a network
 ONE_STD = ("edm", "ddpm")  # preconds that know noise of one level: one std for all channels
 WITHOUT_TEACHER = ("data/samples", "metrics/distill")  # report.pictures and report.curves from scratch
 
@@ -68,6 +74,7 @@ def check(p: Params) -> None:
             raise ParamsError(
                 f"{PATH}, {name}: init and init_sha256 go together; the sha256 stands in the checkpoint's config.json"
             )
+    _check_warmup(p)
     _check_imported(p)
     objective = build_objective(p)
     _check_stages(p, objective)
@@ -76,13 +83,56 @@ def check(p: Params) -> None:
     _check_sampling(p, objective)
 
 
+def buildable(p: Params) -> None:
+    """Raise ParamsError where the backbone's constants make no network, whatever the latents' side.
+
+    It is built without values (torch's device meta), on sides of which one suits every published network.
+    """
+    name, constants = backbone(p)
+    patch, first = constants.get("patch_size", 1), None
+    shapes = [(2,)] if name in backbones.POINTS else [(4, patch * side, patch * side) for side in SIDES]
+    for shape in shapes:
+        try:
+            with torch.device("meta"):
+                network = backbones.build(name, constants, shape=shape, num_classes=1, auxiliary=True)
+            empty = [key for key, weight in network.named_parameters() if not weight.numel()]
+            if not empty:
+                return
+            first = ParamsError(f"{PATH}, backbones.{name}: no network has these constants ({empty[0]} is empty)")
+        except ValueError as error:
+            first = first or ParamsError(str(error))
+        except (RuntimeError, ArithmeticError, TypeError, IndexError) as error:  # torch's own, of sizes it cannot have
+            first = first or ParamsError(f"{PATH}, backbones.{name}: no network has these constants ({error})")
+    raise first or ParamsError(f"{PATH}, backbones.{name}: no network has these constants")
+
+
+def compilable(device: torch.device) -> None:
+    """Raise FileNotFoundError where torch.compile lacks what it builds code for a CPU with."""
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")  # torch._inductor.config
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    place = f"{PATH}, train.compile: true needs"
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise FileNotFoundError(
+            f"{place} a C++ compiler on a CPU, and there is no {compiler}: install it (Debian and Ubuntu: g++, Fedora: "
+            "gcc-c++), or name another in the environment variable CXX, or set it false"
+        )
+    if device.type == "cpu" and not header.is_file():
+        raise FileNotFoundError(
+            f"{place} Python's headers on a CPU, and there is no {header}: install them (Debian and Ubuntu: "
+            "python3-dev, Fedora: python3-devel), or set it false"
+        )
+
+
 def at_hand(p: Params) -> None:
     """Raise where what a training needs and no stage makes is not there, or is another file.
 
     Raises:
-        FileNotFoundError: a teacher that is no checkpoint folder, or as `facm.networks.lpips.find_weights` does.
+        FileNotFoundError: a teacher that is no checkpoint folder, no compiler for `train.compile`, or as
+            `facm.networks.lpips.find_weights` does.
         ValueError: likewise.
     """
+    if p.train.compile:
+        compilable(dist.device())
     if "lpips" in getattr(build_objective(p), "tools", ()):
         lpips.find_weights()
     made_here = (*MADE_HERE, *outputs(None))
@@ -208,6 +258,19 @@ def _check_reference(p: Params) -> None:
             f"{PATH}, reference.source: statistics in '{r.source}' are of a published network, '{r.features}' is "
             "trained here: set reference.features to inception"
         )
+
+
+def _check_warmup(p: Params) -> None:
+    """Raise ParamsError where a training ends before its learning rate is reached."""
+    blocks: dict[str, params.Training] = {"distill": p.distill}
+    if p.distill.mode == "distill" and p.teacher.stage != "import_teacher":
+        blocks["teacher"] = p.teacher
+    for name, block in blocks.items():
+        if 0 < block.steps <= block.optimizer.warmup:
+            raise ParamsError(
+                f"{PATH}, {name}.optimizer.warmup: {block.optimizer.warmup} must be below {name}.steps {block.steps}, "
+                f"or the learning rate {block.optimizer.lr:g} is never used: set it lower, to 0 for none"
+            )
 
 
 def _check_imported(p: Params) -> None:
@@ -371,16 +434,12 @@ def _check_null_label(p: Params) -> None:
     scratch = p.distill.mode == "scratch"
     block, place = (p.distill, "distill") if scratch else (p.teacher, "teacher")
     trained_here = block.init is None and (scratch or p.teacher.stage == "teacher")
-    if (
-        trained_here
-        and p.latents.labels
-        and p.data.name not in datasets.POINTS
-        and p.distill.w > 1
-        and not block.label_dropout
-    ):
+    asked = {"distill.w": p.distill.w} | ({} if scratch else {"baseline.w": p.baseline.w})
+    name, w = max(asked.items(), key=lambda one: one[1])
+    if trained_here and p.latents.labels and p.data.name not in datasets.POINTS and w > 1 and not block.label_dropout:
         raise ParamsError(
-            f"{PATH}, {place}.label_dropout: 0 never trains the null label, from which distill.w {p.distill.w} guides "
-            "away: set it above 0 (0.1 is usual), or distill.w to 1"
+            f"{PATH}, {place}.label_dropout: 0 never trains the null label, from which {name} {w} guides "
+            f"away: set it above 0 (0.1 is usual), or {name} to 1"
         )
 
 

@@ -40,12 +40,14 @@ def refuse_missing(p: Params, done: Collection[str] = ()) -> None:
     Raises:
         FileNotFoundError: a checkpoint to start from or to import, weights that a loss compares with, of a codec or of
             an encoder, statistics, a published reference.
-        ValueError: of another content than the pinned one, or not the network that params.yaml says.
+        ValueError: of another content than the pinned one, or not the network that params.yaml says; a network that
+            no constants of the backbone's block make.
     """
     if "distill" not in done:
         check.at_hand(p)
     if not dist.is_main():
         return
+    check.buildable(p)
     if p.reference.source != published.DATASET:
         published.Archive.open(repository_root() / p.reference.source, p.reference.sha256 or "")
     if "latents" not in done:
@@ -57,13 +59,12 @@ def refuse_missing(p: Params, done: Collection[str] = ()) -> None:
         if init is not None and name not in done:
             _refuse_other(f"{PATH}, {name}.init", located(init) / "model.safetensors", sha256)
     if p.teacher.stage == "import_teacher" and "teacher" not in done:
-        _refuse_other(f"{PATH}, imported.source", located(p.imported.source or ""), None)
         _converted(p)
 
 
 def done_before(path: str | Path = "dvc.lock") -> list[str]:
     """Those of latents, teacher, distill that ran with these params last: what was pulled needs no sources."""
-    lock = params.mapping_of(Path(path).read_text(), str(path)) if Path(path).is_file() else {}
+    lock = params.raw(path) if Path(path).is_file() else {}
     mapping, found = params.raw(), []
     for stage in ("latents", "teacher", "distill"):
         recorded = lock.get("stages", {}).get(stage, {}).get("params", {}).get(PATH, {})
@@ -91,14 +92,29 @@ def _refuse_other(place: str, path: Path, pinned: str | None) -> None:
         raise ValueError(f"{place}_sha256: pinned is {pinned}, but {path} has {found}: it is another checkpoint")
 
 
-def _converted(p: Params) -> Config:
-    """What a checkpoint to import is; raises where that is not what params.yaml says."""
+def _converted(p: Params, classes: int | None = None) -> Config:
+    """What a checkpoint to import is; raises where that is not what params.yaml says, or cannot be guided as it says.
+
+    Args:
+        p: params.yaml.
+        classes: of the data; None: not known yet.
+    """
     from facm.convert import place
 
-    name, constants = check.precond(p)
-    config = place.read(p.imported, p.latents.codec, check.backbone(p), name)[1]
-    place.refuse_other(config, p.teacher.conditioning, constants, located(p.imported.source or ""))
+    (name, constants), path = check.precond(p), located(p.imported.source or "")
+    config = place.read(p.imported, p.latents.codec, check.backbone(p), name, classes)[1]
+    place.refuse_other(config, p.teacher.conditioning, constants, path)
+    _refuse_guidance(p, config, path)
     return config
+
+
+def _refuse_guidance(p: Params, teacher: Config, where: str | Path) -> None:
+    """Raise where baseline or distill would guide the pipeline's teacher, and it cannot be guided."""
+    d = p.distill
+    if d.mode == "distill":
+        checkpoint.refuse_guidance(teacher, where, p.baseline.w, f"{PATH}, baseline.w")
+    if d.teacher == "data/teacher":
+        checkpoint.refuse_guidance(teacher, where, d.w, f"{PATH}, distill.w", d.label_dropout)
 
 
 def expected(
@@ -157,17 +173,20 @@ def refuse_unfit(p: Params, latents: LatentSet, tokens: tuple[int, int] | None =
     student = checkpoint.describe("student", latents, network, check.build_objective(p), d, {}, precond)
     _start(p, student, d.init, d.init_sha256)
     if d.mode == "scratch":
+        checkpoint.refuse_guidance(student, d.init or "a network from scratch", d.w, f"{PATH}, distill.w")
         return
     if d.teacher != "data/teacher":
         if Path(d.teacher, "config.json").is_file():  # else a stage of the user's own makes it
             other = checkpoint.read_config(d.teacher)
             checkpoint.check_teacher(_known(p, student, other), other, d.teacher, d.teacher_condition)
+            checkpoint.refuse_guidance(other, d.teacher, d.w, f"{PATH}, distill.w", d.label_dropout)
     elif t.stage == "import_teacher":
         _import(p, latents)
     else:
         objective = FM(conditioning=t.conditioning, fraction=t.fraction, cosine=t.cosine, cosine_eps=t.cosine_eps)
         teacher = checkpoint.describe("teacher", latents, network, objective, t, {}, precond)
         repa.refuse_unfit(_start(p, teacher, t.init, t.init_sha256), tokens)
+        _refuse_guidance(p, teacher, t.init or "the teacher")
 
 
 def _start(p: Params, config: Config, init: str | None, sha256: str | None) -> torch.nn.Module:
@@ -185,7 +204,7 @@ def _import(p: Params, latents: LatentSet) -> None:
     from facm.convert import place
 
     (name, constants), path = check.precond(p), located(p.imported.source or "")
-    config = _converted(p)
+    config = _converted(p, latents.num_classes)
     if not _statistics_known(p):
         if name not in place.FREE and config.mean == [0.0] * len(config.mean) and config.std == [1.0] * len(config.std):
             raise ParamsError(

@@ -5,7 +5,8 @@
 
 A converted network answers with the velocity v of x_t = (1 - t) x0 + t x1, t = 1 for data, whatever its authors'
 convention. A new format is a file and a line in FORMATS: a class with `codec`, `normalised` (whether its latents are
-normalised by statistics of their own file), `students` (whether it publishes few-step students) and `read`.
+normalised by statistics of their own file), `students` (whether it publishes few-step students), `settings` (which of
+its authors' settings it translates, see settings.py) and `read`.
 """
 
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from facm import objectives
-from facm.convert import keys, pickles, statistics, weights
+from facm.convert import keys, layouts, pickles, settings, statistics, weights
 from facm.convert.found import Found
 from facm.convert.pickles import ForeignError
 from facm.data import codecs
@@ -48,6 +49,7 @@ class Format(Protocol):
     codec: str
     normalised: bool
     students: bool
+    settings: Mapping[str, tuple[Any, ...]]
 
     def read(self, weights: weights.Weights, given: Mapping[str, Any], path: Path) -> Found:
         """What the weights are; `given` are constants that the user knows. Raises ForeignError."""
@@ -140,12 +142,14 @@ def convert(
     Args:
         source: the file.
         where: its space.
-        given: constants of the backbone that shapes do not tell, or all of them; they win. `side`: pixels of a latent.
+        given: constants of the backbone that shapes do not tell, or all of them; they win. `side`: pixels of a latent;
+            `classes`: how many, see labels.py.
         expected: backbone and precond that it must have; None: any.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ForeignError: it is another format, or does not fit: every missing, unexpected and mis-shaped name is told.
+        ForeignError: it is another format, its settings cannot be translated or contradict what is given, or it does
+            not fit: every missing, unexpected and mis-shaped name is told.
         ValueError: an unknown format, or constants that no network has.
     """
     known = load_format(source.format)
@@ -154,7 +158,10 @@ def convert(
     digest = _verified(source)
     content = pickles.read(source.path, trust=source.trust)
     chosen = weights.choose(content, source.path, which=source.which, profile=source.profile)
-    found = known.read(chosen, given or {}, source.path)
+    layouts.refuse_names(chosen.tensors, source.path)
+    settings.refuse_other(chosen.settings, source.format, known.settings, source.path)
+    given = settings.constants(chosen.settings, given or {}, known.settings, source.path)
+    found = known.read(chosen, given, source.path)
     for name, published in UNTOLD.items():
         if found.constants.get(name, published) != published and (source.format, name) != ("facm", "pixel_norm"):
             raise ForeignError(
@@ -171,7 +178,8 @@ def convert(
         raise ForeignError(
             f"{source.path} has latents of {channels} channels, the statistics are of {len(where.mean)}: another stats"
         )
-    where = where if where.mean else replace(where, mean=[0.0] * channels, std=[1.0] * channels)
+    mean, std = settings.statistics(chosen.settings, where.mean, where.std, _scale(where.codec), channels, source.path)
+    where = replace(where, mean=mean or [0.0] * channels, std=std or [1.0] * channels)
     config = _describe(source, digest, chosen, found, where)
     prefix = "" if found.precond == "none" else "model."  # of the network within a preconditioning
     return keys.fit({prefix + name: tensor for name, tensor in found.weights.items()}, config, source.path), config
@@ -184,8 +192,8 @@ def _verified(source: Source) -> str:
         FileNotFoundError: there is no such file.
         ForeignError: it is not the pinned one.
     """
-    if not source.path.is_file():
-        raise FileNotFoundError(f"{source.path} is missing: check the path")
+    layouts.refuse_path(source.path)
+    files.refuse_no_file(source.path)
     digest = files.sha256(source.path)
     if source.sha256 is not None and digest != source.sha256:
         raise ForeignError(
@@ -204,6 +212,7 @@ def _describe(source: Source, digest: str, chosen: weights.Weights, found: Found
         "sha256": digest,
         "averaged": chosen.averaged,
         "step": chosen.step,
+        "settings": chosen.settings.told,
     }
     return Config(
         kind=source.kind,
@@ -226,4 +235,20 @@ def _describe(source: Source, digest: str, chosen: weights.Weights, found: Found
         precond=found.precond,
         precond_constants=found.precond_constants,
         codec_options=where.options,
+        null_label=found.null_label,
     )
+
+
+def _scale(codec: str) -> float:
+    """By which a codec multiplies its autoencoder's latents."""
+    known = getattr(import_module(f"facm.data.codecs.{codec}"), codecs.CODECS[codec])
+    architecture = getattr(known, "architecture", None)
+    return 1.0 if architecture is None else float(architecture.scale)
+
+
+def told_settings(config: Config) -> str:
+    """A line on the settings that were found in a converted network's file."""
+    found = config.params["imported"]["settings"]
+    named = ", ".join(f"{name} {value!r}" for name, value in found.items())
+    null = "" if config.null_label or not config.num_classes else "; no null label: it cannot be guided"
+    return f"settings in the file: {named or 'none, taken as published'}{null}"

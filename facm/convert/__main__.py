@@ -9,7 +9,9 @@
 
 VAE names the codec's weights as latents.vae does (facm/data/latents/autoencoder.py): they travel with the network, and
 a training that starts from it must have the same. No file tells which it was trained on: only its channels are
-compared. The first line that is printed has the sha256 for teacher.init_sha256.
+compared. What a file says of its own training is read, printed and kept (facm/convert/settings.py). Of a table of
+labels that is not ImageNet's, --set classes=N says how many there are. The first line that is printed has the sha256
+for teacher.init_sha256.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from facm.convert.export import TARGETS, export
 from facm.data import codecs
 from facm.networks import checkpoint
 from facm.networks.checkpoint import Config
-from facm.runtime.files import sha256
+from facm.runtime.files import refuse_no_target, sha256
 from facm.runtime.log import say
 
 PICTURE = (256, 256, 3)  # any that codecs with weights take: its latent tells their channels
@@ -87,7 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--stats", help="latents_stats.pt that normalises the source's latents; with --to: written")
     parser.add_argument("--codec", help="key of facm/codecs; default: the format's")
     parser.add_argument("--vae", help="weights of the codec, as latents.vae in params.yaml")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="constant of the network")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="constant of the network, or classes=N"
+    )
     parser.add_argument("--sha256", help="refuse a source of another content")
     parser.add_argument("--trust-pickle", action="store_true", help="read a pickle that names code (none of it is run)")
     parser.add_argument("--sigma-rel", type=float, help="with --to: post-hoc EMA length instead of the stored weights")
@@ -121,6 +125,7 @@ def _import(arguments: argparse.Namespace) -> None:
     say(f"  {average}{length} of {path.name} (sha256 {config.params['imported']['sha256']})")
     say(f"  {config.backbone} {config.constants}, precond {config.precond}, conditioning {config.conditioning}")
     say(f"  latents {config.shape} of codec {config.codec}, {config.num_classes} classes")
+    say(f"  {convert.told_settings(config)}")
     if (told := convert.other_codec(arguments.format, config.codec)) is not None:
         say(f"  {told}")
 
@@ -147,11 +152,10 @@ def _refuse_channels(codec: codecs.Codec | None, config: Config, path: Path) -> 
 def _export(arguments: argparse.Namespace) -> None:
     out, stats = Path(arguments.out), None if arguments.stats is None else Path(arguments.stats)
     for option, path in (("--out", out), ("--stats", stats)):
-        if path is not None and path.is_dir():
-            raise ValueError(f"{path} is a folder: {option} must be the file to write, such as student.pt")
         if path is not None:
             checkpoint.refuse_own(arguments.source, path, option)
             checkpoint.refuse_made(path, option)
+            refuse_no_target(path, option)
     if stats is not None and stats.resolve() == out.resolve():
         raise ValueError(f"--stats {stats} is --out, too: choose another")
     needed = export(Path(arguments.source), out, sigma_rel=arguments.sigma_rel, stats=stats)

@@ -8,10 +8,12 @@ It is asked at a discrete time k = 0 .. 999 (k = 0 is nearly data) and answers t
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from facm.convert.found import Found
+from facm.convert.settings import PLAIN
 from facm.convert.transformer import describe
 from facm.convert.weights import Weights
 
@@ -22,7 +24,14 @@ class DiT:
     codec: ClassVar[str] = "sd_vae"
     normalised: ClassVar[bool] = False
     students: ClassVar[bool] = False
+    settings: ClassVar[dict[str, tuple[Any, ...]]] = PLAIN | {
+        "prediction": ("epsilon", "eps", "noise"),
+        "noise_schedule": ("linear",),
+        "predict_xstart": (False,),
+        "diffusion_steps": (1000,),
+        "families": ("DiT",),
+    }
 
     def read(self, weights: Weights, given: Mapping[str, Any], path: Path) -> Found:
         """What the weights are; `given` are constants that the user knows. Raises ForeignError."""
-        return Found("dit", *describe(weights.tensors, given, path), weights.tensors, precond="ddpm")
+        return replace(describe("dit", weights.tensors, weights.settings, given, path), precond="ddpm")

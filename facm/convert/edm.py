@@ -3,16 +3,18 @@
 The pickle carries the source of its classes, which torch_utils/persistence.py would run; here they are stand-ins and
 only their tensors are read (`--trust-pickle`). A state dict of the same names (`model.enc...`) in a .pt or .safetensors
 file will do as well. Precond `edm` makes a velocity of the denoiser: v(x_t, t) = (D(x_t / t; (1 - t)/t) - x_t)/(1 - t).
-The layer for augmentation labels stays; it is fed zeros, as when EDM samples.
+The layer for augmentation labels stays; it is fed zeros, as when EDM samples. Published networks with classes were
+trained without label dropout (`label_dropout` of the pickle's network), so that nothing guides them.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from facm.convert import keys
+from facm.convert import keys, labels
 from facm.convert.found import Found
 from facm.convert.pickles import ForeignError
 from facm.convert.weights import Weights
@@ -24,6 +26,7 @@ class EDM:
     codec: ClassVar[str] = "identity"
     normalised: ClassVar[bool] = False
     students: ClassVar[bool] = False
+    settings: ClassVar[dict[str, tuple[Any, ...]]] = {}
 
     def read(self, weights: Weights, given: Mapping[str, Any], path: Path) -> Found:
         """What the weights are; `given` are constants that the user knows. Raises ForeignError."""
@@ -33,7 +36,8 @@ class EDM:
         tensors = {name.removeprefix("model."): tensor for name, tensor in weights.tensors.items()}
         constants, shape, classes = describe(tensors, given, path)
         precond = {"sigma_data": float(weights.attributes.get("sigma_data", 0.5))}
-        return Found("ddpmpp", constants, shape, classes, tensors, precond="edm", precond_constants=precond)
+        found = Found("ddpmpp", constants, shape, classes, tensors, precond="edm", precond_constants=precond)
+        return replace(found, null_label=not classes or _drops_labels(weights))
 
 
 def describe(
@@ -76,7 +80,15 @@ def describe(
         "augment_dim": tensors["map_augment.weight"].shape[1] if "map_augment.weight" in tensors else None,
     }
     classes = tensors["map_label.weight"].shape[1] if "map_label.weight" in tensors else 0
-    return constants | dict(given), (channels, sides[0], sides[0]), classes
+    if given.get("classes", classes) not in (classes, labels.OF_DATA):
+        raise ForeignError(f"{path} knows {classes} classes, not {given['classes']}: choose another checkpoint or data")
+    constants |= {name: value for name, value in given.items() if name != "classes"}
+    return constants, (channels, sides[0], sides[0]), classes
+
+
+def _drops_labels(weights: Weights) -> bool:
+    """Whether labels were dropped in training; the published networks never saw the row of zeros that means none."""
+    return bool(weights.attributes.get("label_dropout") or weights.settings.get("label_dropout"))
 
 
 def _layouts(tensors: Mapping[str, Tensor], first: str) -> dict[str, keys.Layout]:

@@ -70,6 +70,7 @@ def _refuse_other(config: Config, folder: Path) -> None:
         f"backbone is {config.backbone}, not lightningdit": config.backbone != "lightningdit",
         f"precond is {config.precond}, not none": config.precond != "none",
         "it has no classes": config.num_classes == 0,
+        "it has no null label, which theirs always has": not config.null_label,
         "it has no pos_embed, which theirs always adds": not c.get("pos_embed", True),
         "it has pixel_norm, which theirs has only after an edit": c.get("pixel_norm", False),
         f"latents of {config.shape[1]} x {config.shape[2]} are not square": config.shape[1] != config.shape[2],

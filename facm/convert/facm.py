@@ -7,11 +7,12 @@ loss, serve training alone.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from facm.convert.found import Found
-from facm.convert.lightningdit import describe_all
+from facm.convert.lightningdit import SETTINGS, describe_all
 from facm.convert.transformer import without
 from facm.convert.weights import Weights
 
@@ -22,11 +23,12 @@ class FACM:
     codec: ClassVar[str] = "va_vae"
     normalised: ClassVar[bool] = True
     students: ClassVar[bool] = True
+    settings: ClassVar[dict[str, tuple[Any, ...]]] = SETTINGS
 
     def read(self, weights: Weights, given: Mapping[str, Any], path: Path) -> Found:
         """What the weights are; `given` are constants that the user knows. Raises ForeignError."""
         tensors = without(weights.tensors, ("AdaLoss.",))
-        constants, shape, classes = describe_all(tensors, given, path)
+        found = describe_all(tensors, weights.settings, given, path)
         auxiliary = any(name.startswith("r_embedder.") for name in tensors)
         conditioning = "auxiliary" if auxiliary else "expanded"
-        return Found("lightningdit", constants, shape, classes, tensors, conditioning, fraction=0.5)
+        return replace(found, conditioning=conditioning, fraction=0.5)

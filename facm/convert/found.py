@@ -20,6 +20,7 @@ class Found:
         fraction: share of the FM format in its training, 0 where it knows t only.
         precond: key of facm.networks.preconds: what makes a velocity of the network's answer; none: it is one.
         precond_constants: those of it that the file tells.
+        null_label: whether it was trained with a label that stands for none, so that it can be guided.
     """
 
     backbone: str
@@ -31,3 +32,4 @@ class Found:
     fraction: float = 0.0
     precond: str = "none"
     precond_constants: dict[str, Any] = field(default_factory=dict)
+    null_label: bool = True

@@ -13,8 +13,16 @@ from torch import Tensor
 
 from facm.convert.found import Found
 from facm.convert.pickles import ForeignError
+from facm.convert.settings import EITHER, SWITCHES, Settings
 from facm.convert.transformer import describe, refuse_other
 from facm.convert.weights import Weights
+
+SETTINGS: dict[str, tuple[Any, ...]] = {
+    "path": ("Linear",),
+    "prediction": ("velocity",),
+    "families": ("LightningDiT",),
+    **dict.fromkeys(SWITCHES, EITHER),
+}
 
 
 class LightningDiT:
@@ -23,28 +31,26 @@ class LightningDiT:
     codec: ClassVar[str] = "va_vae"
     normalised: ClassVar[bool] = True
     students: ClassVar[bool] = False
+    settings: ClassVar[dict[str, tuple[Any, ...]]] = SETTINGS
 
     def read(self, weights: Weights, given: Mapping[str, Any], path: Path) -> Found:
         """What the weights are; `given` are constants that the user knows. Raises ForeignError."""
-        tensors = weights.tensors
-        return Found("lightningdit", *describe_all(tensors, given, path), tensors)
+        return describe_all(weights.tensors, weights.settings, given, path)
 
 
-def describe_all(
-    tensors: Mapping[str, Tensor], given: Mapping[str, Any], path: Path
-) -> tuple[dict[str, Any], tuple[int, int, int], int]:
+def describe_all(tensors: Mapping[str, Tensor], settings: Settings, given: Mapping[str, Any], path: Path) -> Found:
     """As `transformer.describe`, with LightningDiT's switches, `rope` always among them."""
     refuse_other(tensors, path)
-    constants, shape, classes = describe(tensors, switches(tensors) | dict(given), path)
-    if not constants["learn_sigma"]:
-        del constants["learn_sigma"]  # the default of this network
-    if "rope" not in constants:
+    found = describe("lightningdit", tensors, settings, switches(tensors) | dict(given), path)
+    if not found.constants["learn_sigma"]:
+        del found.constants["learn_sigma"]  # the default of this network
+    if "rope" not in found.constants:
         raise ForeignError(
             f"{path} has no feat_rope.*, the tables of rotary positions (RoPE): its network has none, or they were "
             "left out; the answers differ, so say which with --set rope=true or --set rope=false (in params.yaml: "
             "backbones.lightningdit.rope)"
         )
-    return constants, shape, classes
+    return found
 
 
 def switches(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

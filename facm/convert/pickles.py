@@ -4,7 +4,8 @@ A pickle may name any function of any module and have it called. So a file is re
 plain values (`weights_only=True`). One that needs more (an argparse.Namespace of settings, a whole nn.Module, EDM's
 classes that carry their own source) is refused, with the first name that it asks for, unless it is trusted. Even then
 nothing of it is run: tensors are rebuilt, dicts, lists and numbers are what they are, and in place of every other class
-or function stands a `StandIn`, which notes what it was given and does nothing. What trust means is that a hostile file
+or function stands a `StandIn`, which notes what it was given and does nothing: of a Namespace of settings that is all
+there is (settings.py reads it). What trust means is that a hostile file
 may still fill the memory. TorchScript archives, which are programs, are refused, trusted or not.
 """
 
@@ -148,11 +149,20 @@ def module_state(value: StandIn, prefix: str = "") -> dict[str, Tensor] | None:
 
 
 def module_attributes(value: StandIn) -> dict[str, Any]:
-    """The plain attributes of that module, such as EDM's `sigma_data`, and `class`, the name of its class."""
-    meta = value.arguments[0] if value.arguments and isinstance(value.arguments[0], Mapping) else {}
-    state = value.state or meta.get("state") or {}
-    plain = {name: attribute for name, attribute in state.items() if isinstance(attribute, bool | int | float | str)}
+    """The plain attributes of that module and of its `model`, such as EDM's `sigma_data`, and `class`, its name."""
+    meta, state = _rebuilt(value)
+    modules = state.get("_modules")
+    inner = modules.get("model") if isinstance(modules, Mapping) else None
+    found = (_rebuilt(inner)[1] if isinstance(inner, StandIn) else {}) | state
+    plain = {name: attribute for name, attribute in found.items() if isinstance(attribute, bool | int | float | str)}
     return plain | {"class": meta.get("class_name", type(value).__name__)}
+
+
+def _rebuilt(value: StandIn) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What EDM rebuilds a module from, and the module's `__dict__`; empty where they are no mappings."""
+    meta = value.arguments[0] if value.arguments and isinstance(value.arguments[0], Mapping) else {}
+    state = value.state or meta.get("state")
+    return dict(meta), dict(state) if isinstance(state, Mapping) else {}
 
 
 def _untrusted(path: Path, why: str) -> str:

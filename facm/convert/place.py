@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from facm import convert
+from facm.convert import labels, layouts
 from facm.convert.pickles import ForeignError
 from facm.data.latents.store import LatentSet
 from facm.networks import checkpoint, preconds
@@ -23,7 +24,7 @@ FREE = ("edm", "ddpm")  # preconds that translate between the network's data and
 
 
 def read(
-    imported: Imported, codec: str, backbone: tuple[str, dict[str, Any]], precond: str
+    imported: Imported, codec: str, backbone: tuple[str, dict[str, Any]], precond: str, classes: int | None = None
 ) -> tuple[dict[str, Tensor], Config]:
     """The checkpoint that params.yaml names, converted; it needs no latents.
 
@@ -32,6 +33,7 @@ def read(
         codec: key of facm.data.codecs.
         backbone: name and constants that it must have.
         precond: key of facm.networks.preconds that it must have.
+        classes: of the data, 0: none; None: not known yet.
 
     Raises:
         FileNotFoundError, ForeignError, ValueError: as `convert.space` and `convert.convert`.
@@ -44,12 +46,14 @@ def read(
         trust=imported.trust_pickle,
         sha256=imported.sha256,
     )
+    layouts.refuse_path(source.path, "params.yaml, imported.source: ")
     refuse_no_file(source.path, "params.yaml, imported.source: ")
     stats = None if imported.stats is None else located(imported.stats)
     if stats is not None:
         refuse_no_file(stats, "params.yaml, imported.stats: ")
     space = convert.space(source.format, codec=codec, stats=stats)
-    return convert.convert(source, space, backbone[1], expected=(backbone[0], precond))
+    given = backbone[1] | {"classes": classes or labels.OF_DATA}
+    return convert.convert(source, space, given, expected=(backbone[0], precond))
 
 
 def refuse_other(config: Config, conditioning: str, precond: dict[str, Any], path: Path) -> None:

@@ -7,12 +7,14 @@ renaming call the blocks behind the aligned one `decoder_blocks.<j>`.
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from facm.convert.found import Found
+from facm.convert.settings import PLAIN
 from facm.convert.transformer import describe, number_of_blocks, reverse_time, without
 from facm.convert.weights import Weights
 
@@ -23,14 +25,19 @@ class REPA:
     codec: ClassVar[str] = "sd_vae"
     normalised: ClassVar[bool] = False
     students: ClassVar[bool] = False
+    settings: ClassVar[dict[str, tuple[Any, ...]]] = PLAIN | {
+        "path": ("linear",),
+        "prediction": ("v",),
+        "families": ("SiT",),
+    }
 
     def read(self, weights: Weights, given: Mapping[str, Any], path: Path) -> Found:
         """What the weights are; `given` are constants that the user knows. Raises ForeignError."""
         tensors = renamed(without(weights.tensors, ("projectors.",)))
-        constants, shape, classes = describe(tensors, given, path)
-        depth = min(8, constants["depth"])
-        constants = {"encoder_depth": depth} | constants | {"projector": False}
-        return Found("repa", constants, shape, classes, reverse_time(tensors))
+        found = describe("repa", tensors, weights.settings, given, path)
+        depth = min(8, found.constants["depth"])
+        constants = {"encoder_depth": depth} | found.constants | {"projector": False}
+        return replace(found, constants=constants, weights=reverse_time(found.weights))
 
 
 def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

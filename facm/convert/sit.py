@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from facm.convert.found import Found
+from facm.convert.settings import PLAIN
 from facm.convert.transformer import describe
 from facm.convert.weights import Weights
 
@@ -19,7 +20,12 @@ class SiT:
     codec: ClassVar[str] = "sd_vae"
     normalised: ClassVar[bool] = False
     students: ClassVar[bool] = False
+    settings: ClassVar[dict[str, tuple[Any, ...]]] = PLAIN | {
+        "path": ("Linear",),
+        "prediction": ("velocity",),
+        "families": ("SiT",),
+    }
 
     def read(self, weights: Weights, given: Mapping[str, Any], path: Path) -> Found:
         """What the weights are; `given` are constants that the user knows. Raises ForeignError."""
-        return Found("sit", *describe(weights.tensors, given, path), weights.tensors)
+        return describe("sit", weights.tensors, weights.settings, given, path)

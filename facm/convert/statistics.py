@@ -26,18 +26,24 @@ def read(path: Path) -> tuple[list[float], list[float]]:
     if not isinstance(content, dict) or not set(NAMES) <= set(content):
         raise ForeignError(f"{path} holds no 'mean' and 'std': it must be the latents_stats.pt of the checkpoint")
     mean, std = (_numbers(content[name], name, path) for name in NAMES)
-    if len(mean) != len(std) or not all(s > 0 for s in std):
+    if len(mean) != len(std) or not mean or not all(torch.tensor(std) > 0):
         raise ForeignError(f"{path}: {len(mean)} means, {len(std)} stds, which must be as many and above 0")
     return mean, std
 
 
 def _numbers(value: Any, name: str, path: Path) -> list[float]:
-    """A flat list; raises ForeignError unless it is numbers, all of them finite."""
+    """A flat list; raises ForeignError unless it is one number per channel, all of them finite, also in float32."""
     try:
-        numbers = torch.as_tensor(value).double().flatten()
+        given = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError):
         raise ForeignError(f"{path}: '{name}' is a {type(value).__name__}, not numbers: fetch it again") from None
-    if not numbers.isfinite().all():
+    if given.is_complex() or given.dtype == torch.bool or given.numel() != max(given.shape, default=1):
+        raise ForeignError(
+            f"{path}: '{name}' is {given.dtype} {tuple(given.shape)}, it must be a real number per channel: fetch it "
+            "again"
+        )
+    numbers = given.double().flatten()
+    if not numbers.float().isfinite().all():
         raise ForeignError(f"{path}: '{name}' is not finite, {numbers.tolist()[:4]}: compute it again")
     return [float(number) for number in numbers]
 

@@ -12,17 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facm.convert import keys
+from facm.convert import keys, labels
+from facm.convert.found import Found
 from facm.convert.pickles import ForeignError
+from facm.convert.settings import Settings
 from facm.networks.layers.transformer import WIDTHS
 
 HEADS = {size["hidden"]: size["heads"] for size in WIDTHS.values()}  # of the published widths
 DEPTHS = {(size["hidden"], size["heads"]): size["depth"] for size in WIDTHS.values()}
 MAX_PERIOD = 1e4  # of the time embedding
-NEEDED = ("x_embedder.proj.weight", "y_embedder.embedding_table.weight", "final_layer.linear.weight")
+NEEDED = ("x_embedder.proj.weight", labels.TABLE, "final_layer.linear.weight")
 LAYOUTS: dict[str, keys.Layout] = {
     "x_embedder.proj.weight": ("hidden", "channels", "patch", "patch"),
-    "y_embedder.embedding_table.weight": ("classes + 1", "hidden"),
+    labels.TABLE: ("labels", "hidden"),
     "final_layer.linear.weight": ("patch patch channels", "hidden"),
     "pos_embed": ("1", "tokens", "hidden"),
     "feat_rope.freqs_cos": ("tokens", "head"),
@@ -37,15 +39,17 @@ TIME, LAST = "t_embedder.mlp.0.weight", ("final_layer.linear.weight", "final_lay
 
 
 def describe(
-    weights: Mapping[str, Tensor], given: Mapping[str, Any], path: Path
-) -> tuple[dict[str, Any], tuple[int, int, int], int]:
-    """Constants, shape (C, H, W) of a latent, and number of classes, as shapes of weights tell them.
+    backbone: str, weights: Mapping[str, Tensor], settings: Settings, given: Mapping[str, Any], path: Path
+) -> Found:
+    """Constants, shape (C, H, W) of a latent, and classes, as shapes of weights and settings tell them.
 
     Args:
+        backbone: key of facm.networks.backbones.
         weights: by the authors' names.
+        settings: of the file, which tell whether there is a null label.
         given: constants that the user knows; they win. `heads` is needed where neither the width is a published one
             nor QK-norm or RoPE tell it; `side` (H = W) where there is no position embedding; `depth` where it is not
-            the published one of that width.
+            the published one of that width; `classes` where neither settings nor the published number tell it.
         path: for messages.
 
     Raises:
@@ -63,9 +67,10 @@ def describe(
         raise ForeignError(f"{path} takes {channels} channels and answers {answered}: neither as many nor twice that")
     constants["learn_sigma"] = answered == 2 * channels
     side = given.get("side") or _tokens_per_side(weights, path) * patch_size
-    classes = weights["y_embedder.embedding_table.weight"].shape[0] - 1
-    known = {name: value for name, value in given.items() if name != "side"}
-    return constants | known, (channels, side, side), classes
+    classes, null_label = labels.read(weights[labels.TABLE].shape[0], given, settings, path)
+    constants |= {name: value for name, value in given.items() if name not in ("side", "classes")}
+    weights = labels.padded(weights, classes)
+    return Found(backbone, constants, (channels, side, side), classes, weights, null_label=null_label)
 
 
 def refuse_other(weights: Mapping[str, Tensor], path: Path) -> None:

@@ -10,13 +10,15 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from facm.convert import settings
 from facm.convert.pickles import ForeignError, StandIn, module_attributes, module_state
+from facm.convert.settings import Settings
 
 DEFAULT_PROFILE = 0.2
 PROFILES = (0.05, 0.2)  # of the two averages in FACM's training files
@@ -35,6 +37,7 @@ class Weights:
         sigma_rel: length of a power-function average, where it is one.
         step: of the training, where the file tells it.
         attributes: plain attributes of a whole module (EDM), else empty.
+        settings: what the file says of its training.
     """
 
     tensors: dict[str, Tensor]
@@ -42,6 +45,7 @@ class Weights:
     sigma_rel: float | None
     step: int | None
     attributes: dict[str, Any]
+    settings: Settings = field(default_factory=Settings)
 
 
 def choose(content: Any, path: Path, *, which: str = "ema", profile: float = DEFAULT_PROFILE) -> Weights:
@@ -54,25 +58,26 @@ def choose(content: Any, path: Path, *, which: str = "ema", profile: float = DEF
         profile: of several averages the one of this sigma_rel.
 
     Raises:
-        ForeignError: no such weights, or something else than tensors among them.
+        ForeignError: no such weights, something else than tensors among them, or settings that contradict each other.
     """
     if which not in CHOICES:
         raise ForeignError(f"which weights: '{which}' is not one of {', '.join(CHOICES)}")
     if not isinstance(content, Mapping):
         raise ForeignError(f"{path} holds a {type(content).__name__}, no checkpoint")
+    told = settings.read(content, path)
     step = next((int(content[name]) for name in STEPS if isinstance(content.get(name), int)), None)
     if which == "ema" and "emas" in content:
         tensors = _profile(content["emas"], path, profile)
-        return Weights(stripped(tensors, path), True, profile, step, {})
+        return Weights(stripped(tensors, path), True, profile, step, {}, told)
     if which in content:
         value = content[which]
         attributes = module_attributes(value) if isinstance(value, StandIn) else {}
         length = _length(str(content.get("_extracted_from"))) if which == "ema" else None
         if profile not in (DEFAULT_PROFILE, length):
-            told = "weights of no told sigma_rel" if length is None else f"the average of sigma_rel {length} alone"
-            raise ForeignError(f"{path} has {told}, not that of {profile}: leave out --profile")
+            which_one = "weights of no told sigma_rel" if length is None else f"the average of sigma_rel {length} alone"
+            raise ForeignError(f"{path} has {which_one}, not that of {profile}: leave out --profile")
         tensors = stripped(_flat(value, f"{path}, '{which}'"), path)
-        return Weights(tensors, which == "ema", length, step, attributes)
+        return Weights(tensors, which == "ema", length, step, attributes, told)
     if not any(name in content for name in ("ema", "emas", "model")) and _are_tensors(content):
         if which == "model":
             raise ForeignError(f"{path} holds one set of weights without telling which: leave out --which model")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from facm.data.datasets import dataset_of, fingerprint, tell
 from facm.runtime import params
+from facm.runtime.log import say
 
 SHOWN = 20  # classes
 
@@ -21,19 +22,23 @@ def main() -> None:
     parser.add_argument("--side", type=int, help="data.side, with --name and --look")
     arguments = parser.parse_args()
     try:
+        if arguments.side is not None and arguments.side < 1:
+            raise ValueError(f"--side {arguments.side} must be at least 1")
         block = params.read().data if arguments.name is None else arguments
         if not arguments.look:
-            print(f"data.fingerprint: {fingerprint(block.name, block.root)}")
+            say(f"data.fingerprint: {fingerprint(block.name, block.root)}")
             return
         dataset = dataset_of(block.name, block.root, size=block.side)
         if not hasattr(dataset, "survey"):
             raise ValueError(f"--look is for folders of pictures, not for '{block.name}'")
         survey = dataset.survey(strict=False)
-        print(f"data.fingerprint: {survey.fingerprint}")
+        say(f"data.fingerprint: {survey.fingerprint}")
         num = sum(map(len, survey.names.values()))
-        print(f"{num} usable pictures of {survey.sides[1]}x{survey.sides[0]} pixels, {classes(survey.classes)}")
+        say(f"{num} usable pictures of {survey.sides[1]}x{survey.sides[0]} pixels, {classes(survey.classes)}")
+        for warning in survey.warnings:
+            say(f"warning: {warning}")
         for name, reason in survey.skipped.items():
-            print(tell({name: reason}))
+            say(tell({name: reason}))
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
 
@@ -42,6 +47,8 @@ def classes(names: Sequence[str]) -> str:
     """The labels of class folders, as they are asked for; of many the first and the last."""
     if not names:
         return "no classes: reference.features must be inception, the small feature networks learn classes"
+    if list(names) == list(map(str, range(len(names)))):
+        return f"{len(names)} classes: 0..{len(names) - 1}"
     numbered = [f"{number} {name}" for number, name in enumerate(names)]
     told = numbered if len(names) <= SHOWN else [*numbered[: SHOWN - 1], "...", numbered[-1]]
     return f"{len(names)} classes: {', '.join(told)}"

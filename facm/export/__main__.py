@@ -178,6 +178,7 @@ def _refuse(folder: Path, out: Path) -> None:
         raise ValueError(f"--out {out}: there is no folder {out.resolve().parent}")
     if out.is_file():
         raise ValueError(f"--out {out} is a file: choose another name")
+    files.refuse_unwritable(out)
     if not out.is_dir() or not any(out.iterdir()):
         return
     try:

@@ -74,11 +74,13 @@ def read_config(folder: Path) -> Config:
 
 def described(values: dict[str, Any], where: str) -> Config:
     """A description from plain values, without those that diffusers adds."""
-    own = {name: value for name, value in values.items() if not name.startswith("_")}
+    own = {"null_label": True} | {name: value for name, value in values.items() if not name.startswith("_")}
     names = {field.name for field in fields(Config)}
     if own.keys() != names:
         raise CheckpointError(f"{where} is of another format: differing keys {sorted(own.keys() ^ names)}: {CURE}")
-    return Config(**(own | {"shape": tuple(own["shape"])}))
+    config = Config(**(own | {"shape": tuple(own["shape"])}))
+    checkpoint.refuse_statistics(config, where)
+    return config
 
 
 def write(folder: Path, network: nn.Module, config: Config, vae: Any = None) -> Config:

@@ -9,7 +9,10 @@ import hashlib
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 HUB = "hf://"
 REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://.+|[\w.-]+@[\w.-]+:.+|.+\.git/?")  # addresses that git takes
@@ -29,7 +32,8 @@ def find(where: str | Path, path: str | None = None, rev: str | None = None) -> 
     Args:
         where: a folder; or a git repository with DVC (an address; what ends in .git; with `path` or `rev`,
             a folder); or hf://OWNER/NAME.
-        path: of the checkpoint in the repository; None: data/student, on the hub its top.
+        path: of the checkpoint in the repository, from the project's root where `where` is the folder of one; None:
+            data/student, on the hub its top.
         rev: branch, tag or commit; None: the default branch's head.
 
     Raises:
@@ -67,27 +71,28 @@ def _from_dvc(url: str, path: str, rev: str | None) -> Path:
     if rev is not None and COMMIT.fullmatch(rev) and (kept := _place(url, path, rev)).is_dir():
         return kept
     from dvc.exceptions import DvcException
-    from dvc.repo import Repo
+    from dvc.fs import download
     from dvc_data.index.index import DataIndexError
 
     told = f"{url}, revision {rev or 'default branch'}"
-    try:
-        with Repo.open(url, rev=rev or "HEAD", uninitialized=True) as repository:
-            commit = repository.get_rev()
-    except (DvcException, OSError) as error:
-        raise FetchError(f"{told}: {_cause(error)}: check the address, the revision and your access") from None
-    kept = _place(url, path, commit)
-    if kept.is_dir():
-        return kept
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=kept.parent) as temporary:
-        out = Path(temporary) / kept.name
+    with ExitStack() as stack:
         try:
-            Repo.get(url, path, out=str(out), rev=commit)
+            repository = stack.enter_context(_repository(url, rev or "HEAD"))
+            commit = repository.get_rev()
+        except (DvcException, OSError) as error:
+            raise FetchError(f"{told}: {_cause(error)}: check the address, the revision and your access") from None
+        kept = _place(url, path, commit)
+        if kept.is_dir():
+            return kept
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        out = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=kept.parent))) / kept.name
+        try:
+            download(repository.dvcfs, repository.dvcfs.from_os_path(path), str(out))
         except (DvcException, DataIndexError, OSError) as error:
             raise FetchError(
                 f"{told} (commit {commit[:7]}): '{path}' cannot be fetched ({_cause(error)}): is it an output there, "
-                "was it pushed (`dvc push`) to the repository's default remote, and can you reach that remote?"
+                "was it pushed (`dvc push`) to the repository's default remote, and can you reach that remote? Of a "
+                f"project in a subfolder of the repository, path begins with that: SUBFOLDER/{PATH}"
             ) from None
         if not out.is_dir():
             raise FetchError(f"{told}: '{path}' is a file, not a checkpoint folder: set path, such as {PATH}")
@@ -97,6 +102,28 @@ def _from_dvc(url: str, path: str, rev: str | None) -> Path:
             if not kept.is_dir():
                 raise
     return kept
+
+
+@contextmanager
+def _repository(url: str, rev: str) -> Iterator[Any]:
+    """A DVC repository at a revision. Paths in it are relative to the project where `url` is a project's folder.
+
+    Raises:
+        DvcException, OSError: there is no repository, or no such revision.
+    """
+    from dvc.exceptions import NotDvcRepoError
+    from dvc.repo import Repo
+
+    try:
+        project = Repo(url, subrepos=True) if Path(url).is_dir() else None
+    except NotDvcRepoError:
+        project = None
+    if project is None:
+        with Repo.open(url, rev=rev, subrepos=True, uninitialized=True) as repository:
+            yield repository
+        return
+    with project, project.switch(rev):  # Repo.open would take the whole git repository for the project
+        yield project
 
 
 def _from_hub(name: str, path: str | None, rev: str | None) -> Path:

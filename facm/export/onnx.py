@@ -1,9 +1,10 @@
 """The one-step generator as one ONNX graph, x1 = x0 + F(x0, c_CM(0), y): noise and labels in, latents out.
 
 The file `onestep.onnx` asks for neither torch nor facm. Inputs: `noise` float32 (B, ...), standard normal, and, where
-there are classes, `labels` int64 (B,); B is free. Output `x1`: float32 (B, ...), what the codec decodes: levels / 127.5
-- 1 of pixels, the latents of a VAE (times its scaling_factor), points as they are. It is written only where onnxruntime
-answers as torch does.
+there are K classes, `labels` int64 (B,), 0 .. K - 1, which the metadata `facm.labels` names; B is free. Output `x1`:
+float32 (B, ...), what the codec decodes: levels / 127.5 - 1 of pixels, the latents of a VAE (times its scaling_factor),
+points as they are. Where a label lies outside it is NaN: ONNX counts negative rows of a table from its end, and row K
+is the null class. The file is written only where onnxruntime answers as torch does.
 """
 
 import os
@@ -12,6 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -44,7 +46,7 @@ class OneStep(nn.Module):
 
     def __init__(self, network: nn.Module, config: Config) -> None:
         super().__init__()
-        self.network, self.conditioning = network, config.conditioning
+        self.network, self.conditioning, self.num_classes = network, config.conditioning, config.num_classes
         shape = (-1, *[1] * (len(config.shape) - 1))
         self.register_buffer("mean", torch.tensor(config.mean).view(shape))
         self.register_buffer("std", torch.tensor(config.std).view(shape))
@@ -53,7 +55,10 @@ class OneStep(nn.Module):
         """The student's jump from t = 0 to the data, de-normalised."""
         c = c_cm(noise.new_zeros(noise.shape[0]), self.conditioning)
         answer: Tensor = (noise + self.network(noise, c.t, labels, c.r)) * self.std + self.mean
-        return answer
+        if labels is None:
+            return answer
+        known = (labels >= 0) & (labels < self.num_classes)
+        return answer.where(known.view(-1, *[1] * (noise.dim() - 1)), torch.nan)
 
 
 def check(config: Config) -> None:
@@ -116,12 +121,31 @@ def difference(path: Path, generator: Generator, config: Config) -> float:
     worst = 0.0
     for num in BATCHES:
         given = inputs(config, num, seed=num)
-        names = [one.name for one in session.get_inputs()]
-        (answer,) = session.run(["x1"], {name: one.numpy() for name, one in zip(names, given, strict=True)})
+        answer = run(session, *(one.numpy() for one in given))
         x1, _ = cpu.sample(cpu.sampler(_first(config), nfe=1), given[0][None].double(), (*given, None)[1])
         right = x1 * std + mean
         worst = max(worst, float((torch.from_numpy(answer) - right).abs().max() / right.abs().max()))
     return worst
+
+
+def run(session: Any, noise: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
+    """x1 of a graph by onnxruntime.
+
+    Args:
+        session: onnxruntime.InferenceSession of `onestep.onnx`.
+        noise: float32 (B, ...).
+        labels: int64 (B,), None without classes.
+
+    Raises:
+        ValueError: labels that the network does not have, or none where it has classes.
+    """
+    classes = int(session.get_modelmeta().custom_metadata_map["facm.num_classes"])
+    if (labels is None) != (classes == 0):
+        raise ValueError(f"this graph has {classes} classes: it needs {'labels' if classes else 'no labels'}")
+    if labels is not None and len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(f"labels must lie in 0..{classes - 1}, got {labels.min()}..{labels.max()}")
+    (x1,) = session.run(["x1"], {"noise": noise} | ({} if labels is None else {"labels": labels}))
+    return np.asarray(x1)
 
 
 def _export(module: OneStep, config: Config, path: Path) -> None:
@@ -156,6 +180,8 @@ def _describe(model: Any, config: Config) -> None:
     model.metadata_props.clear()
     told = ("kind", "objective", "backbone", "codec", "num_classes", "step", "sha256")
     model.metadata_props.update({f"facm.{name}": str(getattr(config, name)) for name in told})
+    if config.num_classes:
+        model.metadata_props["facm.labels"] = f"0..{config.num_classes - 1}"
 
 
 def _first(config: Config) -> str:

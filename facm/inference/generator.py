@@ -93,7 +93,8 @@ class Generator:
             fields: `nfe` or `t_grid` (consistency); `nfe` or `steps`, `w`, `t_low`, `t_high`, `shift` (euler, heun).
 
         Raises:
-            ValueError: a sampler that does not fit the objective, or an NFE that it cannot have.
+            ValueError: a sampler that does not fit the objective, an NFE that it cannot have, or guidance of a network
+                without a null label.
         """
         name = name or self.config.samplers[0]
         if name not in self.config.samplers:
@@ -101,6 +102,8 @@ class Generator:
                 f"sampler '{name}' does not fit a {self.config.kind} trained by '{self.config.objective}': "
                 f"it has {', '.join(self.config.samplers)}; set sample.sampler in params.yaml"
             )
+        if self.config.kind == "teacher":
+            checkpoint.refuse_guidance(self.config, "this teacher", fields.get("w") or 1, "w (baseline.w)")
         condition = "fm" if self.config.kind == "student" else "t"
         return samplers.for_network(name, self.config.conditioning, condition, **fields)
 

@@ -11,6 +11,10 @@ import torch
 from torch import Tensor
 
 CHUNK = 10_000  # rows whose mean and covariance are taken at once
+ROUNDING = 1e-4
+"""Share of a covariance's norm that rounding may add to it, measured at D 2048 with 500 samples: eigenvalues that
+should be 0 are -3e-16 of the norm from sums in float64, -3e-7 from sums in float32, -1e-9 where the file holds float32,
+-1e-5 where it holds float16. What lies beyond is no rounding."""
 
 Statistics = tuple[np.ndarray, np.ndarray]
 """Mean (D,) and covariance (D, D), float64."""
@@ -72,6 +76,31 @@ def statistics(features: Tensor) -> Statistics:
 
     result = fid_features_to_statistics(features.double())
     return result["mu"], result["sigma"]
+
+
+def refuse_no_statistics(mu: np.ndarray, sigma: np.ndarray) -> None:
+    """Raise ValueError unless these can be a mean (D,) and a covariance (D, D) of numbers that differ, up to ROUNDING.
+
+    A distance to what is none would be a number all the same, 0 for example.
+    """
+    if mu.ndim != 1 or not mu.size or sigma.shape != (len(mu), len(mu)):
+        raise ValueError(f"a mean of {mu.shape} and a covariance of {sigma.shape} must be (D,) and (D, D)")
+    if mu.dtype.kind not in "fiu" or sigma.dtype.kind not in "fiu":
+        raise ValueError(f"a mean of {mu.dtype} and a covariance of {sigma.dtype} must be real numbers")
+    sigma = sigma.astype(np.float64)
+    norm = float(np.linalg.norm(sigma))  # Frobenius: at least the largest eigenvalue
+    if not (np.isfinite(mu).all() and np.isfinite(norm)):
+        raise ValueError("a mean or covariance that is not finite")
+    if norm == 0:
+        raise ValueError("a covariance of zeros: all samples would be the same")
+    apart = float(np.abs(sigma - sigma.T).max())
+    if apart > ROUNDING * norm:
+        raise ValueError(f"a covariance that is not symmetric: entries differ from their mirror by up to {apart:.3g}")
+    try:
+        np.linalg.cholesky(sigma + ROUNDING * norm * np.eye(len(sigma)))  # ten times as fast as the eigenvalues
+    except np.linalg.LinAlgError:
+        low, high = np.linalg.eigvalsh(sigma)[[0, -1]]
+        raise ValueError(f"no covariance: its eigenvalues go from {low:.3g} to {high:.3g}, below 0") from None
 
 
 def frechet_distance(one: Statistics, two: Statistics) -> float:

@@ -25,7 +25,7 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from facm.data.images.images import kind
-from facm.metrics.frechet import Statistics
+from facm.metrics.frechet import Statistics, refuse_no_statistics
 from facm.runtime import dist
 from facm.runtime.files import refuse_no_file, sha256
 from facm.runtime.params import PATH
@@ -101,7 +101,7 @@ class Archive:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: another sha256, no npz, no mu and sigma, or arrays that do not fit each other.
+            ValueError: another sha256, no npz, no mu and sigma, or a sigma that is no covariance.
         """
         path = Path(path)
         refuse_no_file(path, f"{PATH}, reference.source: ", "fetch it, or set source: dataset")
@@ -127,12 +127,12 @@ def _statistics(arrays: np.lib.npyio.NpzFile) -> dict[str, Statistics]:
         if name != "mu" and not name.startswith("mu_"):
             continue
         tail = name.removeprefix("mu")
-        mu, sigma = (np.asarray(arrays[key], np.float64) for key in (name, f"sigma{tail}"))
-        if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
-            raise ValueError(f"{name} {mu.shape} and sigma{tail} {sigma.shape} must be (D,) and (D, D)")
-        if not np.isfinite(mu).all() or not np.isfinite(sigma).all():
-            raise ValueError(f"{name} or sigma{tail} is not finite")
-        found[tail.removeprefix("_")] = mu, sigma
+        mu, sigma = arrays[name], arrays[f"sigma{tail}"]
+        try:
+            refuse_no_statistics(mu, sigma)
+        except ValueError as error:
+            raise ValueError(f"{name} and sigma{tail}: {error}") from None
+        found[tail.removeprefix("_")] = mu.astype(np.float64), sigma.astype(np.float64)
     if "" not in found:
         raise ValueError(f"needed are mu and sigma, found {', '.join(arrays.files)}")
     return found

@@ -6,6 +6,7 @@ latent statistics, the objective and the samplers that fit it, step, params and 
 
 import copy
 import json
+import math
 import os
 import platform
 import shutil
@@ -22,7 +23,7 @@ from facm.data.latents.store import LatentSet
 from facm.networks import backbones, ema, preconds
 from facm.runtime import files
 from facm.runtime.params import outputs
-from facm.runtime.paths import repository_root
+from facm.runtime.paths import located
 
 EXTRA_EMBEDDERS = ("r_embedder.", "model.r_embedder.")  # what a student may have beyond its teacher; zero-initialised
 PROJECTORS = ("projectors.", "model.projectors.")
@@ -30,9 +31,9 @@ PROJECTORS = ("projectors.", "model.projectors.")
 
 UNSEEN = {"pixel_norm": False, "heads": None, "time_scale": 1.0}
 """Constants that no weight's name or shape tells, and their defaults."""
-LATER: dict[str, Any] = {"precond": "none", "precond_constants": {}, "codec_options": {}}
+LATER: dict[str, Any] = {"precond": "none", "precond_constants": {}, "codec_options": {}, "null_label": True}
 """Fields of Config that older checkpoints lack, and what they were."""
-OPTIONAL = {"codec_options"}  # which of them are left out of config.json where they are empty
+OPTIONAL = {"codec_options", "null_label"}  # which of them are left out of config.json where they are what they were
 
 
 class CheckpointError(ValueError):
@@ -64,6 +65,7 @@ class Config:
     precond: str = "none"
     precond_constants: dict[str, Any] = field(default_factory=dict)
     codec_options: dict[str, Any] = field(default_factory=dict)  # what its codec is built with; left out where empty
+    null_label: bool = True  # False: `num_classes` was never trained as the label that means none; left out where True
 
     @property
     def auxiliary(self) -> bool:
@@ -128,7 +130,17 @@ def describe(
         precond=precond[0],
         precond_constants=precond[1],
         codec_options=latents.codec_options,
+        null_label=not latents.num_classes or _trains_null_label(settings),
     )
+
+
+def _trains_null_label(settings: Any) -> bool:
+    """Whether a training drops labels, or starts from a network whose training did (a teacher, if it is there yet)."""
+    start = settings.init or (settings.teacher if getattr(settings, "mode", None) == "distill" else None)
+    if settings.label_dropout > 0 or start is None:
+        return bool(settings.label_dropout > 0)
+    folder = located(start)
+    return not (folder / "config.json").is_file() or read_config(folder).null_label
 
 
 def versions() -> dict[str, str]:
@@ -151,7 +163,7 @@ def save(folder: str | Path, weights: dict[str, Tensor], config: Config, snapsho
     (temporary / "ema").mkdir(parents=True)
     written = files.save_tensors(temporary / "model.safetensors", weights)
     described = asdict(config) | {"sha256": written["sha256"]}
-    left_out = [name for name in OPTIONAL if not described[name]]
+    left_out = [name for name in OPTIONAL if described[name] == LATER[name]]
     files.save_json(temporary / "config.json", {k: v for k, v in described.items() if k not in left_out})
     for snapshot in snapshots or []:
         with snapshot.open("rb") as source, files.whole(temporary / "ema" / snapshot.name) as copy:
@@ -171,13 +183,14 @@ def refuse_own(folder: str | Path, out: str | Path, option: str = "--out") -> No
 
 
 def refuse_foreign(out: str | Path) -> None:
-    """Raise ValueError where `save` would replace what is no checkpoint, or what a stage of the pipeline makes."""
+    """Raise ValueError where `save` cannot write, or would replace what is no checkpoint, or what a stage makes."""
     if Path(out).exists():
         try:
             read_config(out)
         except (CheckpointError, OSError):
             raise ValueError(f"{out} is there and no checkpoint folder: choose another --out") from None
     refuse_made(out)
+    files.refuse_unwritable(Path(out))
 
 
 def refuse_made(out: str | Path, option: str = "--out") -> None:
@@ -202,18 +215,40 @@ def read_config(folder: str | Path) -> Config:
     """
     path = Path(folder) / "config.json"
     try:
-        described = json.loads(path.read_text())
+        described = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder} is no checkpoint: {path} is missing; `dvc pull` or `dvc repro` brings it"
         ) from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise CheckpointError(f"{path} is damaged ({error}): remove {folder} and run `dvc repro`") from None
     names = {field.name for field in fields(Config)}
     found = set(described) if isinstance(described, dict) else set()
     if found | set(LATER) != names:
         raise CheckpointError(f"{path} is of another format: differing keys {sorted((found | set(LATER)) ^ names)}")
-    return Config(**(copy.deepcopy(LATER) | described | {"shape": tuple(described["shape"])}))
+    config = Config(**(copy.deepcopy(LATER) | described | {"shape": tuple(described["shape"])}))
+    refuse_statistics(config, str(path))
+    return config
+
+
+def refuse_statistics(config: Config, where: str) -> None:
+    """Raise CheckpointError unless mean and std are a finite number per channel, std above 0.
+
+    They would be broadcast, or give pictures of another scale, without a word.
+    """
+    channels = config.shape[0]
+    if not (_numbers(config.mean, channels) and _numbers(config.std, channels) and min(config.std) > 0):
+        raise CheckpointError(
+            f"{where}: mean {config.mean} and std {config.std} must be {channels} finite numbers each, one per "
+            "channel, std above 0: fetch or make the checkpoint again"
+        )
+
+
+def _numbers(values: Any, num: int) -> bool:
+    """Whether these are so many finite numbers."""
+    return (
+        isinstance(values, list) and [isinstance(v, int | float) and math.isfinite(v) for v in values] == [True] * num
+    )
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -325,7 +360,7 @@ def start_from(network: nn.Module, config: Config, folder: str | Path, expected:
     Raises:
         CheckpointError: another width, class count, codec or latent statistics, other weights than the pinned ones.
     """
-    folder = Path(folder) if Path(folder).exists() else repository_root() / folder
+    folder = located(str(folder))
     other = read_config(folder)
     check_fits(config, other, folder)
     if other.auxiliary and not config.auxiliary:
@@ -372,6 +407,26 @@ def check_teacher(config: Config, teacher: Config, folder: str | Path, condition
             f"{folder} is a plain teacher, which knows t only: set distill.teacher_condition: t in params.yaml, "
             "or train it with teacher.fraction above 0"
         )
+
+
+def refuse_guidance(config: Config, where: str | Path, w: float, place: str = "w", label_dropout: float = 0.0) -> None:
+    """Raise CheckpointError where a network that was never trained with a null label would be asked at it.
+
+    Args:
+        config: of the network.
+        where: its folder, for messages.
+        w: guidance scale.
+        place: of w in params.yaml.
+        label_dropout: share of labels for which a student asks its teacher at the null label.
+    """
+    for name, value, least in ((place, w, 1), ("distill.label_dropout", label_dropout, 0)):
+        if config.num_classes and not config.null_label and value > least:
+            raise CheckpointError(
+                f"{where} was trained without label dropout and has no null label, so that nothing can guide it: set "
+                f"{name} to {least}, not {value:g}, or fine-tune it with labels dropped first (teacher.stage: teacher, "
+                "teacher.init, teacher.label_dropout: 0.1); if its last label is the null one, it has one class less "
+                f"than {config.num_classes}"
+            )
 
 
 def check_fits(config: Config, other: Config, folder: str | Path) -> None:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.linalg import vector_norm
 
 from facm.runtime.files import load_foreign, sha256
+from facm.runtime.names import printable
 
 FILES = {  # name -> (where from, sha256, as several independent projects pin them)
     "vgg16-397923af.pth": (
@@ -183,7 +184,7 @@ def main() -> None:
         found = find_weights()
     except (OSError, RuntimeError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
-    print("\n".join(map(str, found)))
+    print(printable("\n".join(map(str, found))))
 
 
 if __name__ == "__main__":

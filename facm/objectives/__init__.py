@@ -90,7 +90,7 @@ def field_names(name: str) -> list[str]:
 def check_number(value: Any, place: str, low: float, high: float = float("inf"), *, open_low: bool = False) -> None:
     """Raise ValueError unless `value` is a number in [low, high], or in (low, high] with `open_low`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        hint = " (YAML reads 1e-3 as text: write 1.0e-3)" if isinstance(value, str) else ""
+        hint = " (in quotes it is text: leave them out)" if isinstance(value, str) else ""
         raise ValueError(f"params.yaml, {place}: must be a number, got {value!r}{hint}")
     if not (low < value if open_low else low <= value) or not value <= high:
         rule = f"{'above' if open_low else 'at least'} {low:g}" + (

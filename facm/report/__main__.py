@@ -17,7 +17,7 @@ from pathlib import Path
 from facm.report.page import page
 from facm.report.revision import Revision, workspace
 from facm.report.run import Run, grouped
-from facm.runtime.files import whole
+from facm.runtime.files import refuse_no_target, whole
 from facm.runtime.log import say
 from facm.runtime.params import ParamsError
 
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (report.html)")
     arguments = parser.parse_args()
     try:
+        refuse_no_target(arguments.out)
         with tempfile.TemporaryDirectory() as blobs:
             text, told = compare(arguments.revisions or [WORKSPACE], Path(blobs))
         with whole(arguments.out) as file:

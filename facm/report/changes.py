@@ -11,7 +11,7 @@ from facm.report.run import Group, Run
 from facm.report.spread import differing, flat
 from facm.report.tags import Html, join, table, tag
 from facm.report.view import View
-from facm.runtime.params import mapping_of
+from facm.runtime.params import mapping_of, read_text
 
 BASE = "base"
 FOLDER = "presets"
@@ -35,7 +35,7 @@ def presets(run: Run) -> dict[str, dict[str, Any]]:
     for name in run.origin.names(FOLDER):
         path = run.origin.path(f"{FOLDER}/{name}")
         if name.endswith(".yaml") and path is not None:
-            found[name.removesuffix(".yaml")] = mapping_of(path.read_text(), str(name))
+            found[name.removesuffix(".yaml")] = mapping_of(read_text(path), str(name))
     return found
 
 

@@ -21,7 +21,7 @@ class Revision:
 
     Attributes:
         commit: its full hash.
-        root: of the repository.
+        root: of the project, which is the git repository or a folder in it.
         cache: DVC's local cache.
         blobs: an empty folder for files out of git, which is the caller's to remove.
         outs: hash of each output, `.dir` at the end of a folder's, by path.
@@ -120,8 +120,8 @@ class Revision:
         return self.cache / md5[:2] / md5[2:]
 
     def _show(self, name: str) -> bytes | None:
-        """A file out of git; None where it is not in there."""
-        return self._git("show", f"{self.commit}:{name}")
+        """A file of the project out of git; None where it is not in there."""
+        return self._git("show", f"{self.commit}:./{name}")  # ./: from root, which may be a folder in the repository
 
     def _git(self, *arguments: str) -> bytes | None:
         done = subprocess.run(["git", *arguments], cwd=self.root, capture_output=True, check=False)

@@ -15,7 +15,7 @@ from facm.networks.features import FeatureNetwork, network_class
 from facm.report.spread import flat, seedless
 from facm.runtime import dist
 from facm.runtime.files import load_tensors
-from facm.runtime.params import mapping_of
+from facm.runtime.params import mapping_of, read_text
 
 CURVES = {"teacher": "metrics/teacher", "student": "metrics/distill"}
 BLOCKS = {"backbones": "backbone.name", "preconds": "backbone.precond", "objectives": "distill.objective"}
@@ -118,7 +118,7 @@ class Run:
             path = origin.path(file)
             if path is None:
                 raise ValueError(f"{name} has no {file}: was `dvc repro` run, and the result committed?")
-            texts[file] = path.read_text()
+            texts[file] = read_text(path)
         try:
             result = json.loads(texts["metrics/evaluate.json"])
             if not [int(nfe.removeprefix("nfe")) for nfe in result["student"]]:

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -123,6 +124,29 @@ def refuse_no_file(path: Path, place: str = "", cure: str = "check the path") ->
         raise FileNotFoundError(f"{place}{path} is missing: {cure}")
 
 
+def refuse_unwritable(path: Path, option: str = "--out") -> None:
+    """Raise ValueError where a new file or folder could not be written, before the work that it is to hold.
+
+    Args:
+        path: of what will be written; folders above it may be missing, and are made then.
+        option: that named it.
+    """
+    place = path.absolute()
+    above = next((folder for folder in place.parents if os.path.lexists(folder)), place)
+    try:
+        with tempfile.NamedTemporaryFile(dir=above, prefix=f"{path.name if above == place.parent else ''}."):
+            pass
+    except OSError as error:
+        raise ValueError(f"{option} {path} cannot be written, {above}: {error.strerror}") from None
+
+
+def refuse_no_target(path: Path, option: str = "--out") -> None:
+    """Raise ValueError where a file cannot be written: as `refuse_unwritable`, or a folder is in its place."""
+    if path.is_dir():
+        raise ValueError(f"{option} {path} is a folder: name the file to write")
+    refuse_unwritable(path, option)
+
+
 def load_foreign(path: Path) -> Any:
     """Read another project's `.pt` file on the CPU: tensors and plain values only, since pickle can run any code.
 
@@ -172,7 +196,7 @@ def save_json(path: Path, value: Any) -> None:
 def load_json(path: Path, cure: str) -> Any:
     """Read JSON; raises as `load_tensors` does."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing: {cure}") from None
     except ValueError as error:

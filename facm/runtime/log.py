@@ -10,14 +10,15 @@ from typing import Any
 from tqdm import tqdm
 
 from facm.runtime import dist
+from facm.runtime.names import printable
 
 QUIET_S = 10  # until the first row, a log hears of a training so often
 SILENT_S = 60  # of other long work it hears at least so often, once an item is done
 
 
 def say(message: str) -> None:
-    """One plain line, at once."""
-    print(message, flush=True)
+    """One plain line, at once; what the terminal's encoding lacks is escaped."""
+    print(printable(message), flush=True)
 
 
 def span(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """Names that a user may misspell: refused with the nearest known one and the list."""
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 
@@ -25,3 +26,9 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str], place: str) -> No
     for name in names:
         if name not in known:
             raise ValueError(f"{place}: unknown '{name}'{hint(name, known)}; known: {', '.join(map(str, known))}")
+
+
+def printable(text: str) -> str:
+    """Text in which what stdout's encoding lacks is escaped: a class called "Caf\u00e9" stops no command."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)

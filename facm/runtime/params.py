@@ -4,23 +4,33 @@ The file is the only configuration. What a key means, its unit and its place in 
 here stand its type and range. Blocks of one method or network (`objectives.<name>`, `backbones.<name>`,
 `preconds.<name>`) are kept as plain mappings: the class that they are for checks them, so that a new method needs no
 line here.
+
+YAML is read and written as DVC does (dvc/utils/serialize/_yaml.py: ruamel.yaml, YAML 1.2), so that both mean the same:
+1e-05 is a number, `off` and `12:30` are text, 017 is 17 and 0o17 is 15.
 """
 
 import copy
+import datetime
+import io
 import math
+import re
 import types
 import typing
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import yaml
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from facm.runtime.names import hint, refuse_unknown
+
+if TYPE_CHECKING:
+    from ruamel.yaml.constructor import DuplicateKeyError
+    from ruamel.yaml.error import MarkedYAMLError
 
 PATH = "params.yaml"
 UNSEEN = ("size", "nfiles")  # keys that are not in the key of DVC's run cache, wherever they stand (dvc/stage/cache.py)
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+PLAIN = int | float | bool | str | None
+_SAVE = "save it as UTF-8 (`iconv -f UTF-16 -t UTF-8`, or the editor's menu)"
 
 
 class ParamsError(ValueError):
@@ -289,20 +299,63 @@ def read(path: str | Path = PATH) -> Params:
 def raw(path: str | Path = PATH) -> dict[str, Any]:
     """The file's plain mappings, as recorded in checkpoints."""
     try:
-        return mapping_of(Path(path).read_text(), str(path))
+        return mapping_of(read_text(path), str(path))
     except FileNotFoundError:
         raise ParamsError(f"{path} is missing: write it with `python -m facm.preset digits`") from None
 
 
-def mapping_of(text: str, path: str) -> dict[str, Any]:
-    """The plain mappings of a YAML text; raises ParamsError, which names `path`, where it holds something else."""
+def read_text(path: str | Path) -> str:
+    """A file's text, whatever the locale says; raises ParamsError, which names it, unless it is UTF-8 (BOM or not)."""
     try:
-        loaded = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ParamsError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): {_SAVE}") from None
+    if "\0" in text:
+        raise ParamsError(f"{path} is not UTF-8 (it has zero bytes, as UTF-16 has): {_SAVE}")
+    return text
+
+
+def mapping_of(text: str, path: str) -> dict[str, Any]:
+    """The plain mappings of a YAML text.
+
+    Raises:
+        ParamsError: names `path`; the text is no YAML or no mapping, or a block has a key twice.
+    """
+    from ruamel.yaml import YAML  # here: a machine that only trains may lack it
+    from ruamel.yaml.constructor import DuplicateKeyError
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        loaded = YAML(typ="safe", pure=True).load(text)
+    except DuplicateKeyError as error:
+        raise ParamsError(f"{path}{_line(error)}: {_repeated(error)}: remove one") from None
+    except YAMLError as error:
         raise ParamsError(f"{path} is no valid YAML: {error}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:  # of a date, a tag
+        raise ParamsError(f"{path} is no valid YAML: a value that is not what its form or tag says ({error})") from None
     if not isinstance(loaded, dict):
         raise ParamsError(f"{path} must hold a mapping, it holds {type(loaded).__name__}")
     return loaded
+
+
+def written(mapping: dict[str, Any]) -> str:
+    """The YAML text of mappings, in the form that `dvc exp run -S` keeps; of a document with comments, them too."""
+    from ruamel.yaml import YAML
+
+    yaml, text = YAML(), io.StringIO()
+    yaml.default_flow_style = False
+    yaml.dump(mapping, text)
+    return text.getvalue()
+
+
+def _line(error: "MarkedYAMLError") -> str:
+    return "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+
+
+def _repeated(error: "DuplicateKeyError") -> str:
+    """`key 'lr' is repeated`, from the sentence in which ruamel.yaml names it."""
+    key = re.match(r'found duplicate key "(.*?)" with value', error.problem or "", re.DOTALL)
+    return f"key '{key[1]}' is repeated in its block" if key else "a key is repeated in its block"
 
 
 def outputs(stage: str | None, path: str | Path = "dvc.yaml") -> list[str]:
@@ -344,7 +397,30 @@ def tracked(mapping: dict[str, Any], stage: str) -> dict[str, Any]:
 
 def parse(mapping: dict[str, Any]) -> Params:
     """Plain mappings -> Params; raises ParamsError as `read` does."""
+    _refuse_strange(mapping, "", set())
     return _convert(mapping, Params, "")
+
+
+def _refuse_strange(value: Any, where: str, blocks: set[int]) -> None:
+    """Raise ParamsError for what YAML has and config.json or DVC's `-S` cannot keep, at any depth.
+
+    Args:
+        value: of `where`.
+        blocks: ids of the lists and mappings met so far.
+    """
+    place = f"{PATH}, {where or 'top level'}"
+    if id(value) in blocks:  # an empty one too: YAML makes a new one each time
+        raise ParamsError(f"{place}: is an alias of another block, and -S would set both: write it out")
+    if isinstance(value, datetime.date):
+        raise ParamsError(f"{place}: {value} is read as a date: write it in quotes")
+    if not isinstance(value, dict | list | tuple | PLAIN):
+        raise ParamsError(f"{place}: must be a number, text, true, false, null, a list or a block, got {value!r}")
+    if isinstance(value, dict | list | tuple):
+        blocks |= {id(value)} if isinstance(value, dict | list) else set()
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(value, dict) and not isinstance(key, str):
+                raise ParamsError(f"{place}: key {key} must be text: write it in quotes")
+            _refuse_strange(inner, f"{where}.{key}" if where else str(key), blocks)
 
 
 def _convert(value: Any, kind: Any, where: str) -> Any:
@@ -415,9 +491,18 @@ def _convert_scalar(value: Any, kind: type, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        hint = " (YAML reads 1e-3 as text: write 1.0e-3)" if kind is float and isinstance(value, str) else ""
-        hint = " (YAML reads a number: write it in quotes)" if kind is str and isinstance(value, (int, float)) else hint
-        raise ParamsError(f"{PATH}, {where}: must be {KINDS[kind]}, got {value!r}{hint}")
+        raise ParamsError(f"{PATH}, {where}: must be {KINDS[kind]}, got {value!r}{_cure(value, kind)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ParamsError(f"{PATH}, {where}: must be a finite number, got {value}")
     return value
+
+
+def _cure(value: Any, kind: type) -> str:
+    """What to write in place of a value of another type, in brackets, where that can be told."""
+    if kind is str and isinstance(value, bool | int | float):
+        return " (write it in quotes)"
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return f" (write {int(value)})"
+    if kind in (int, float) and isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", value.lower()):
+        return " (in quotes it is text: leave them out)"
+    return ""

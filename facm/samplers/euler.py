@@ -49,14 +49,14 @@ class Euler:
         where = "params.yaml, baseline or sample"
         if self.steps < 1:
             raise ValueError(f"{where}: steps {self.steps} must be at least 1")
-        if not self.w >= 1:
-            raise ValueError(f"{where}: w {self.w} must be at least 1 (1: no guidance)")
+        if not 1 <= self.w < float("inf"):
+            raise ValueError(f"{where}: w {self.w} must be at least 1 (1: no guidance) and finite")
         if not 0 <= self.t_low <= self.t_high <= 1:
             raise ValueError(
                 f"{where}: t_low {self.t_low}, t_high {self.t_high} must satisfy 0 <= t_low <= t_high <= 1"
             )
-        if not self.shift >= 0:
-            raise ValueError(f"{where}: shift {self.shift} must not be negative (0 or 1: uniform)")
+        if not 0 <= self.shift < float("inf"):
+            raise ValueError(f"{where}: shift {self.shift} must not be negative (0 or 1: uniform) nor infinite")
         if self.condition not in ("t", "fm"):
             raise ValueError(f"{where}: condition {self.condition!r} must be t or fm")
         check_conditioning(self.conditioning)

@@ -103,7 +103,7 @@ def test_t_comes_before_r_and_a_share_has_them_equal():
         ({"equal": 1.5}, "equal: 1.5 must be at least 0, at most 1"),
         ({"reduction": "total"}, "reduction: 'total' is not one of sum, mean"),
         ({"norm_c": 0}, "norm_c: 0 must be above 0"),
-        ({"norm_q": "1e-3"}, r"norm_q: must be a number, got '1e-3' \(YAML"),
+        ({"norm_q": "1e-3"}, r"norm_q: must be a number, got '1e-3' \(in quotes"),
     ],
 )
 def test_wrong_constants_are_refused_with_value_rule_and_key(kind, fields, message):

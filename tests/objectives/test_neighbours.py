@@ -197,7 +197,7 @@ def test_extreme_draws_stay_finite(kind, extreme):
         (lambda: ECT(c=-1), "objectives.ect.c: -1 must be at least 0"),
         (lambda: ICT(s0=0), "objectives.ict.s0: 0 must be at least 1"),
         (lambda: ICT(s0=20, s1=10), r"objectives.ict.s1 \(s0 at least\): 10 must be at least 20"),
-        (lambda: ICT(huber="1e-3"), r"objectives.ict.huber: must be a number, got '1e-3' \(YAML"),
+        (lambda: ICT(huber="1e-3"), r"objectives.ict.huber: must be a number, got '1e-3' \(in quotes"),
         (lambda: CD(levels=1), "objectives.cd.levels: 1 must be at least 2"),
         (lambda: CD(solver="heum"), r"objectives.cd.solver: 'heum' is not one of euler, heun \(did you mean 'heun'"),
         (lambda: CD(target="mean"), "objectives.cd.target: 'mean' is not one of online, ema, target"),

@@ -4,6 +4,7 @@ import base64
 import io
 import math
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from facm.report.changes import nearest_preset, overlaid
 from facm.report.chart import Axis, Line, chart, nice
 from facm.report.failures import worst
 from facm.report.images import BUDGET, side_of, strip
+from facm.report.revision import Revision
 from facm.report.run import Group, Run, Workspace, grouped, used
 from facm.report.scatter import EDGE, SIDE, places, reach, scatter
 from facm.report.spread import Spread, differing, flat, number, seedless, told
@@ -159,6 +161,29 @@ def test_a_run_without_scores_is_refused_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "metrics/evaluate.json").unlink()
     with pytest.raises(ValueError, match=r"mine has no metrics/evaluate.json"):
         Run.of("mine", Workspace(tmp_path))
+
+
+def test_a_project_in_a_folder_of_its_repository_is_read_at_a_revision(tmp_path: Path, monkeypatch) -> None:
+    """As the same files are read in the workspace, though the repository has files of these names above it."""
+    from dvc.repo import Repo
+
+    project = tmp_path / "papers/facm"
+    write_run(project)
+    (project / "dvc.lock").write_text("stages: {}\n")
+    (tmp_path / "dvc.lock").write_text("stages: {other: {outs: [{path: metrics, md5: 0.dir}]}}\n")
+    (tmp_path / "params.yaml").write_text("another: project\n")
+    name = ("-c", "user.name=someone", "-c", "user.email=someone@example.org", "-c", "commit.gpgsign=false")
+    for words in (("init", "-q"), ("add", "-A"), ("commit", "-q", "-m", "run")):
+        subprocess.run(["git", *name, *words], cwd=tmp_path, check=True)
+    Repo.init(str(project), subdir=True).close()
+    monkeypatch.chdir(project)
+    at_head = Revision.open("HEAD", tmp_path / "blobs")
+    assert at_head.root == project and at_head.facts["subject"] == "run"
+    here, there = Run.of("", Workspace(project)), Run.of("", at_head)
+    assert there.params == here.params and there.result == here.result
+    assert at_head.names("data/samples") == here.origin.names("data/samples") != []
+    at_head.root = tmp_path
+    assert at_head.names("data/samples") == [] and at_head.path("metrics/evaluate.json") is None
 
 
 # Charts

@@ -47,6 +47,8 @@ class Survey:
         classes: their names, in order; none: no classes.
         sides: (H, W) of the pictures.
         skipped: reason by name, of the files that cannot be used.
+        labels: per split, class numbers of `names`; empty without classes.
+        warnings: what is usable and yet may not be meant, a sentence each.
     """
 
     fingerprint: str
@@ -54,6 +56,8 @@ class Survey:
     classes: tuple[str, ...]
     sides: tuple[int, int]
     skipped: dict[str, str]
+    labels: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,9 @@ def admit(block: Data) -> Admitted:
     survey: Survey = dataset.survey()
     dataset.surveyed = survey
     _check_pinned(block.name, block.root, block.fingerprint, survey.fingerprint)
+    if dist.is_main():
+        for warning in survey.warnings:
+            say(f"warning: data.root: {warning}")
     if survey.skipped and dist.is_main():
         say(f"{len(survey.skipped)} files of data.root are left out (data.max_bad): {tell(survey.skipped)}")
     return Admitted(dataset, survey.fingerprint, survey.skipped)

@@ -1,12 +1,17 @@
-"""Any folder of pictures: a subfolder per class, or pictures side by side without classes.
+"""Any folder of images, or a zip of one: a subfolder per class, labels in dataset.json, or images without classes.
 
 * `train/` with the pictures to train on, and `heldout/`, `val/` or `test/` (the first that is there) with those held
   out. Where none of the three is there, a picture is held out if the hash of its name says so, one in HELDOUT_ONE_IN;
   where there is no `train/`, the folder itself has the pictures.
   Nothing is passed over in silence: beside `train/` and what is held out no other folder of pictures may lie, nor
   pictures, but for a `test/` that is kept for later; without `train/` no class may be called like a split.
-* Classes are the sorted names of the subfolders, as torchvision's ImageFolder counts them. Names that begin with a dot
-  are passed over, and a file system's lost+found; every other file is meant to be a picture.
+* Classes are the sorted names of the subfolders, as torchvision's ImageFolder counts them, compared as Unicode NFC. Two
+  that differ by no more than Unicode form, letter case or spaces at their ends are refused.
+* Where a split has EDM's dataset.json, `{"labels": [["00000/img00000000.png", 6], ...]}`, classes are its numbers, and
+  folders are none; `{"labels": null}`: no classes.
+* Names that are known to be no data (facm/data/images/files.py) are passed over and counted; every other file is meant
+to
+  be an image.
 * A file that is no usable picture is told by name, with the reason, and refused beyond the fraction `data.max_bad`.
 
 Pictures stay in their files. All of them are read, hashed and decoded once before the work, so that a damaged one is
@@ -14,7 +19,9 @@ told in time and the number of pictures is known.
 """
 
 import hashlib
-import os
+import json
+import unicodedata
+import zipfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,8 +30,8 @@ from pathlib import Path
 import torch
 
 from facm.data.datasets import SPLITS, Survey, tell
-from facm.data.images.decode import Unreadable, levels
-from facm.data.images.files import Files, in_threads
+from facm.data.images.decode import Unreadable, highest, levels
+from facm.data.images.files import Disk, Files, Place, Zip, in_threads
 from facm.data.images.images import Images
 from facm.runtime import dist
 from facm.runtime.log import progress
@@ -36,6 +43,8 @@ SUFFIXES = {
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 }
 HELDOUT_ONE_IN = 20
+TABLE = "dataset.json"  # EDM's labels
+DIM = 64  # of 255: 16-bit images that stay below hold 14 bits or fewer
 PART = 512  # files that a rank looks at before it hands over what it saw
 LAYOUT = (
     f"there must be {TRAIN}/ and heldout/, val/ or test/, or pictures of which one in {HELDOUT_ONE_IN} is held out by "
@@ -51,49 +60,76 @@ class Look:
         digest: sha256 of its bytes.
         sides: (H, W) of the picture as it is used.
         reason: why it cannot be used; empty where it can.
+        highest: level of 255, of images with 16 bits; None: others.
     """
 
     digest: bytes
     sides: tuple[int, int]
     reason: str = ""
+    highest: int | None = None
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The files that are there, none of them read but for the tables of labels.
+
+    Attributes:
+        names: per split, sorted.
+        classes: their names, in order; none: no classes.
+        of: class by name, without those that lie beside the class folders.
+        tables: names of the dataset.json that have the labels.
+        passed_over: entries that are no data, by kind of name.
+    """
+
+    names: dict[str, list[str]]
+    classes: tuple[str, ...]
+    of: dict[str, str]
+    tables: tuple[str, ...]
+    passed_over: dict[str, int]
+
+    @property
+    def all(self) -> list[str]:
+        """Names of both splits, sorted."""
+        return sorted(name for some in self.names.values() for name in some)
 
 
 class Folder:
-    """The pictures under a folder, RGB, of one size."""
+    """The images under a folder, RGB, of one size."""
 
     def __init__(self, root: Path | None = None, *, size: int | None = None, max_bad: float = 0.0):
         """
         Args:
-            root: the folder.
-            size: pixels per side after ADM's centre crop; None: pictures as they are, all of one size.
+            root: the folder, or a zip.
+            size: pixels per side after ADM's centre crop; None: images as they are, all of one size.
             max_bad: fraction of the files that may be unusable.
 
         Raises:
-            ValueError: there is no such folder.
+            ValueError: there is no such folder, or a zip that cannot be read.
         """
-        if root is None or not root.is_dir():
-            raise ValueError(f"params.yaml, data.root: 'folder' needs a folder of pictures, there is none at {root}")
+        if root is None or not (root.is_dir() or (root.is_file() and zipfile.is_zipfile(root))):
+            raise ValueError(
+                f"params.yaml, data.root: 'folder' needs a folder of images, or a zip of one, there is none at {root}"
+            )
         self.root, self.size, self.max_bad = root, size, max_bad
+        self.place: Place = Disk(root) if root.is_dir() else Zip(root)
         self.surveyed: Survey | None = None
 
     def load(self, split: str) -> Images:
-        """One split: images uint8 (N, H, W, 3), decoded when they are asked for; labels by class folder.
+        """One split: images uint8 (N, H, W, 3), decoded when they are asked for; labels by class.
 
         Raises:
             ValueError: as `survey`.
         """
         survey = self.surveyed = self.surveyed or self.survey()
-        names, number = survey.names[split], {name: i for i, name in enumerate(survey.classes)}
-        images = Files.of(self.root, names, survey.sides, self.size)
-        if not number:
-            return Images(images, None, 0)
-        folder = self._folders()[split]
-        return Images(images, torch.tensor([number[_class(name, folder)] for name in names]), len(number))
+        images = Files.of(self.place, survey.names[split], survey.sides, self.size)
+        labels = torch.tensor(survey.labels[split]) if survey.classes else None
+        return Images(images, labels, len(survey.classes))
 
     def fingerprint(self) -> str:
         """Sha256 over the sorted names and the files' bytes; no file is decoded."""
-        names = _together(self._listed())
-        digests = in_threads(lambda name: _digest(self.root / name), names)
+        listed = self._listed()
+        names = sorted([*listed.all, *listed.tables])
+        digests = in_threads(self._digest, names)
         return _fingerprint(zip(names, progress(digests, len(names), "reading pictures"), strict=True))
 
     def survey(self, *, strict: bool = True) -> Survey:
@@ -105,8 +141,8 @@ class Folder:
         Raises:
             ValueError: more unusable files than allowed, a split without pictures, or another layout.
         """
-        listed: dict[str, list[str]] = dist.from_main(self._listed)
-        names = _together(listed)
+        listed: Listed = dist.from_main(self._listed)
+        names = listed.all
         parts = dist.batches(len(names), PART)
 
         def seen(number: int) -> list[Look]:
@@ -117,12 +153,12 @@ class Folder:
         looks = [look for block in blocks for look in block]
         return dist.from_main(lambda: self._judged(listed, dict(zip(names, looks, strict=True)), strict))
 
-    def _judged(self, listed: dict[str, list[str]], looks: dict[str, Look], strict: bool) -> Survey:
-        folders, classes, sides = self._folders(), self._classes(), self._sides(looks.values())
+    def _judged(self, listed: Listed, looks: dict[str, Look], strict: bool) -> Survey:
+        sides = self._sides(looks.values())
         bad = {}
-        for split, some in listed.items():
+        for some in listed.names.values():
             for name in some:
-                beside = bool(classes) and not _class(name, folders[split])
+                beside = bool(listed.classes) and name not in listed.of
                 reason = "lies beside the class folders" if beside else _unfit(looks[name], sides)
                 if reason:
                     bad[name] = reason
@@ -132,21 +168,26 @@ class Folder:
                 f"allowed is a share of {self.max_bad:g}: {tell(bad)}. Mend or remove them, or raise data.max_bad: "
                 "they are then left out, and listed in data/latents/meta.json"
             )
-        kept = {split: tuple(name for name in listed[split] if name not in bad) for split in SPLITS}
+        kept = {split: tuple(name for name in listed.names[split] if name not in bad) for split in SPLITS}
         empty = [split for split, some in kept.items() if strict and not some]
         if empty:
             raise ValueError(f"params.yaml, data.root: {self.root} has no pictures for {', '.join(empty)}: {LAYOUT}")
-        bare = sorted(set(classes) - {_class(name, folders["train"]) for name in kept["train"]})
+        number = {name: i for i, name in enumerate(listed.classes)}
+        labels = {split: tuple(number[listed.of[name]] for name in some) for split, some in kept.items() if number}
+        bare = sorted(set(listed.classes) - {listed.of[name] for name in kept["train"] if number})
         if strict and bare:
             raise ValueError(
                 f"params.yaml, data.root: no picture of class {', '.join(bare[:5])} is left to train on in "
                 f"{self.root}: mend its files, or remove its folder"
             )
-        return Survey(_fingerprint((name, look.digest) for name, look in looks.items()), kept, classes, sides, bad)
+        digests = {name: look.digest for name, look in looks.items()}
+        digests |= {name: self._digest(name) for name in listed.tables}
+        warnings = _warnings(listed.passed_over, kept, looks)
+        return Survey(_fingerprint(sorted(digests.items())), kept, listed.classes, sides, bad, labels, warnings)
 
     def _look(self, name: str) -> Look:
         try:
-            content = (self.root / name).read_bytes()
+            content = self.place.read(name)
         except OSError as error:  # a link to nowhere, a file without rights
             return Look(b"", (0, 0), f"cannot be read ({error.strerror})")
         digest = hashlib.sha256(content).digest()
@@ -154,7 +195,14 @@ class Folder:
             height, width, _ = levels(content, self.size).shape
         except Unreadable as error:
             return Look(digest, (0, 0), str(error))
-        return Look(digest, (height, width))
+        return Look(digest, (height, width), "", highest(content))
+
+    def _digest(self, name: str) -> bytes:
+        """Sha256 of a file's bytes; of one that cannot be read nothing, as `survey` has it."""
+        try:
+            return hashlib.sha256(self.place.read(name)).digest()
+        except OSError:
+            return b""
 
     def _sides(self, looks: Iterable[Look]) -> tuple[int, int]:
         """(H, W) of all pictures; of most of them, where they are taken as they are."""
@@ -163,104 +211,191 @@ class Folder:
         counts = Counter(look.sides for look in looks if not look.reason)
         return counts.most_common(1)[0][0] if counts else (0, 0)
 
-    def _folders(self) -> dict[str, str]:
-        """Per split, its folder relative to the root, with a slash at its end; empty: the root."""
-        train = f"{TRAIN}/" if (self.root / TRAIN).is_dir() else ""
-        others = [f"{name}/" for name in HELDOUT if train and (self.root / name).is_dir()]
-        return {"train": train, "heldout": others[0] if others else train}
-
-    def _classes(self) -> tuple[str, ...]:
-        """Sorted names of the class folders to train on."""
-        folder = self.root / self._folders()["train"]
-        return tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and _shown(entry.name)))
-
-    def _listed(self) -> dict[str, list[str]]:
-        """Per split, the names of its files relative to the root, sorted.
+    def _listed(self) -> Listed:
+        """The files of each split, and what their classes are.
 
         Raises:
-            ValueError: class folders without files, or that only held-out pictures have; held-out ones alone.
+            ValueError: files or folders that would be passed over, or folders and labels that contradict each other.
         """
-        folders, classes = self._folders(), set(self._classes())
-        train, heldout = folders["train"], folders["heldout"]
-        splits = sorted(filter(_like_a_split, classes))
-        if not train and splits:
-            raise ValueError(
-                f"params.yaml, data.root: {self.root} has {splits} and no {TRAIN}/: {LAYOUT}. What is called like a "
-                f"split is no class: rename the folders to {TRAIN}/ and val/, or, if they are classes, differently"
-            )
-        if train and (beside := self._beside()):
+        there, _ = self.place.entries()
+        train = f"{TRAIN}/" if TRAIN in there else ""
+        heldout = next((f"{name}/" for name in HELDOUT if train and name in there), train)
+        if train and (beside := self._beside({train, heldout})):
             raise ValueError(
                 f"params.yaml, data.root: {self.root} has pictures in {', '.join(beside[:5])} beside {TRAIN}/, which "
                 f"would not be used: move them, or, if they are to be held out, rename their folder to val/ (of "
                 f"{', '.join(HELDOUT)} the first that is there is used); {LAYOUT}"
             )
-        names = self._files(train)
-        empty = sorted(classes - {_class(name, train) for name in names})
+        files = {folder: self.place.files(folder) for folder in sorted({train, heldout})}
+        tables = tuple(f"{folder}{TABLE}" for folder in files if f"{folder}{TABLE}" in files[folder])
+        if tables:
+            files = {folder: [name for name in some if name not in tables] for folder, some in files.items()}
+            classes, of = self._labelled(files, tables, train)
+        else:
+            classes, of = self._class_folders(files, train)
+        names = {"train": files[train], "heldout": files[heldout]}
+        if train == heldout:
+            held = {name for name in files[train] if _held_out(name, train)}
+            names = {"train": [n for n in files[train] if n not in held], "heldout": sorted(held)}
+        passed = Counter(map(_kind, self.place.passed_over))
+        return Listed(names, classes, of, tables, dict(sorted(passed.items())))
+
+    def _class_folders(self, files: dict[str, list[str]], train: str) -> tuple[tuple[str, ...], dict[str, str]]:
+        """Classes by the subfolders of each split, and the class of each file in one."""
+        found = {folder: self.place.entries(folder)[0] for folder in files}
+        splits = sorted(filter(_like_a_split, found[train]))
+        for name in found[train]:
+            inside = self.place.entries(f"{train}{name}/")[0]
+            splits += [f"{name}/{TRAIN}"] if TRAIN in inside and set(HELDOUT) & set(inside) else []
+        if not train and splits:
+            raise ValueError(
+                f"params.yaml, data.root: {self.root} has {splits} and no {TRAIN}/: {LAYOUT}. What is called like a "
+                f"split is no class: rename the folders to {TRAIN}/ and val/, or, if they are classes, differently"
+            )
+        classes = {unicodedata.normalize("NFC", name) for name in found[train]}
+        for folder, names in found.items():
+            alike = _alike(names)
+            if alike:
+                raise ValueError(
+                    f"params.yaml, data.root: {self.root / folder} has class folders whose names differ by no more "
+                    f"than Unicode form, letter case or spaces at their ends: {alike}; merge them, or rename one"
+                )
+            foreign = sorted(name for name in names if unicodedata.normalize("NFC", name) not in classes)
+            if foreign:
+                near = _alike([*classes, *foreign])
+                raise ValueError(
+                    f"{self.root / folder} has class folders that {train} lacks: {', '.join(foreign[:5])}"
+                    + (f"; these differ by letter case or spaces only: {near}" if near else "")
+                )
+        of = {
+            name: unicodedata.normalize("NFC", parts[0])
+            for folder, some in files.items()
+            for name in some
+            if (parts := name.removeprefix(folder).split("/"))[1:]
+        }
+        empty = sorted(classes - {of[name] for name in files[train] if name in of})
         if empty:
             raise ValueError(f"{self.root / train} has class folders without a file: {', '.join(empty[:5])}")
-        if train == heldout:
-            held = [name for name in names if _held_out(name, train)]
-            return {"train": sorted(set(names) - set(held)), "heldout": held}
-        others = self._files(heldout)
-        foreign = sorted({_class(name, heldout) for name in others} - classes - {""})
-        if foreign:
-            raise ValueError(f"{self.root / heldout} has class folders that {train} lacks: {', '.join(foreign[:5])}")
-        return {"train": names, "heldout": others}
+        return tuple(sorted(classes)), of
 
-    def _beside(self) -> list[str]:
+    def _labelled(
+        self, files: dict[str, list[str]], tables: tuple[str, ...], train: str
+    ) -> tuple[tuple[str, ...], dict[str, str]]:
+        """Classes by EDM's dataset.json, and the class of each file."""
+        if len(tables) < len(files):
+            raise ValueError(
+                f"params.yaml, data.root: {self.root} has {tables[0]} for one split only: add that of the other, or "
+                "remove it, and have class folders in both"
+            )
+        labels: dict[str, int] = {}
+        without = []
+        for folder in files:
+            path = self.root / folder / TABLE
+            try:
+                found = _labels(path, self.place.read(f"{folder}{TABLE}"))
+            except OSError as error:
+                raise ValueError(f"{path} cannot be read ({error.strerror}): fetch it again") from None
+            if found is None:
+                without.append(folder)
+                continue
+            lost = [name for name in files[folder] if name.removeprefix(folder) not in found]
+            gone = sorted(found.keys() - {name.removeprefix(folder) for name in files[folder]})
+            for some, what in ((lost, "has no label of"), (gone, "has a label of, which is not there,")):
+                if some:
+                    raise ValueError(
+                        f"{path} {what} {some[0]} (of {len(some)} files): restore the files that it was written with"
+                    )
+            labels |= {f"{folder}{name}": label for name, label in found.items()}
+        if without and labels:
+            raise ValueError(f"{self.root}: {TABLE} has labels for one split only: both must have them, or none")
+        used = {labels[name] for name in files[train] if labels}
+        unused = next((number for number in range(len(used)) if number not in used), None)
+        foreign = sorted(set(labels.values()) - used)
+        if unused is not None or foreign:
+            missing = foreign[0] if unused is None else unused
+            raise ValueError(
+                f"{self.root / train / TABLE} gives no image the label {missing}, and others are greater, or held out: "
+                "labels must be 0, 1, 2, ... without a gap"
+            )
+        return tuple(map(str, sorted(used))), {name: str(label) for name, label in labels.items()}
+
+    def _beside(self, used: set[str]) -> list[str]:
         """Entries of the root, sorted, that are pictures or hold some and are not used; test/ may lie there.
 
         In a folder that is called like a split every file is meant to be a picture.
         """
-        found, used = [], {TRAIN, self._folders()["heldout"].rstrip("/"), FOR_LATER}
-        for entry in sorted(self.root.iterdir()):
-            if not _shown(entry.name) or entry.name in used:
+        folders, found = self.place.entries()
+        found = [name for name in found if Path(name).suffix.lower() in SUFFIXES or name == TABLE]
+        for name in folders:
+            if f"{name}/" in used or name == FOR_LATER:
                 continue
-            files = self._files(f"{entry.name}/") if entry.is_dir() else [entry.name]
-            meant = entry.is_dir() and _like_a_split(entry.name)
-            if any(meant or Path(name).suffix.lower() in SUFFIXES for name in files):
-                found.append(entry.name)
-        return found
-
-    def _files(self, folder: str) -> list[str]:
-        """Names of the files under a folder, relative to the root, sorted.
-
-        Raises:
-            ValueError: a link that leads back to a folder on the way to it.
-        """
-        names, top = [], self.root / folder
-        ways = {str(top): frozenset(map(_identity, (top, *top.resolve().parents)))}  # folders on the way to a place
-        for place, folders, files in os.walk(top, onerror=_refuse, followlinks=True):
-            folders[:] = sorted(filter(_shown, folders))
-            way = ways.pop(place)
-            for path in (os.path.join(place, name) for name in folders):
-                if _identity(path) in way:
-                    raise ValueError(
-                        f"params.yaml, data.root: {path} leads back to a folder that it lies in: remove the link"
-                    )
-                ways[path] = way | {_identity(path)}
-            inside = Path(place).relative_to(self.root).as_posix()
-            names += [name if inside == "." else f"{inside}/{name}" for name in files if _shown(name)]
-        return sorted(names)
+            files, meant = self.place.files(f"{name}/"), _like_a_split(name)
+            if any(meant or Path(file).suffix.lower() in SUFFIXES for file in files):
+                found.append(name)
+        return sorted(found)
 
 
-def _refuse(error: OSError) -> None:
-    """A folder that cannot be listed is no empty folder."""
-    raise error
+def _warnings(passed_over: dict[str, int], kept: dict[str, tuple[str, ...]], looks: dict[str, Look]) -> tuple[str, ...]:
+    """What is usable and yet may not be meant, a sentence each."""
+    found = []
+    if passed_over:
+        kinds = ", ".join(f"{kind} ({num})" for kind, num in passed_over.items())
+        found.append(f"{sum(passed_over.values())} files or folders that are no data are passed over: {kinds}")
+    deep = [look.highest for some in kept.values() for name in some if (look := looks[name]).highest is not None]
+    dim = [level for level in deep if level is not None and level <= DIM]
+    if dim:
+        found.append(
+            f"{len(dim)} of {len(deep)} images of 16 bits have no level above {max(dim)} of 255: where they hold data "
+            "of 12 bits, or the like, scale it to the whole range"
+        )
+    trained = {looks[name].digest for name in kept["train"]}
+    copied = sum(looks[name].digest in trained for name in kept["heldout"])
+    if copied:
+        found.append(
+            f"{copied} of {len(kept['heldout'])} held-out images are in the training split, too (the same sha256): "
+            "what is measured on them says nothing about new images"
+        )
+    return tuple(found)
 
 
-def _identity(folder: str | Path) -> tuple[int, int]:
-    """Device and number of a folder, the same by whatever links it is reached."""
-    found = os.stat(folder)
-    return found.st_dev, found.st_ino
+def _labels(path: Path, content: bytes) -> dict[str, int] | None:
+    """Labels by name, of EDM's dataset.json; None: it says that there are none.
 
-
-def _digest(path: Path) -> bytes:
-    """Sha256 of a file's bytes; of one that cannot be read nothing, as `Folder.survey` has it."""
+    Raises:
+        ValueError: something else.
+    """
     try:
-        return hashlib.sha256(path.read_bytes()).digest()
-    except OSError:
-        return b""
+        pairs = json.loads(content)["labels"]
+        if pairs is None:
+            return None
+        labels = {name.replace("\\", "/"): label for name, label in pairs}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        labels = {}
+    if (
+        not labels
+        or len(labels) != len(pairs)
+        or not all(type(label) is int and label >= 0 for label in labels.values())
+    ):
+        raise ValueError(
+            f'{path} is no table of EDM\'s form, {{"labels": [["00000/img00000000.png", 6], ...]}} with each name once '
+            "and class numbers from 0 on, or null: mend it, or, if it is something else, move it away"
+        )
+    return labels
+
+
+def _alike(names: Iterable[str]) -> str:
+    """Names of which one could be taken for another, in ASCII; empty where there are none."""
+    groups: dict[str, list[str]] = {}
+    for name in sorted(names):
+        key = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).strip().casefold())
+        groups.setdefault(key, []).append(name)
+    return ", ".join(ascii(name) for group in groups.values() if len(group) > 1 for name in group)
+
+
+def _kind(name: str) -> str:
+    """Of an entry that is no data, its name; of macOS's doubles what they have in common."""
+    last = name.rpartition("/")[2]
+    return "._*" if last.startswith("._") else last
 
 
 def _unfit(look: Look, sides: tuple[int, int]) -> str:
@@ -271,34 +406,24 @@ def _unfit(look: Look, sides: tuple[int, int]) -> str:
     return look.reason
 
 
-def _class(name: str, folder: str) -> str:
-    """Class folder of a name in a split's folder; empty where it lies in none."""
-    head, slash, _ = name.removeprefix(folder).partition("/")
-    return head if slash else ""
-
-
 def _held_out(name: str, folder: str) -> bool:
     """Whether a name's hash holds a picture out; the name is taken relative to its split's folder."""
-    digest = hashlib.sha256(os.fsencode(name.removeprefix(folder))).digest()
+    digest = hashlib.sha256(_encoded(name.removeprefix(folder))).digest()
     return int.from_bytes(digest[:8], "big") % HELDOUT_ONE_IN == 0
 
 
-def _together(listed: dict[str, list[str]]) -> list[str]:
-    """Names of all splits, sorted."""
-    return sorted(name for some in listed.values() for name in some)
-
-
-def _shown(name: str) -> bool:
-    return not name.startswith(".") and name != "lost+found"
+def _encoded(name: str) -> bytes:
+    """A name's bytes, the same in every locale."""
+    return name.encode("utf-8", "surrogateescape")
 
 
 def _like_a_split(name: str) -> bool:
-    return name.lower().replace("-", "_") in LIKE_A_SPLIT
+    return name.strip().lower().replace("-", "_") in LIKE_A_SPLIT
 
 
 def _fingerprint(files: Iterable[tuple[str, bytes]]) -> str:
     """Sha256 over names and digests of files."""
     digest = hashlib.sha256()
     for name, content in files:
-        digest.update(os.fsencode(name) + b"\0" + content)
+        digest.update(_encoded(name) + b"\0" + content)
     return digest.hexdigest()

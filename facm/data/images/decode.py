@@ -1,9 +1,10 @@
 """A picture file's bytes -> levels uint8 (H, W, 3): whatever Pillow reads is brought to RGB, or refused with a reason.
 
-Grey is repeated, palettes are looked up, CMYK and the like are converted, transparent parts lie on white, 16-bit grey
-becomes 8-bit by rounding, an EXIF orientation is applied, of an animation the first frame is taken. A PNG of 16-bit
-colours of which one is transparent is refused: Pillow reads 8 bits of them. Published code (ADM, DiT, LightningDiT)
-drops transparency and ignores EXIF, which among ImageNet's photographs concerns a handful.
+Grey is repeated, palettes are looked up, CMYK and the like are converted, transparent parts lie on white, grey of 12
+and 16 bits becomes 8-bit by rounding, an EXIF orientation is applied, of an animation the first frame is taken. What
+Pillow reads otherwise than the file means it is refused by name: 16-bit PNG colours of which one is transparent, signed
+and 32-bit levels, and the TIFFs of `_misread`. Published code (ADM, DiT, LightningDiT) drops transparency and ignores
+EXIF, which among ImageNet's photographs concerns a handful.
 
 Damage within a JPEG's coded data cannot be told: it has no checksum, and decodes to a spoilt picture.
 
@@ -17,12 +18,17 @@ from io import BytesIO
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 CHANNELS = 3
 LEAST_SIDE = 2  # pixels; a picture of one pixel, or a line, shows nothing
 MOST_PIXELS = 2**27  # of a picture brought to size, before the crop: narrower ones would fill the memory
 
 LEVELS = {"L;2": 4, "L;4": 16}  # of grey PNGs that Pillow widens to 256
+WIDE = ("PNG", "TIFF", "JPEG2000", "PPM")  # formats whose grey of more than 8 bits Pillow brings to a known range
+TOP = 2**16 - 1  # of that range; 12-bit TIFFs keep theirs
+TIFF = (b"II*\0", b"MM\0*")  # how its bytes begin
+PHOTOMETRIC, BITS, COMPRESSION, PLANES, FORMAT = 262, 258, 259, 284, 339  # TIFF tags, with those of `_misread`
 
 # What Pillow's readers raise on damaged bytes, by their own account and by trial.
 BROKEN = (
@@ -64,16 +70,32 @@ def rgb(content: bytes) -> Image.Image:
     except Unreadable:
         raise
     except Image.UnidentifiedImageError:
-        raise Unreadable("not a picture that Pillow can read") from None
+        raise Unreadable(_unknown(content)) from None
     except BROKEN as error:
         raise Unreadable(_first_line(error)) from None
     try:
         picture.load()
+        if _is_wide(picture):
+            return _rgb(_upright(_narrow(picture)))
         return _rgb(_upright(picture))
     except Unreadable:
         raise
     except BROKEN as error:
         raise Unreadable(_first_line(error)) from None
+
+
+def highest(content: bytes) -> int | None:
+    """Highest level, in 0..255, of a picture that `levels` takes and whose samples have 16 bits; None of others."""
+    picture = Image.open(BytesIO(content))
+    tile = picture.tile[0] if picture.tile else None
+    packing = str(tile.args) if tile else ""
+    if _is_wide(picture):
+        wide, top, _ = _grey(picture)
+        return round(int(wide.max()) * 255 / top) if top == TOP else None
+    colours = picture.format == "PPM" and tile is not None and isinstance(tile.args, tuple) and tile.args[1] > 255
+    if not (colours or any(f";16{order}" in packing for order in "BLN")):
+        return None
+    return max(int(np.asarray(picture.getchannel(band)).max()) for band in picture.getbands() if band not in "Aa")
 
 
 def crop(picture: Image.Image, size: int) -> Image.Image:
@@ -100,7 +122,68 @@ def _opened(content: bytes) -> Image.Image:
         picture.verify()
         picture = Image.open(BytesIO(content))
         _widen_transparent(picture)
+    if isinstance(picture, TiffImageFile) and (reason := _misread(picture.tag_v2)):
+        raise Unreadable(reason)
     return picture
+
+
+def _misread(tags: ImageFileDirectory_v2) -> str:
+    """Why Pillow would read a TIFF otherwise than its tags say; empty where it does not."""
+    photometric, bits, samples = tags.get(PHOTOMETRIC), set(tags.get(BITS, (1,))), tags.get(277, 1)
+    raw, planes = tags.get(COMPRESSION, 1) == 1, tags.get(PLANES, 1) == 2
+    rules = {
+        "a TIFF without PhotometricInterpretation: whether 0 is black or white is not known": photometric is None,
+        "a TIFF of signed levels": 2 in tags.get(FORMAT, ()),
+        "a TIFF of uncompressed YCbCr": photometric == 6 and raw and samples > 1,
+        "a TIFF of other inks than CMYK": photometric == 5 and tags.get(332, 1) != 1,
+        "a TIFF with a palette of 8 bits": photometric == 3 and max(tags.get(320, (TOP,))) < 256,
+        "a TIFF of uncompressed planes that are not grey, RGB or CMYK of 8 bits": planes
+        and raw
+        and (bits != {8} or photometric not in (1, 2, 3, 5) or tags.get(266, 1) != 1),
+    }
+    return next((reason for reason, broken in rules.items() if broken), "")
+
+
+def _unknown(content: bytes) -> str:
+    """What a file is that Pillow does not know; of a TIFF its levels."""
+    if not content.startswith(TIFF):
+        return "not a picture that Pillow can read"
+    try:
+        tags, file = ImageFileDirectory_v2(content[:8]), BytesIO(content)
+        file.seek(tags.next)
+        tags.load(file)
+        bits, form = tags.get(BITS, (1,)), tags.get(FORMAT, (1,))
+    except BROKEN:
+        return "a TIFF that is damaged"
+    return (
+        f"a TIFF that Pillow cannot read: PhotometricInterpretation {tags.get(PHOTOMETRIC)}, BitsPerSample "
+        f"{'x'.join(map(str, bits))}, SampleFormat {'x'.join(map(str, form))}, Compression {tags.get(COMPRESSION, 1)}"
+    )
+
+
+def _is_wide(picture: Image.Image) -> bool:
+    """Whether it is grey of more than 8 bits in a range that is known."""
+    return picture.format in WIDE and (
+        picture.mode.startswith("I;16") or (picture.format == "PPM" and picture.mode == "I")
+    )
+
+
+def _grey(picture: Image.Image) -> tuple[np.ndarray, int, bool]:
+    """Levels uint32 (H, W) as they are stored, the highest that there can be, and whether that one is black."""
+    wide = np.asarray(picture).astype(np.uint32)
+    if not isinstance(picture, TiffImageFile):
+        return wide, TOP, False
+    return wide, 2 ** picture.tag_v2[BITS][0] - 1, picture.tag_v2[PHOTOMETRIC] == 0
+
+
+def _narrow(picture: Image.Image) -> Image.Image:
+    """The same in mode L; a transparent level is white."""
+    wide, top, inverted = _grey(picture)
+    unseen = wide == picture.info.get("transparency")  # a level
+    narrow = ((top - wide if inverted else wide) * 255 + top // 2) // top
+    made = Image.fromarray(np.where(unseen, 255, narrow).astype(np.uint8))
+    made.info = {name: value for name, value in picture.info.items() if name != "transparency"}
+    return made
 
 
 def _widen_transparent(picture: ImageFile.ImageFile) -> None:
@@ -125,13 +208,10 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I;16"):
-        wide = np.asarray(picture).astype(np.uint32)
-        unseen = wide == picture.info.get("transparency")  # a level
-        narrow = np.where(unseen, 255, (wide + 128) // 257)
-        return Image.fromarray(narrow.astype(np.uint8)).convert("RGB")
     if picture.mode in ("I", "F"):
         raise Unreadable(f"32-bit levels (mode {picture.mode}), whose range is not known")
+    if picture.mode.startswith("I;16"):
+        raise Unreadable(f"16-bit levels (mode {picture.mode}) of a format that does not say their range")
     if picture.has_transparency_data:
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")

@@ -62,14 +62,16 @@ def read(path: Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: of another form, not finite, or a std that is not above 0.
+        ValueError: of another form, no real numbers, not finite, or a std that is not above 0.
     """
     found = load_foreign(path)
     if not isinstance(found, dict) or not all(isinstance(found.get(name), Tensor) for name in ("mean", "std")):
         raise ValueError(f"{path} must hold tensors 'mean' and 'std'")
+    if any(found[name].is_complex() or found[name].dtype == torch.bool for name in ("mean", "std")):
+        raise ValueError(f"{path} must hold real numbers, it has {found['mean'].dtype} and {found['std'].dtype}")
     values = {name: found[name].flatten().float().contiguous().clone() for name in ("mean", "std")}
     shapes = {tuple(found[name].shape) for name in values}
-    if shapes != {(1, len(values["mean"]), 1, 1)}:
+    if shapes != {(1, len(values["mean"]), 1, 1)} or not len(values["mean"]):
         raise ValueError(f"{path} must hold mean and std of one shape (1, C, 1, 1), it has {sorted(shapes)}")
     if not bool(torch.isfinite(values["mean"]).all() and torch.isfinite(values["std"]).all()):
         raise ValueError(f"{path}: statistics that are not finite")

@@ -76,6 +76,8 @@ class DDPMpp(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        if time_scale == 0:
+            raise ValueError(f"{PLACE}.time_scale: 0 leaves the network without its time: set it above 0")
         check_sizes(shape, model_channels, channel_mult, attn_resolutions, resample_filter, augment_dim)
         self.frequencies, self.time_scale = model_channels * channel_mult_noise, time_scale
         self.num_classes = num_classes
@@ -370,10 +372,10 @@ def check_sizes(
         raise ValueError(f"ddpmpp needs pictures (C, S, S), got shape {tuple(shape)}: set backbone.name to mlp")
     if model_channels % 4:
         raise ValueError(f"{PLACE}.model_channels: must be a multiple of 4, got {model_channels}")
-    for rule in broken(shape, channel_mult, attn_resolutions, resample_filter):
-        raise ValueError(f"{PLACE}.{rule}")
     if augment_dim is not None and not is_count(augment_dim):
         raise ValueError(f"{PLACE}.augment_dim: must be a whole number of at least 1, or null, got {augment_dim!r}")
+    for rule in broken(shape, channel_mult, attn_resolutions, resample_filter):
+        raise ValueError(f"{PLACE}.{rule}")
 
 
 def broken(
@@ -382,7 +384,10 @@ def broken(
     attn_resolutions: Sequence[int],
     resample_filter: Sequence[float],
 ) -> Iterator[str]:
-    """Rules of the lists that are broken, each with its key."""
+    """Rules of the lists that are broken, each with its key; those of the side last, see `facm.check.buildable`."""
+    numbers = is_list(resample_filter) and all(isinstance(tap, int | float) for tap in resample_filter)
+    if not numbers or not resample_filter or len(resample_filter) % 2 or sum(resample_filter) <= 0:
+        yield f"resample_filter: must be a list of an even number of taps, of a sum above 0, got {resample_filter!r}"
     if not is_list(channel_mult) or not channel_mult or not all(map(is_count, channel_mult)):
         yield f"channel_mult: must be a list of whole numbers of at least 1, one per level, got {channel_mult!r}"
         return
@@ -395,9 +400,6 @@ def broken(
     sides = [shape[1] >> level for level in range(levels)]
     if not is_list(attn_resolutions) or not set(attn_resolutions) <= set(sides):
         yield f"attn_resolutions: must be a list of some of the levels' sides {sides}, got {attn_resolutions!r}"
-    numbers = is_list(resample_filter) and all(isinstance(tap, int | float) for tap in resample_filter)
-    if not numbers or not resample_filter or len(resample_filter) % 2 or sum(resample_filter) <= 0:
-        yield f"resample_filter: must be a list of an even number of taps, of a sum above 0, got {resample_filter!r}"
 
 
 def is_list(value: object) -> bool:
