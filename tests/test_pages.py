@@ -31,12 +31,16 @@ teacher:
   steps: 2
   batch_size: 4
   dropout: 0.1
+  optimizer:
+    warmup: 0
   ema:
     snapshots: 1
 distill:
   steps: 2
   batch_size: 4
   dropout: 0.1
+  optimizer:
+    warmup: 0
   ema:
     snapshots: 1
 runtime:

@@ -152,7 +152,7 @@ SHORT = {
     **{
         f"{stage}.{name}": value
         for stage in ("teacher", "distill")
-        for name, value in {"steps": 2, "batch_size": 4, "ema.snapshots": 1}.items()
+        for name, value in {"steps": 2, "batch_size": 4, "optimizer.warmup": 0, "ema.snapshots": 1}.items()
     },
     **{
         f"backbones.{backbone}.{name}": value
