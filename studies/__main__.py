@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from studies import cost, known, page, plan, pool, record, results, tuning, worker
+from studies import charts, cost, known, page, plan, pool, record, results, tuning, worker
 
 Records = dict[str, dict[str, Any]]  # by the run's name
 
@@ -67,7 +67,7 @@ def write(study: plan.Study, records: Records) -> None:
                 entries[name][m] = replace(e, lower=results.lower(found[name], found[study.reference], m))
     record.write(study.name, record.read(study.name) | records)  # others stay: their overrides may come back
     (record.OUT / f"{study.name}.md").write_text(page.page(study, entries, page.provenance(records)))
-    (record.OUT / f"{study.name}.svg").write_text(page.svg(study, entries))
+    (record.OUT / f"{study.name}.svg").write_text(charts.svg(study, entries))
     if study.grid:
         tuning.write(study, found)
 
