@@ -246,4 +246,4 @@ def test_files_of_a_folder_are_those_that_its_hash_lists(clone: Clone, tmp_path:
     assert "plots/metrics/g.tsv" in one.names("metrics/distill") and "base.yaml" in one.names("presets")
     assert one.path("data/samples/nfe1.npz") is not None and one.path("data/samples/nfe99.npz") is None
     assert one.missing() == [] and one.path("no/such") is None
-    assert "facm/training/loop.py" in one.code and "stages/report.py" not in one.code
+    assert "facm/training" in one.code and "stages/report.py" not in one.code
