@@ -87,7 +87,7 @@ def svg(figure: Figure, title: str) -> str:
         for kind in ("fill", "stroke")
     )
     style = f"<style>@media (prefers-color-scheme: dark) {{\n{rules}}}</style>\n"
-    drawn = file.getvalue()
-    drawn = drawn[drawn.index("<svg") :]
-    drawn = re.sub(r"\s*<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
-    return re.sub(r"(</title>\n)", lambda match: match[1] + " " + style, drawn, count=1)
+    text = file.getvalue()
+    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r'\b(d|x|y)="[^"]*"', lambda places: re.sub(r"(\.\d\d)\d+", r"\1", places[0]), text)
+    return text.replace("</title>\n", f"</title>\n {style}", 1)
