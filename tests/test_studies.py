@@ -402,8 +402,7 @@ def test_results_of_other_overrides_are_kept(tmp_path: Path, monkeypatch) -> Non
     assert set(record.read(study.name)) == {first.name, other.name} and list(collected(study)) == [first.name]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_an_end_that_cannot_be_told_stops_the_pool_with_an_error(monkeypatch) -> None:
+def test_a_result_that_cannot_be_recorded_stops_the_pool_with_an_error(monkeypatch) -> None:
     monkeypatch.setattr(pool, "Worker", FakeWorker)
     RAN.clear()
     work = [pool.Task(plan.Run(name, "", 0, {}), "c") for name in ("one", "two", "three")]
@@ -411,7 +410,10 @@ def test_an_end_that_cannot_be_told_stops_the_pool_with_an_error(monkeypatch) ->
     def full(task, done):
         raise OSError("disk full")
 
-    with pytest.raises(worker.StudyError, match="one ended in the error above"):
+    with pytest.raises(
+        worker.StudyError,
+        match=r"one ended, but its result could not be recorded \(disk full\); the same command goes on",
+    ):
         pool.run_all(work, 1, full)
     assert RAN == ["one"]
 
