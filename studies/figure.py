@@ -56,7 +56,7 @@ def new(width: float, height: float) -> Figure:
 
 
 def frame(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
-    """Axes whose frame stands at a place in points, from the lower left corner."""
+    """Axes in a frame at a place in points, from the lower left corner."""
     across, up = figure.get_size_inches() * 72
     return figure.add_axes((left / across, bottom / up, width / across, height / up))
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from studies.charts import Entries
 from studies.plan import Study
-from studies.results import tie, told
+from studies.results import as_text, tie
 
 
 def table(study: Study, entries: Entries) -> str:
@@ -19,7 +19,7 @@ def table(study: Study, entries: Entries) -> str:
             e = entries[cell.name][metric]
             tied = cell.name != study.reference and tie(e, entries[study.reference][metric])
             best_here = e.mean is not None and e.n == full[metric] and e.mean == best[metric]
-            row.append(told(e, best=best_here, tied=tied))
+            row.append(as_text(e, best=best_here, tied=tied))
         lines.append(f"| {cell.label} | " + " | ".join(row) + " |")
     return "\n".join(lines) + "\n"
 

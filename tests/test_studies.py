@@ -14,7 +14,7 @@ from facm import check, preset
 from facm.runtime import params
 from studies import charts, cost, known, page, plan, pool, record, tuning, worker
 from studies.__main__ import chosen, collected, write
-from studies.results import Entry, entry, lower, of_teacher, tie, told
+from studies.results import Entry, as_text, entry, lower, of_teacher, tie
 
 FILES = sorted(plan.FOLDER.glob("*.yaml"))
 ROOT = Path(__file__).parents[1]
@@ -74,21 +74,21 @@ def test_an_override_of_a_key_that_is_not_there_is_refused() -> None:
 def test_unstable_runs_are_counted_and_not_averaged() -> None:
     scores = [{"student": {"nfe1": {"fd": v}}, "stable": v < 9} for v in (1.0, 3.0, 9.0)]
     assert entry(scores, "student.nfe1.fd") == Entry(2.0, 2**0.5, 2, 1)
-    assert told(entry(scores, "student.nfe1.fd")) == "2.000 +- 1.414 (2; 1 unstable)"
-    assert told(entry([], "student.nfe1.fd")) == "not run"
-    assert told(replace(entry([], "student.nfe1.fd"), complete=True)) == "–", "all is there, this was not asked"
+    assert as_text(entry(scores, "student.nfe1.fd")) == "2.000 +- 1.414 (2; 1 unstable)"
+    assert as_text(entry([], "student.nfe1.fd")) == "not run"
+    assert as_text(replace(entry([], "student.nfe1.fd"), complete=True)) == "–", "all is there, this was not measured"
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_score_that_is_not_finite_is_unstable_and_one_that_is_absent_was_not_asked(bad: float) -> None:
+def test_a_score_that_is_not_finite_is_unstable_and_one_that_is_absent_was_not_measured(bad: float) -> None:
     def scores(*values: float) -> list[dict[str, Any]]:
         return [{"student": {"nfe1": {"fd": v}}, "stable": True, "seed": seed} for seed, v in enumerate(values)]
 
     fd, other = "student.nfe1.fd", "student.nfe2.fd"
     assert entry(scores(1.0, bad, 3.0), fd) == Entry(2.0, 2**0.5, 2, 1)
-    assert told(replace(entry(scores(bad, bad), fd), complete=True)) == "no score; 2 unstable"
+    assert as_text(replace(entry(scores(bad, bad), fd), complete=True)) == "no score; 2 unstable"
     assert entry([*scores(1.0, bad), {"stable": False, "seed": 2}], fd) == Entry(1.0, None, 1, 2)
-    assert told(replace(entry(scores(bad), other), complete=True)) == "–"
+    assert as_text(replace(entry(scores(bad), other), complete=True)) == "–"
     assert lower(scores(1, bad, 1, bad), scores(2, 2, bad, bad), fd) == (1, 1), "for neither side"
 
 
@@ -101,7 +101,7 @@ def test_seeds_are_compared_one_by_one_with_the_reference() -> None:
     assert lower(unstable, scores(2, 1, 9), "student.nfe1.fd") == (1, 2)
     variants = [*scores(1), {"student": {"nfe2": {"fd": 9}}, "seed": 0}]
     assert lower(variants, scores(2), "student.nfe1.fd") == (1, 1), "each variant has the metrics that it has"
-    assert told(Entry(1.0, 0.1, 3, 0, (2, 3)), tied=True) == "1.000 +- 0.100 (3; tie; lower in 2 of 3)"
+    assert as_text(Entry(1.0, 0.1, 3, 0, (2, 3)), tied=True) == "1.000 +- 0.100 (3; tie; lower in 2 of 3)"
 
 
 def test_a_difference_within_the_pooled_spread_is_a_tie() -> None:
@@ -110,7 +110,7 @@ def test_a_difference_within_the_pooled_spread_is_a_tie() -> None:
     assert not tie(Entry(1.0, None, 1, 0), Entry(1.0, None, 1, 0))
 
 
-def test_table_and_plot_hold_every_cell_also_those_not_run() -> None:
+def test_table_and_chart_hold_every_cell_also_those_not_run() -> None:
     study = plan.read(plan.FOLDER / "table4.yaml")
     entries = {cell.name: {m: Entry(None, None, 0, 0) for m in study.metrics} for cell in study.cells}
     entries["one_one"]["student.nfe2.fd"] = Entry(1.0, 0.1, 3, 0)
@@ -118,7 +118,7 @@ def test_table_and_plot_hold_every_cell_also_those_not_run() -> None:
     assert all(cell.label in charts.svg(study, entries) for cell in study.cells)
 
 
-def test_values_far_apart_stand_on_a_logarithmic_axis() -> None:
+def test_values_far_apart_are_on_a_logarithmic_axis() -> None:
     def limits(*means: float) -> tuple[float, float, bool]:
         return charts.limits({str(i): {"fd": Entry(mean, 0.5, 3, 0)} for i, mean in enumerate(means)})
 
@@ -177,7 +177,7 @@ def test_what_another_study_has_measured_is_not_run_again(tmp_path: Path, monkey
     assert not found(**{"distill.new": 1}), "what was not there then"
     assert not known.known([table1], [replace(run_of("b-s1"), seed=1)], now, lambda commit: then)
     record.write("table1", {"b-s0": record_}, tmp_path)
-    assert not found(), "a run that stands elsewhere itself"
+    assert not found(), "a run that is taken from elsewhere itself"
 
 
 def test_an_override_may_say_the_default_of_today() -> None:
@@ -203,7 +203,7 @@ def test_the_page_counts_what_was_not_repeated() -> None:
     assert page.provenance(records).endswith(f"{beside}; 1 of the runs were taken from other studies")
 
 
-def test_a_teachers_scores_stand_under_the_evaluations_that_it_took() -> None:
+def test_a_teachers_scores_are_under_the_evaluations_that_it_took() -> None:
     assert of_teacher({"teacher": {"nfe": 8, "fd": 1.0}, "student": {"nfe8": {"fd": 2.0}}}) == {
         "student": {"nfe8": {"nfe": 8, "fd": 1.0}}
     }
@@ -298,11 +298,11 @@ def test_a_run_waits_for_its_needs_and_falls_with_them(monkeypatch) -> None:
     RAN.clear()
     good, bad = (pool.Task(plan.Run(name, "", 0, {}), "c", "baseline") for name in ("good", "bad"))
     after = [pool.Task(plan.Run(f"after-{n.run.name}", "", 0, {}), "c", needs=[n]) for n in (good, bad)]
-    told = {}
-    failed = pool.run_all([*after, good, bad], 3, lambda task, done: told.update({task.run.name: done}))
+    ended = {}
+    failed = pool.run_all([*after, good, bad], 3, lambda task, done: ended.update({task.run.name: done}))
     assert {task.run.name for task in failed} == {"bad", "after-bad"} and "after-bad" not in RAN
     assert RAN.index("good") < RAN.index("after-good")
-    assert told["bad"] == "no" and told["after-bad"] == "not started: bad failed" and told["after-good"] == {}
+    assert ended["bad"] == "no" and ended["after-bad"] == "not started: bad failed" and ended["after-good"] == {}
 
 
 def test_after_the_minutes_no_run_is_started(monkeypatch) -> None:
@@ -312,7 +312,7 @@ def test_after_the_minutes_no_run_is_started(monkeypatch) -> None:
     assert pool.run_all([task], 1, lambda task, done: None, minutes=-1) == [] and not RAN and task.state == "waiting"
 
 
-# Plots
+# Charts
 
 
 def test_cells_along_an_axis_are_shown_as_curves() -> None:
@@ -362,7 +362,7 @@ def test_cpu_hours_count_a_shared_teacher_once(monkeypatch) -> None:
     )
 
 
-def test_a_forward_pass_is_timed_on_pictures_and_on_points() -> None:
+def test_a_forward_pass_is_timed_on_images_and_on_points() -> None:
     mixture = yaml.safe_load(preset.render(["mixture"], ROOT / "presets"))
     assert all(0 < cost.seconds_per_sample(raw) < 1 for raw in (params.raw(ROOT / "params.yaml"), mixture))
 

@@ -12,11 +12,11 @@ from docs.figures import conditioning, digits, mixture, quality, weightings
 
 FOLDER = Path(__file__).parent
 FIGURES = {
-    "weightings": weightings.draw,
-    "conditioning": conditioning.draw,
-    "trajectories": mixture.draw_trajectories,
-    "anchor": mixture.draw_anchor,
-    "quality": quality.draw,
+    "weightings": weightings.make,
+    "conditioning": conditioning.make,
+    "trajectories": mixture.make_trajectories,
+    "anchor": mixture.make_anchor,
+    "quality": quality.make,
 }
 
 
@@ -28,10 +28,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.measure:
         mixture.measure(*arguments.measure)
-    for name, draw in FIGURES.items():
-        (FOLDER / f"{name}.svg").write_text(draw())
+    for name, make in FIGURES.items():
+        (FOLDER / f"{name}.svg").write_text(make())
     if arguments.digits:
-        digits.draw(FOLDER)
+        digits.make(FOLDER)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ CONDITIONS = (
 )
 
 
-def draw() -> str:
+def make() -> str:
     """The figure."""
     drawing = figure.new(570, 290)
     expanded, auxiliary = figure.frame(drawing, 42, 86, 220, 172), figure.frame(drawing, 326, 86, 220, 172)

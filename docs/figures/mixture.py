@@ -68,7 +68,7 @@ def measure(anchored: str, alone: str) -> None:
     FILE.write_text(json.dumps(_rounded(written)) + "\n")
 
 
-def draw_trajectories() -> str:
+def make_trajectories() -> str:
     """Six panels, the same noise in each."""
     read = json.loads(FILE.read_text())
     drawing = figure.new(585, 443)
@@ -90,7 +90,7 @@ def draw_trajectories() -> str:
     )
 
 
-def draw_anchor() -> str:
+def make_anchor() -> str:
     """The error of the velocity, and g, over the distillation with and without the anchor."""
     read = json.loads(FILE.read_text())
     drawing = figure.new(570, 245)

@@ -21,7 +21,7 @@ NFES = (2, 4, 8, 16)
 TICKS = (0.5, 1, 2, 4, 8)
 
 
-def draw() -> str:
+def make() -> str:
     """The figure; both axes are logarithmic."""
     records = json.loads(FILE.read_text())
     drawing = figure.new(570, 300)

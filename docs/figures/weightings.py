@@ -16,7 +16,7 @@ LAWS = {
 }
 
 
-def draw() -> str:
+def make() -> str:
     """The figure."""
     drawing = figure.new(570, 248)
     weights, density = figure.frame(drawing, 38, 46, 225, 172), figure.frame(drawing, 322, 46, 225, 172)
