@@ -1,4 +1,4 @@
-"""`python -m studies NAME ...`: the plan, the runs that are missing, the tables, the plots."""
+"""`python -m studies NAME ...`: the plan, the runs that are missing, the tables, the charts."""
 
 import argparse
 import copy
@@ -9,14 +9,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from facm.runtime import params
-from studies import cost, known, page, plan, pool, record, results, tuning, worker
+from studies import charts, cost, known, page, plan, pool, record, results, tuning, worker
 
 Records = dict[str, dict[str, Any]]  # by the run's name
 
 
 @dataclass
 class Progress:
-    """What has ended of what was to run, written down run by run."""
+    """Runs that have ended, recorded one by one."""
 
     studies: dict[str, plan.Study]  # by the run's name
     total: int
@@ -24,7 +24,7 @@ class Progress:
     failed: list[str] = field(default_factory=list)
 
     def __call__(self, task: pool.Task, done: dict[str, Any] | str) -> None:
-        """Record a task that has ended, and tell."""
+        """Record a task that has ended, and print its scores."""
         name = task.run.name
         if isinstance(done, str):
             self.failed.append(name)
@@ -39,12 +39,12 @@ class Progress:
             write(study, records)
             cell = next(cell for cell in study.cells if cell.name == task.run.cell)
             values = [results.look_up(seen(cell, done["result"]), metric) for metric in study.metrics]
-            told = " ".join("-" if value is None else f"{value:.3f}" for value in values)
-            print(f"[{self.ended} of {self.total}] {name}: {told}, {done['cpu_s']:.0f} s of CPU", flush=True)
+            scores = " ".join("-" if value is None else f"{value:.3f}" for value in values)
+            print(f"[{self.ended} of {self.total}] {name}: {scores}, {done['cpu_s']:.0f} s of CPU", flush=True)
 
 
 def collected(study: plan.Study) -> Records:
-    """What was measured of the study's runs as they are now stated."""
+    """Records that serve the study's runs as it states them now."""
     records = record.read(study.name)
     return {run.name: records[run.name] for run in plan.runs(study) if record.serves(records.get(run.name), run)}
 
@@ -66,7 +66,7 @@ def write(study: plan.Study, records: Records) -> None:
                 entries[name][m] = replace(e, lower=results.lower(found[name], found[study.reference], m))
     record.write(study.name, record.read(study.name) | records)  # others stay: their overrides may come back
     (record.OUT / f"{study.name}.md").write_text(page.page(study, entries, page.provenance(records)))
-    (record.OUT / f"{study.name}.svg").write_text(page.svg(study, entries))
+    (record.OUT / f"{study.name}.svg").write_text(charts.svg(study, entries))
     if study.grid:
         tuning.write(study, found)
 
@@ -99,12 +99,12 @@ def chosen(study: plan.Study, cells: str | None, seeds: str | None) -> list[plan
 
 
 def main() -> None:
-    """State the plan and its CPU-hours, run what is missing, write tables and plots."""
+    """State the plan and its CPU-hours, run what is missing, write tables and charts."""
     parser = argparse.ArgumentParser(prog="python -m studies", description=main.__doc__)
     parser.add_argument("names", nargs="*", help="files of studies/ without .yaml")
     parser.add_argument("--list", action="store_true", help="the studies")
     parser.add_argument("--plan", action="store_true", help="state the plan only")
-    parser.add_argument("--collect", action="store_true", help="write tables and plots from what is there")
+    parser.add_argument("--collect", action="store_true", help="write tables and charts from the records")
     parser.add_argument("--cells", help="run these cells only, a,b")
     parser.add_argument("--seeds", help="run these seeds only, 0,1")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one CPU thread each")

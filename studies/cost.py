@@ -1,7 +1,7 @@
 """CPU-hours of runs, stated before they start: passes of the network, counted, times the seconds of one, measured here.
 
-A step of a method costs the forward passes that docs/methods.md tells, a teacher's three. What drawing and scoring
-cost on digits stands in LOG.md by stage; DVC's own share is a guess.
+docs/methods.md lists the forward passes of a step by method; a teacher's step costs three. The cost of sampling and
+scoring on digits is in LOG.md by stage; DVC's own share is a guess.
 """
 
 import copy
@@ -55,11 +55,11 @@ def seconds_per_sample(raw: dict[str, Any]) -> float:
     shape, classes = ((2,), 0) if name in backbones.POINTS else ((1, 8, 8), 10)
     network = backbones.build(name, p.backbones[name], shape=shape, num_classes=classes)
     batch = p.distill.batch_size
-    asked = torch.randn(batch, *shape), torch.rand(batch), torch.zeros(batch, dtype=torch.int64) if classes else None
+    inputs = torch.randn(batch, *shape), torch.rand(batch), torch.zeros(batch, dtype=torch.int64) if classes else None
     taken = []
     for _ in range(20):
         start = time.process_time()
-        network(*asked)
+        network(*inputs)
         taken.append(time.process_time() - start)
     torch.set_num_threads(threads)
     return sorted(taken)[10] / batch

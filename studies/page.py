@@ -1,14 +1,10 @@
-"""A study's table (Markdown) and plot (SVG)."""
+"""A study's page in Markdown: its table, and how to read it."""
 
 from typing import Any
 
-from studies import curves
+from studies.charts import Entries
 from studies.plan import Study
-from studies.results import tie, told
-from studies.svg import COLORS, Axis, Entries, mark, start, text
-
-ACROSS, ROW, LEFT, RIGHT, TOP = 480, 26, 240, 30, 30
-LETTER = 6.5  # about the width of a letter
+from studies.results import as_text, tie
 
 
 def table(study: Study, entries: Entries) -> str:
@@ -23,7 +19,7 @@ def table(study: Study, entries: Entries) -> str:
             e = entries[cell.name][metric]
             tied = cell.name != study.reference and tie(e, entries[study.reference][metric])
             best_here = e.mean is not None and e.n == full[metric] and e.mean == best[metric]
-            row.append(told(e, best=best_here, tied=tied))
+            row.append(as_text(e, best=best_here, tied=tied))
         lines.append(f"| {cell.label} | " + " | ".join(row) + " |")
     return "\n".join(lines) + "\n"
 
@@ -58,34 +54,3 @@ def provenance(records: dict[str, dict[str, Any]]) -> str:
     shared = len([r for r in records.values() if "of" in r])
     spent += f"; {shared} of the runs were taken from other studies" if shared else ""
     return f", code of {', '.join(codes)}" + (f"; {'; '.join(machines)}" if machines else "") + spent
-
-
-def svg(study: Study, entries: Entries) -> str:
-    """Curves over x where the study has it, else a row per cell; every metric, with its spread (`Axis`)."""
-    if study.curve:
-        return curves.svg(study, entries)
-    axis = Axis.of(entries)
-    left = max(LEFT, 20 + round(LETTER * max(len(cell.label) for cell in study.cells)))
-    width = left + ACROSS
-    height = TOP + ROW * len(study.cells) + 20 + 18 * len(study.metrics)
-    parts = start(width, height)
-
-    def x(value: float) -> float:
-        return round(left + axis.share(value) * (ACROSS - RIGHT), 1)
-
-    parts += [text(x(tick), TOP - 12, axis.told(tick), "middle") for tick in axis.ticks()]
-    for row, cell in enumerate(study.cells):
-        y = TOP + ROW * row + ROW / 2
-        parts.append(text(left - 10, y + 4, cell.label, "end"))
-        for k, metric in enumerate(study.metrics):
-            e, color = entries[cell.name][metric], COLORS[k % len(COLORS)]
-            at = y + 4 * (k - (len(study.metrics) - 1) / 2)
-            if e.mean is not None:
-                low, high = x(e.mean - (e.sd or 0)), x(e.mean + (e.sd or 0))
-                parts.append(f'<path d="M{low} {at}H{high}" stroke="{color}"/>')
-                parts.append(mark(k, x(e.mean), at))
-    for k, metric in enumerate(study.metrics):
-        y = TOP + ROW * len(study.cells) + 20 + 18 * k
-        parts.append(mark(k, left, y - 4))
-        parts.append(text(left + 10, y, metric, "start"))
-    return "\n".join([*parts, "</svg>"]) + "\n"

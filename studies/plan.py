@@ -21,7 +21,7 @@ class Cell:
         name: unique in its study.
         label: as the table shows it.
         set: overrides by dotted key.
-        of: student | teacher, whose scores count; a teacher's stand under the NFE that the baseline stage took.
+        of: student | teacher, whose scores count; a teacher's are under the NFE that the baseline stage took.
         variants: overrides of as many runs per seed; each fills the metrics that it has.
     """
 
@@ -42,7 +42,7 @@ class Study:
         tuned: the tuning study whose choice each cell starts from; None: constants as shipped.
         ready: whether that tuning has run; else the cells have constants as shipped, and nothing may be run.
         grid: whether this is a tuning study: one seed, cells are the trials of a method.
-        curve: x values by cell, for a plot of curves rather than rows; cells called alike up to the last `_` are one.
+        curve: x values by cell, for a chart of curves rather than rows; cells named alike up to the last `_` are one.
     """
 
     name: str
@@ -74,7 +74,7 @@ def read(path: Path) -> Study:
     """A study from its file.
 
     Raises:
-        ValueError: a name that stands twice, or a reference that is no cell.
+        ValueError: a name that occurs twice, or a reference that is no cell.
     """
     loaded = params.raw(path)
     shared, chosen = loaded.get("set", {}), tuned(loaded.get("tuned"))
@@ -84,7 +84,7 @@ def read(path: Path) -> Study:
     )
     names = [cell.name for cell in cells]
     if len(set(names)) < len(names):
-        raise ValueError(f"{path.name}, cells: each name must stand once, got {names}")
+        raise ValueError(f"{path.name}, cells: each name must occur once, got {names}")
     reference = loaded.get("reference", names[0])
     if reference not in names:
         raise ValueError(f"{path.name}, reference: '{reference}' is no cell; cells: {', '.join(names)}")
@@ -111,9 +111,9 @@ def trials(grids: dict[str, dict[str, list[Any]]]) -> list[dict[str, Any]]:
     for method, grid in grids.items():
         for number, values in enumerate(product(*grid.values())):
             chosen = dict(zip(grid, values, strict=True))
-            told = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in chosen.items())
+            constants = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in chosen.items())
             sets = {"distill.objective": method} | chosen
-            cells.append({"name": f"{method}_{number}", "label": f"{method}, {told}", "set": sets})
+            cells.append({"name": f"{method}_{number}", "label": f"{method}, {constants}", "set": sets})
     return cells
 
 
@@ -154,15 +154,15 @@ def _name(study: Study, cell: Cell, number: int, seed: int) -> str:
 
 
 def seeded(seed: int) -> dict[str, Any]:
-    """The overrides that a seed stands for; teacher and student share it, pictures are drawn with the next one."""
+    """The overrides of a seed: teacher and student share it, the samples' noise has the next one."""
     own = {"teacher.seed": seed, "distill.seed": seed, "baseline.seed": seed + 1, "sample.seed": seed + 1}
     return own | ALWAYS
 
 
 def complete(sets: dict[str, Any]) -> dict[str, Any]:
-    """Overrides with what the check asks beside them from scratch.
+    """Overrides with those that the check needs from scratch.
 
-    No study runs the stage `report`, hence no result depends on it, and no record tells it.
+    No study runs the stage `report`: no result depends on them, and no record has them.
     """
     return (FROM_SCRATCH if sets.get("distill.mode") == "scratch" else {}) | sets
 

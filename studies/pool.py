@@ -1,24 +1,20 @@
 """Runs of studies, several at a time: what runs share (features, latents, teachers) is made once, before them."""
 
+import math
 import subprocess
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
 from typing import Any
 
 from studies.plan import Run, override
 from studies.worker import StudyError, Worker
 
 SHARED = "reference latents"
-UPSTREAM = (
-    "data",
-    "reference",
-    "latents",
-    "backbone",
-    "teacher",
-    "train",
-)  # blocks of params that a teacher depends on
+# Blocks of params that a teacher depends on.
+UPSTREAM = ("data", "reference", "latents", "backbone", "teacher", "train")
 
 
 @dataclass(eq=False)
@@ -36,7 +32,7 @@ class Task:
     baseline: str
     target: str = "evaluate"
     needs: list["Task"] = field(default_factory=list)
-    state: str = "waiting"  # waiting | running | done | failed
+    state: str = "waiting"  # waiting | done | failed
 
 
 def tasks(runs: list[tuple[Run, str, dict[str, Any]]]) -> list[Task]:
@@ -79,66 +75,56 @@ def _upstream(run: Run, name: str, without: tuple[str, ...]) -> Run:
 
 
 def run_all(
-    work: list[Task], jobs: int, tell: Callable[[Task, dict[str, Any] | str], None], minutes: float | None = None
+    work: list[Task], jobs: int, report: Callable[[Task, dict[str, Any] | str], None], minutes: float | None = None
 ) -> list[Task]:
     """Run tasks on `jobs` clones; returns those that failed, or whose need did.
 
     Args:
         work: in order of preference.
         jobs: at a time, one CPU thread each.
-        tell: called with each task that ends and its result, or why it failed; one call at a time.
+        report: called with each task that ends and its result, or why it failed.
         minutes: after which no task is started any more.
+
+    Raises:
+        StudyError: a result could not be recorded; no task is started any more, those that run end first.
     """
-    changed, end = threading.Condition(), None if minutes is None else time.monotonic() + 60 * minutes
-    broken: list[Task] = []  # whose end could not be told, or whose worker fell: nothing is started any more
+    end = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    order = TopologicalSorter({task: task.needs for task in work})
+    order.prepare()
+    workers, ready = [Worker(number) for number in range(jobs)], list[Task]()
+    running: dict[Future[dict[str, Any] | str], tuple[Task, Worker]] = {}
 
-    def take() -> Task | None:
-        """The next task that can start; None where none ever will."""
-        while True:
-            late = bool(broken) or (end is not None and time.monotonic() > end)
-            waiting = [task for task in work if task.state == "waiting"]
-            for task in waiting:
-                if any(need.state == "failed" for need in task.needs):
-                    task.state = "failed"
-                    tell(task, f"not started: {next(n for n in task.needs if n.state == 'failed').run.name} failed")
-                elif not late and all(need.state == "done" for need in task.needs):
-                    task.state = "running"
-                    return task
-            if late or not any(task.state == "waiting" for task in work):
-                return None
-            changed.wait(timeout=1)
-
-    def serve(worker: Worker) -> None:
-        while True:
-            with changed:
-                task = take()
-            if task is None:
-                return
-            try:
-                finish(task, worker)
-            finally:  # an error of ours ends this thread with its traceback; the others must not wait for its task
-                with changed:
-                    if task.state == "running":
-                        task.state = "failed"
-                        broken.append(task)
-                    changed.notify_all()
-
-    def finish(task: Task, worker: Worker) -> None:
+    def finish(task: Task, result: dict[str, Any] | str) -> None:
         try:
-            result: dict[str, Any] | str = worker.run(task.run, task.baseline, task.target)
-        except (StudyError, OSError, ValueError, subprocess.SubprocessError) as error:
-            result = str(error)
-        with changed:
-            tell(task, result)
-            task.state = "failed" if isinstance(result, str) else "done"
+            report(task, result)
+        except OSError as error:
+            what = f"{task.run.name} ended, but its result could not be recorded ({error})"
+            raise StudyError(f"{what}; the same command goes on") from error
+        task.state = "failed" if isinstance(result, str) else "done"
+        order.done(task)
 
-    workers = [Worker(number) for number in range(jobs)]
-    threads = [threading.Thread(target=serve, args=(worker,), daemon=True) for worker in workers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        while thread.is_alive():  # so that Ctrl-C is noticed
-            thread.join(timeout=0.5)
-    if broken:
-        raise StudyError(f"{broken[0].run.name} ended in the error above; the same command goes on")
+    with ThreadPoolExecutor(jobs) as threads:
+        while order.is_active():
+            ready = sorted([*ready, *order.get_ready()], key=work.index)
+            lost = next(((task, need) for task in ready for need in task.needs if need.state == "failed"), None)
+            if lost is not None:
+                ready.remove(lost[0])
+                finish(lost[0], f"not started: {lost[1].run.name} failed")
+                continue
+            while ready and workers and time.monotonic() <= end:
+                task, worker = ready.pop(0), workers.pop()
+                running[threads.submit(_run, task, worker)] = task, worker
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                task, worker = running.pop(future)
+                workers.append(worker)
+                finish(task, future.result())
     return [task for task in work if task.state == "failed"]
+
+
+def _run(task: Task, worker: Worker) -> dict[str, Any] | str:
+    try:
+        return worker.run(task.run, task.baseline, task.target)
+    except (StudyError, OSError, ValueError, subprocess.SubprocessError) as error:
+        return str(error)

@@ -1,4 +1,4 @@
-"""What a study has measured, in git: studies/results/NAME.json, a run per line, complete enough to draw the table."""
+"""What a study has measured, in git: studies/results/NAME.json, a run per line, complete enough to make the table."""
 
 import json
 from pathlib import Path

@@ -16,7 +16,7 @@ class Entry:
         n: stable runs.
         unstable: runs that diverged, or whose score is not finite.
         lower: seeds in which it is below the reference cell, which had the same teachers, and seeds that both have.
-        complete: whether all runs of the cell are there, so that a metric without a score was not asked.
+        complete: whether all runs of the cell are there, so that a metric without a score was not to be measured.
     """
 
     mean: float | None
@@ -27,8 +27,8 @@ class Entry:
     complete: bool = False
 
 
-def asked(result: dict[str, Any], path: str) -> float | None:
-    """What stands under a dotted path in evaluate.json, finite or not; None where it was not asked."""
+def value_at(result: dict[str, Any], path: str) -> float | None:
+    """The value at a dotted path in evaluate.json, finite or not; None where it was not measured."""
     value: Any = result
     for part in path.split("."):
         if not isinstance(value, dict) or part not in value:
@@ -38,20 +38,20 @@ def asked(result: dict[str, Any], path: str) -> float | None:
 
 
 def look_up(result: dict[str, Any], path: str) -> float | None:
-    """A dotted path in evaluate.json, None where it is not there or not finite."""
-    value = asked(result, path)
+    """The value at a dotted path in evaluate.json; None where it is missing or not finite."""
+    value = value_at(result, path)
     return value if value is not None and math.isfinite(value) else None
 
 
 def of_teacher(result: dict[str, Any]) -> dict[str, Any]:
-    """A result in which the teacher's scores stand as a student's, under the NFE that they took."""
+    """A result with the teacher's scores in place of a student's, under the NFE that they took."""
     return {"student": {f"nfe{result['teacher']['nfe']}": result["teacher"]}}
 
 
 def entry(results: list[dict[str, Any]], path: str) -> Entry:
     """Over the seeds of one cell. Unstable runs and scores that are not finite are counted and not averaged."""
     stable = [result for result in results if result.get("stable", True)]
-    scores = [score for score in (asked(result, path) for result in stable) if score is not None]
+    scores = [score for score in (value_at(result, path) for result in stable) if score is not None]
     values = [score for score in scores if math.isfinite(score)]
     mean = statistics.fmean(values) if values else None
     sd = statistics.stdev(values) if len(values) > 1 else None
@@ -79,7 +79,7 @@ def tie(a: Entry, b: Entry) -> bool:
     return abs(a.mean - b.mean) <= pooled
 
 
-def told(e: Entry, *, best: bool = False, tied: bool = False) -> str:
+def as_text(e: Entry, *, best: bool = False, tied: bool = False) -> str:
     """A cell of the table, such as `**0.86 +- 0.03** (3)`."""
     marks = ("; tie" if tied else "") + (f"; lower in {e.lower[0]} of {e.lower[1]}" if e.lower and e.lower[1] else "")
     marks += f"; {e.unstable} unstable" if e.unstable else ""

@@ -41,8 +41,8 @@ def choose(study: plan.Study, results: Results) -> dict[str, dict[str, Any]]:
         scores = [score(results[cell.name][0], study.metrics) for cell in cells]
         best = min(range(len(cells)), key=scores.__getitem__)
         sets = {k: v for k, v in cells[best].set.items() if k not in ("distill.objective", *shared)}
-        told = {"score": _round(scores[best]), "first": _round(scores[0]), "trials": len(cells)}
-        chosen[method] = {"set": sets} | told
+        found = {"score": _round(scores[best]), "first": _round(scores[0]), "trials": len(cells)}
+        chosen[method] = {"set": sets} | found
     return chosen
 
 

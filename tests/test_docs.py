@@ -1,4 +1,4 @@
-"""The site: links and anchors lead somewhere, every key is explained, figures are what their scripts draw.
+"""The site: links and anchors lead somewhere, every key is explained, figures are what their scripts make.
 
 That it builds is .ci/run's step `site`; what it is made of (docs/hooks, docs/figures) is tested here.
 """
@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from docs.figures import mixture
-from docs.figures.__main__ import PICTURES
+from docs.figures.__main__ import FIGURES
 from docs.hooks import links, parameters
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +32,7 @@ def test_every_internal_link_and_anchor_of_the_repository_leads_somewhere() -> N
     assert links.broken() == []
 
 
-def test_a_broken_link_is_told_with_its_file(tmp_path: Path) -> None:
+def test_a_broken_link_is_reported_with_its_file(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs/a.md").write_text(
         "# A page, `of` 2\n\n[ok](b.md#second-heading) [gone](c.md) [no anchor](b.md#third) [own](#a-page-of-2)\n"
@@ -99,14 +99,15 @@ def test_the_stages_that_a_change_reruns_are_dvcs() -> None:
     assert parameters.tracked("train.compile", by) == []
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_a_figure_is_what_its_script_draws(name: str) -> None:
-    drawn, kept = PICTURES[name](), (ROOT / f"docs/figures/{name}.svg").read_text()
-    assert drawn == kept, f"docs/figures/{name}.svg is another one: run `python -m docs.figures`"
-    assert "<title>" in kept and "prefers-color-scheme: dark" in kept and not re.search(r"(href|src)=|url\(", kept)
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_what_its_script_makes(name: str) -> None:
+    made, kept = FIGURES[name](), (ROOT / f"docs/figures/{name}.svg").read_text()
+    assert made == kept, f"docs/figures/{name}.svg is another one: run `python -m docs.figures`"
+    assert "<title>" in kept and "prefers-color-scheme: dark" in kept
+    assert not re.search(r'(href|src)="[^#]|url\([^#]', kept), "it loads nothing"
 
 
-def test_the_table_of_the_concepts_is_of_the_runs_that_were_drawn() -> None:
+def test_the_table_of_the_concepts_is_of_the_runs_in_the_figures() -> None:
     scores, text = json.loads(mixture.FILE.read_text())["scores"], (ROOT / "docs/concepts.md").read_text()
     rows = {"teacher, NFE 31": scores["student"]["teacher"], "student": scores["student"]["student"]}
     for label, of in (rows | {"without anchor": scores["alone"]["student"]}).items():

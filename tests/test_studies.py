@@ -15,10 +15,9 @@ import yaml
 
 from facm import check, preset
 from facm.runtime import params
-from studies import cost, curves, known, page, plan, pool, record, tuning, worker
+from studies import charts, cost, known, page, plan, pool, record, tuning, worker
 from studies.__main__ import chosen, collected, main, write
-from studies.results import Entry, entry, lower, of_teacher, tie, told
-from studies.svg import Axis
+from studies.results import Entry, as_text, entry, lower, of_teacher, tie
 
 FILES = sorted(plan.FOLDER.glob("*.yaml"))
 ROOT = Path(__file__).parents[1]
@@ -110,21 +109,21 @@ def test_an_override_of_a_key_that_is_not_there_is_refused() -> None:
 def test_unstable_runs_are_counted_and_not_averaged() -> None:
     scores = [{"student": {"nfe1": {"fd": v}}, "stable": v < 9} for v in (1.0, 3.0, 9.0)]
     assert entry(scores, "student.nfe1.fd") == Entry(2.0, 2**0.5, 2, 1)
-    assert told(entry(scores, "student.nfe1.fd")) == "2.000 +- 1.414 (2; 1 unstable)"
-    assert told(entry([], "student.nfe1.fd")) == "not run"
-    assert told(replace(entry([], "student.nfe1.fd"), complete=True)) == "–", "all is there, this was not asked"
+    assert as_text(entry(scores, "student.nfe1.fd")) == "2.000 +- 1.414 (2; 1 unstable)"
+    assert as_text(entry([], "student.nfe1.fd")) == "not run"
+    assert as_text(replace(entry([], "student.nfe1.fd"), complete=True)) == "–", "all is there, this was not measured"
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_score_that_is_not_finite_is_unstable_and_one_that_is_absent_was_not_asked(bad: float) -> None:
+def test_a_score_that_is_not_finite_is_unstable_and_one_that_is_absent_was_not_measured(bad: float) -> None:
     def scores(*values: float) -> list[dict[str, Any]]:
         return [{"student": {"nfe1": {"fd": v}}, "stable": True, "seed": seed} for seed, v in enumerate(values)]
 
     fd, other = "student.nfe1.fd", "student.nfe2.fd"
     assert entry(scores(1.0, bad, 3.0), fd) == Entry(2.0, 2**0.5, 2, 1)
-    assert told(replace(entry(scores(bad, bad), fd), complete=True)) == "no score; 2 unstable"
+    assert as_text(replace(entry(scores(bad, bad), fd), complete=True)) == "no score; 2 unstable"
     assert entry([*scores(1.0, bad), {"stable": False, "seed": 2}], fd) == Entry(1.0, None, 1, 2)
-    assert told(replace(entry(scores(bad), other), complete=True)) == "–"
+    assert as_text(replace(entry(scores(bad), other), complete=True)) == "–"
     assert lower(scores(1, bad, 1, bad), scores(2, 2, bad, bad), fd) == (1, 1), "for neither side"
 
 
@@ -137,7 +136,7 @@ def test_seeds_are_compared_one_by_one_with_the_reference() -> None:
     assert lower(unstable, scores(2, 1, 9), "student.nfe1.fd") == (1, 2)
     variants = [*scores(1), {"student": {"nfe2": {"fd": 9}}, "seed": 0}]
     assert lower(variants, scores(2), "student.nfe1.fd") == (1, 1), "each variant has the metrics that it has"
-    assert told(Entry(1.0, 0.1, 3, 0, (2, 3)), tied=True) == "1.000 +- 0.100 (3; tie; lower in 2 of 3)"
+    assert as_text(Entry(1.0, 0.1, 3, 0, (2, 3)), tied=True) == "1.000 +- 0.100 (3; tie; lower in 2 of 3)"
 
 
 def test_a_difference_within_the_pooled_spread_is_a_tie() -> None:
@@ -146,23 +145,21 @@ def test_a_difference_within_the_pooled_spread_is_a_tie() -> None:
     assert not tie(Entry(1.0, None, 1, 0), Entry(1.0, None, 1, 0))
 
 
-def test_table_and_plot_hold_every_cell_also_those_not_run() -> None:
+def test_table_and_chart_hold_every_cell_also_those_not_run() -> None:
     study = plan.read(plan.FOLDER / "table4.yaml")
     entries = {cell.name: {m: Entry(None, None, 0, 0) for m in study.metrics} for cell in study.cells}
     entries["one_one"]["student.nfe2.fd"] = Entry(1.0, 0.1, 3, 0)
     assert "| alpha 1, beta 1 | not run | **1.000 +- 0.100** (3) |" in page.table(study, entries)
-    assert all(cell.label in page.svg(study, entries) for cell in study.cells)
+    assert all(cell.label in charts.svg(study, entries) for cell in study.cells)
 
 
-def test_values_far_apart_stand_on_a_logarithmic_axis() -> None:
-    def axis(*means: float) -> Axis:
-        return Axis.of({str(i): {"fd": Entry(mean, 0.5, 3, 0)} for i, mean in enumerate(means)})
+def test_values_far_apart_are_on_a_logarithmic_axis() -> None:
+    def limits(*means: float) -> tuple[float, float, bool]:
+        return charts.limits({str(i): {"fd": Entry(mean, 0.5, 3, 0)} for i, mean in enumerate(means)})
 
-    assert not axis(1.0, 4.5).log and axis(1.0, 4.5).share(5.0 * 1.05 / 2) == pytest.approx(0.5)
-    far = axis(1.0, 60.0, 6.0)
-    assert far.log and far.ticks() == [1.0, 3.0, 10.0, 30.0] and far.share(0.5) == far.share(0.0) == 0.0
-    assert far.share(10.0) - far.share(1.0) == pytest.approx(far.share(30.0) - far.share(3.0))
-    assert not axis(-1.0, 60.0).log and axis().share(0.5) == pytest.approx(0.5 / 1.05)
+    assert limits(1.0, 4.5) == (0.0, 5.0 * 1.05, False) and limits() == (0.0, 1.05, False)
+    assert limits(1.0, 60.0, 6.0) == (1 / 1.5, 60.5 * 1.05, True)
+    assert not limits(-1.0, 60.0)[2]
 
 
 # What was measured
@@ -215,7 +212,7 @@ def test_what_another_study_has_measured_is_not_run_again(tmp_path: Path, monkey
     assert not found(**{"distill.new": 1}), "what was not there then"
     assert not known.known([table1], [replace(run_of("b-s1"), seed=1)], now, lambda commit: then)
     record.write("table1", {"b-s0": record_}, tmp_path)
-    assert not found(), "a run that stands elsewhere itself"
+    assert not found(), "a run that is taken from elsewhere itself"
 
 
 def test_an_override_may_say_the_default_of_today() -> None:
@@ -241,7 +238,7 @@ def test_the_page_counts_what_was_not_repeated() -> None:
     assert page.provenance(records).endswith(f"{beside}; 1 of the runs were taken from other studies")
 
 
-def test_a_teachers_scores_stand_under_the_evaluations_that_it_took() -> None:
+def test_a_teachers_scores_are_under_the_evaluations_that_it_took() -> None:
     assert of_teacher({"teacher": {"nfe": 8, "fd": 1.0}, "student": {"nfe8": {"fd": 2.0}}}) == {
         "student": {"nfe8": {"nfe": 8, "fd": 1.0}}
     }
@@ -336,11 +333,11 @@ def test_a_run_waits_for_its_needs_and_falls_with_them(monkeypatch) -> None:
     RAN.clear()
     good, bad = (pool.Task(plan.Run(name, "", 0, {}), "c", "baseline") for name in ("good", "bad"))
     after = [pool.Task(plan.Run(f"after-{n.run.name}", "", 0, {}), "c", needs=[n]) for n in (good, bad)]
-    told = {}
-    failed = pool.run_all([*after, good, bad], 3, lambda task, done: told.update({task.run.name: done}))
+    ended = {}
+    failed = pool.run_all([*after, good, bad], 3, lambda task, done: ended.update({task.run.name: done}))
     assert {task.run.name for task in failed} == {"bad", "after-bad"} and "after-bad" not in RAN
     assert RAN.index("good") < RAN.index("after-good")
-    assert told["bad"] == "no" and told["after-bad"] == "not started: bad failed" and told["after-good"] == {}
+    assert ended["bad"] == "no" and ended["after-bad"] == "not started: bad failed" and ended["after-good"] == {}
 
 
 def test_after_the_minutes_no_run_is_started(monkeypatch) -> None:
@@ -350,16 +347,16 @@ def test_after_the_minutes_no_run_is_started(monkeypatch) -> None:
     assert pool.run_all([task], 1, lambda task, done: None, minutes=-1) == [] and not RAN and task.state == "waiting"
 
 
-# Plots
+# Charts
 
 
-def test_cells_along_an_axis_are_drawn_as_curves() -> None:
+def test_cells_along_an_axis_are_shown_as_curves() -> None:
     study = plan.read(plan.FOLDER / "figure3b.yaml")
     entries = {cell.name: {m: Entry(1.0, 0.1, 3, 0) for m in study.metrics} for cell in study.cells}
-    found = curves.lines(study, entries)
+    found = charts.lines(study, entries)
     assert list(found) == ["facm, nfe1.fd", "facm, nfe2.fd", "scm, nfe1.fd", "scm, nfe2.fd"]
     assert [x for x, _, _ in found["scm, nfe2.fd"]] == [500, 1000, 2000, 4000]
-    assert "scm, nfe2.fd" in page.svg(study, entries)
+    assert "scm, nfe2.fd" in charts.svg(study, entries)
 
 
 def test_a_cell_that_a_study_has_not_is_refused() -> None:
@@ -400,7 +397,7 @@ def test_cpu_hours_count_a_shared_teacher_once(monkeypatch) -> None:
     )
 
 
-def test_a_forward_pass_is_timed_on_pictures_and_on_points() -> None:
+def test_a_forward_pass_is_timed_on_images_and_on_points() -> None:
     mixture = yaml.safe_load(preset.render(["mixture"], ROOT / "presets"))
     assert all(0 < cost.seconds_per_sample(raw) < 1 for raw in (params.raw(ROOT / "params.yaml"), mixture))
 
@@ -490,8 +487,7 @@ def test_results_of_other_overrides_are_kept(tmp_path: Path, monkeypatch) -> Non
     assert set(record.read(study.name)) == {first.name, other.name} and list(collected(study)) == [first.name]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_an_end_that_cannot_be_told_stops_the_pool_with_an_error(monkeypatch) -> None:
+def test_a_result_that_cannot_be_recorded_stops_the_pool_with_an_error(monkeypatch) -> None:
     monkeypatch.setattr(pool, "Worker", FakeWorker)
     RAN.clear()
     work = [pool.Task(plan.Run(name, "", 0, {}), "c") for name in ("one", "two", "three")]
@@ -499,7 +495,10 @@ def test_an_end_that_cannot_be_told_stops_the_pool_with_an_error(monkeypatch) ->
     def full(task, done):
         raise OSError("disk full")
 
-    with pytest.raises(worker.StudyError, match="one ended in the error above"):
+    with pytest.raises(
+        worker.StudyError,
+        match=r"one ended, but its result could not be recorded \(disk full\); the same command goes on",
+    ):
         pool.run_all(work, 1, full)
     assert RAN == ["one"]
 

@@ -20,7 +20,7 @@ ROWS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
-def draw(folder: Path) -> None:
+def make(folder: Path) -> None:
     """Write rows.png."""
     rows = []
     for kind, fields in ROWS:
@@ -29,9 +29,9 @@ def draw(folder: Path) -> None:
     side = rows[0].shape[1]
     sheet = np.full((len(rows) * (side + GAP) - GAP, len(LABELS) * (side + GAP) - GAP), 255, dtype=np.uint8)
     for i, row in enumerate(rows):
-        for j, picture in enumerate(row):
-            sheet[i * (side + GAP) :, j * (side + GAP) :][:side, :side] = picture
-    image = Image.fromarray(sheet)
-    image.resize((image.width * SCALE, image.height * SCALE), Image.Resampling.NEAREST).save(
+        for j, image in enumerate(row):
+            sheet[i * (side + GAP) :, j * (side + GAP) :][:side, :side] = image
+    whole = Image.fromarray(sheet)
+    whole.resize((whole.width * SCALE, whole.height * SCALE), Image.Resampling.NEAREST).save(
         folder / "rows.png", optimize=True
     )

@@ -1,22 +1,26 @@
 """Trajectories of the 2-D mixture under exact flow, teacher and students, and what the anchor keeps.
 
 `measure` looks at two finished runs of the preset `mixture`, one as shipped and one with `objectives.facm.anchor: 0`,
-and writes mixture.json; the pictures are drawn from that file.
+and writes mixture.json; the figures are made from that file.
 """
 
 import csv
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.patches import Ellipse
 from torch import Tensor
 
-from docs.figures.canvas import Canvas, Frame
 from facm import samplers
 from facm.data.datasets.mixture import LAW
 from facm.flow import path as flow
 from facm.networks import checkpoint
+from studies import figure
 
 FILE = Path(__file__).with_name("mixture.json")
 NUM, STEPS, SEED = 24, 16, 7
@@ -27,6 +31,17 @@ PANELS = {
     "student_jump": "student at c_CM: NFE 1",
     "alone_flow": "without anchor, at c_FM",
     "alone_jump": "without anchor, at c_CM: NFE 1",
+}
+MODE = "two standard deviations of a mode"
+MARKS: dict[str, dict[str, Any]] = {
+    "noise": {"marker": "o", "markersize": 2.5, "color": figure.COLORS[0]},
+    "where the exact flow ends": {
+        "marker": "o",
+        "markersize": 6,
+        "markeredgecolor": figure.COLORS[3],
+        "markerfacecolor": "none",
+    },
+    "where it ends": {"marker": "x", "markersize": 4, "markeredgewidth": 1.3, "color": figure.COLORS[4]},
 }
 
 
@@ -53,59 +68,49 @@ def measure(anchored: str, alone: str) -> None:
     FILE.write_text(json.dumps(_rounded(written)) + "\n")
 
 
-def draw_trajectories() -> str:
+def make_trajectories() -> str:
     """Six panels, the same noise in each."""
     read = json.loads(FILE.read_text())
-    canvas = Canvas(780, 590, "Trajectories from the same noise to data, in six panels: exact flow, teacher, students.")
+    drawing = figure.new(585, 443)
     for number, (name, label) in enumerate(PANELS.items()):
-        frame = Frame(14 + 256 * (number % 3), 30 + 266 * (number // 3), 240, 240, (-2.5, 2.0), (-2.25, 2.25))
-        _modes(canvas, frame, read["modes"])
-        canvas.text(frame.left, frame.top - 8, label)
-        for path, exact in zip(read["paths"][name], read["paths"]["exact"], strict=True):
-            canvas.line(frame.all([(a, b) for a, b in path]), 0, 1.2)
-            canvas.mark(*frame.at(*path[0]), 0, 2)
-            canvas.mark(*frame.at(*exact[-1]), 3, 4)
-            canvas.mark(*frame.at(*path[-1]), 4, 2.6)
-    y = 570
-    for series, x, words in ((0, 20, "noise"), (4, 110, "where it ends"), (3, 250, "where the exact flow ends")):
-        canvas.mark(x, y, series, {0: 2, 4: 2.6, 3: 4}[series])
-        canvas.text(x + 12, y + 5, words)
-    canvas.ellipse(470, y, 12, 8)
-    canvas.text(488, y + 5, "two standard deviations of a mode")
-    return canvas.svg()
+        axes = figure.frame(drawing, 10 + 192 * (number % 3), 240 - 202 * (number // 3), 181, 181)
+        axes.set(title=label, xlim=(-2.5, 2.0), ylim=(-2.25, 2.25), xticks=(), yticks=())
+        axes.spines[:].set_visible(True)
+        _modes(axes, read["modes"])
+        paths = np.array(read["paths"][name])  # (points, states, 2)
+        axes.plot(*paths.transpose(2, 1, 0), color=figure.COLORS[0], linewidth=0.9)
+        ends = np.array(read["paths"]["exact"])[:, -1]
+        for points, (meaning, style) in zip((paths[:, 0], ends, paths[:, -1]), MARKS.items(), strict=True):
+            axes.plot(*points.T, linestyle="none", label=meaning, **style)
+    handles, labels = axes.get_legend_handles_labels()
+    entries = dict(zip(labels, handles, strict=True))
+    drawing.legend(entries.values(), entries.keys(), loc="lower left", ncols=4, labelcolor=figure.INK, handlelength=1)
+    return figure.svg(
+        drawing, "Trajectories from the same noise to data, in six panels: exact flow, teacher, students."
+    )
 
 
-def draw_anchor() -> str:
+def make_anchor() -> str:
     """The error of the velocity, and g, over the distillation with and without the anchor."""
     read = json.loads(FILE.read_text())
-    canvas = Canvas(760, 320, "Over the steps of the distillation: velocity error and g, with the anchor and without.")
-    places = {"velocity_error": (50, "error of the velocity at c_FM"), "g": (430, "g, how far from consistent")}
+    drawing = figure.new(570, 245)
+    places = {"velocity_error": (38, "error of the velocity at c_FM"), "g": (322, "g, how far from consistent")}
     for metric, (left, label) in places.items():
-        top = max(v for curves in read["curves"].values() for _, v in curves[metric])
-        frame = Frame(left, 40, 300, 200, (0, 3000), (0, _ceiling(top)))
-        frame.draw(canvas, (0, 1000, 2000, 3000), [frame.y[1] * i / 4 for i in range(5)], "step", label)
-        for series, name in enumerate(("student", "alone")):
-            canvas.line(frame.all([(a, b) for a, b in read["curves"][name][metric]]), series)
-    for series, (x, words) in enumerate(((60, "with the anchor (FM loss)"), (320, "without it"))):
-        canvas.line([(x, 305), (x + 34, 305)], series)
-        canvas.text(x + 42, 310, words, series=series)
-    return canvas.svg()
+        axes = figure.frame(drawing, left, 64, 225, 150)
+        axes.set(title=label, xlabel="step", xlim=(0, 3000), xticks=(0, 1000, 2000, 3000))
+        for k, (name, words) in enumerate({"student": "with the anchor (FM loss)", "alone": "without it"}.items()):
+            axes.plot(*zip(*read["curves"][name][metric], strict=True), label=words, **figure.series(k, mark=False))
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter("{x:g}")
+    drawing.legend(*axes.get_legend_handles_labels(), loc="lower left", bbox_to_anchor=(0.05, 0), ncols=2)
+    return figure.svg(drawing, "Over the steps of the distillation: velocity error and g, with the anchor and without.")
 
 
-def _ceiling(value: float) -> float:
-    return next(c for c in (0.4, 0.6, 0.8, 1.0, 1.2, 1.6, 2.0, 4.0, 6.0, 8.0, 10.0, 20.0, 40.0) if c >= value)
-
-
-def _modes(canvas: Canvas, frame: Frame, modes: Any) -> None:
-    (means_x, stds_x), (means_y, stds_y) = modes
-    scale = frame.width / (frame.x[1] - frame.x[0])
-    for mx, sx in zip(means_x, stds_x, strict=True):
-        for my, sy in zip(means_y, stds_y, strict=True):
-            canvas.ellipse(*frame.at(mx, my), 2 * sx * scale, 2 * sy * scale)
-    right, bottom = frame.left + frame.width, frame.top + frame.height
-    canvas.axis(
-        [(frame.left, frame.top), (right, frame.top), (right, bottom), (frame.left, bottom), (frame.left, frame.top)]
-    )
+def _modes(axes: Axes, modes: Any) -> None:
+    """Ellipses of two standard deviations."""
+    across, up = (list(zip(*of_axis, strict=True)) for of_axis in modes)
+    for (x, width), (y, height) in itertools.product(across, up):
+        axes.add_patch(Ellipse((x, y), 4 * width, 4 * height, color=figure.FAINT, label=MODE))
 
 
 def _exact(noise: Tensor, config: checkpoint.Config) -> list[Any]:
@@ -118,18 +123,18 @@ def _exact(noise: Tensor, config: checkpoint.Config) -> list[Any]:
 
 
 def _along(network: Any, noise: Tensor, config: checkpoint.Config, condition: str) -> list[Any]:
-    """States of Heun's rule, 16 steps, NFE 31, as the stage baseline draws with."""
-    asked: list[Tensor] = []
+    """States of Heun's rule, 16 steps, NFE 31, as in the stage baseline."""
+    evaluated: list[Tensor] = []
 
     def recorded(x: Tensor, *rest: Any) -> Tensor:
-        asked.append(x)
+        evaluated.append(x)
         return network(x, *rest)
 
     sampler = samplers.for_network("heun", config.conditioning, condition, steps=STEPS)
     x1, nfe = sampler(recorded, noise[None], None)
-    if nfe != 2 * STEPS - 1 or len(asked) != nfe:
-        raise ValueError(f"Heun took {nfe} evaluations, {2 * STEPS - 1} were expected: the states cannot be told")
-    return _by_point([*asked[::2], x1])
+    if nfe != 2 * STEPS - 1 or len(evaluated) != nfe:
+        raise ValueError(f"Heun took {nfe} evaluations, {2 * STEPS - 1} were expected: its states are unknown")
+    return _by_point([*evaluated[::2], x1])
 
 
 @torch.no_grad()

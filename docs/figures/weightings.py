@@ -4,10 +4,11 @@ import math
 
 import torch
 
-from docs.figures.canvas import Canvas, Frame
 from facm.flow.time import TIME_SAMPLERS, weighting
+from studies import figure
 
 NAMES = {"one": "1", "power": "1 − √t", "cos": "cos(πt/2)"}
+LABELS = ((0.45, 0.93), (0.32, 0.49), (0.62, 0.66))
 LAWS = {
     "arctan_lognormal": ("eq. 20, −0.8, 1.6 (distillation)", -0.8, 1.6),
     "logit_normal": ("logit normal, −1.1, 2 (ECT)", -1.1, 2.0),
@@ -15,28 +16,27 @@ LAWS = {
 }
 
 
-def draw() -> str:
-    """The picture."""
-    canvas = Canvas(760, 330, "Left: the weightings 1, 1 − √t and cos(πt/2) over t. Right: the densities of t.")
-    weights = Frame(50, 40, 300, 230)
-    weights.draw(canvas, (0, 0.25, 0.5, 0.75, 1), (0, 0.5, 1), "t (0 noise, 1 data)", "weight α(t) or β(t)")
+def make() -> str:
+    """The figure."""
+    drawing = figure.new(570, 248)
+    weights, density = figure.frame(drawing, 38, 46, 225, 172), figure.frame(drawing, 322, 46, 225, 172)
+    for axes in (weights, density):
+        axes.set(xlabel="t (0 noise, 1 data)", xlim=(0, 1), xticks=(0, 0.25, 0.5, 0.75, 1))
+        axes.xaxis.set_major_formatter("{x:g}")
+    weights.set(title="weight α(t) or β(t)", ylim=(0, 1))
+    weights.set_yticks((0, 0.5, 1), ("0", "0.5", "1"))
+    density.set(title="density of t in training", ylim=(0, 4), yticks=(0, 1, 2, 3, 4))
     t = torch.linspace(0, 1, 101, dtype=torch.float64)
-    labels = {"one": (0.45, 0.94), "power": (0.3, 0.49), "cos": (0.62, 0.66)}
-    for series, name in enumerate(NAMES):
-        values = weighting(name, 0.5)(t)
-        canvas.line(weights.all(list(zip(t.tolist(), values.tolist(), strict=True))), series)
-        canvas.text(*weights.at(*labels[name]), NAMES[name], series=series)
-    density = Frame(430, 40, 300, 230, y=(0, 4))
-    density.draw(canvas, (0, 0.25, 0.5, 0.75, 1), (0, 1, 2, 3, 4), "t (0 noise, 1 data)", "density of t in training")
-    places = ((0.05, 3.3), (0.05, 2.8), (0.05, 2.3))
-    for series, (name, (label, mean, std)) in enumerate(LAWS.items()):
-        normal = torch.linspace(-4, 4, 4001, dtype=torch.float64)
+    for k, (name, label) in enumerate(NAMES.items()):
+        weights.plot(t, weighting(name, 0.5)(t), clip_on=False, **figure.series(k, mark=False))
+        weights.annotate(label, LABELS[k], color=figure.COLORS[k])
+    normal = torch.linspace(-4, 4, 4001, dtype=torch.float64)
+    phi = torch.exp(-(normal**2) / 2) / math.sqrt(2 * math.pi)
+    for k, (name, (label, mean, std)) in enumerate(LAWS.items()):
         time = TIME_SAMPLERS[name](normal, mean, std)
-        phi = torch.exp(-(normal**2) / 2) / math.sqrt(2 * math.pi)
         slope = torch.gradient(time, spacing=(normal,))[0].abs()
-        kept = [(a, b) for a, b in zip(time.tolist()[::20], (phi / slope).tolist()[::20], strict=True) if b <= 4]
-        canvas.line(density.all(sorted(kept)), series)
-        x, y = places[series]
-        canvas.line(density.all([(x, y + 0.1), (x + 0.09, y + 0.1)]), series)
-        canvas.text(*density.at(x + 0.11, y), label, size=12, series=series)
-    return canvas.svg()
+        density.plot(time[::20], (phi / slope)[::20], label=label, **figure.series(k, mark=False))
+    density.legend(loc="upper left")
+    return figure.svg(
+        drawing, "Left: the weightings 1, 1 − √t and cos(πt/2) over t. Right: the densities of t in training."
+    )

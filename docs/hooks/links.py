@@ -101,7 +101,7 @@ def anchors(text: str) -> set[str]:
 
 
 def section(text: str, heading: str) -> str:
-    """What stands under a heading, up to the next one that is not below it.
+    """The text under a heading, up to the next one that is not below it.
 
     Raises:
         ValueError: there is no such heading.
@@ -133,17 +133,17 @@ def broken(root: Path = ROOT, files: list[str] | None = None) -> list[str]:
         root: of the repository.
         files: Markdown files, from there; None: `tracked`.
     """
-    told = []
+    found = []
     for file in tracked(root) if files is None else files:
         for link in links(file, (root / file).read_text()):
             if link.external:
                 continue
             path = root / link.path
             if link.path.startswith("..") or not path.exists():
-                told.append(f"{file}: there is no {link.target}")
+                found.append(f"{file}: there is no {link.target}")
             elif link.anchor and (path.suffix != ".md" or link.anchor not in anchors(path.read_text())):
-                told.append(f"{file}: {link.target or 'the file itself'} has no heading #{link.anchor}")
-    return told
+                found.append(f"{file}: {link.target or 'the file itself'} has no heading #{link.anchor}")
+    return found
 
 
 def main() -> None:
@@ -155,8 +155,8 @@ def main() -> None:
                 found[link.target].append(file)
     for target, files in sorted(found.items()):
         print(f"{target}  {', '.join(files)}")
-    if told := broken():
-        raise SystemExit("\n".join(told))
+    if found := broken():
+        raise SystemExit("\n".join(found))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The reference of params.yaml as a page: key, default, rule, meaning, presets and stages, read from where they stand.
+"""The reference of params.yaml as a page: key, default, rule, meaning, presets and stages, each read from its source.
 
 Meaning and default are presets/base.yaml's, rules the types of facm/runtime/params.py and of the classes, names the
 registries', stages dvc.yaml's. Nothing is written down twice.
@@ -49,7 +49,7 @@ class Key:
 
     Attributes:
         name: with dots.
-        comment: what stands behind it; empty where nothing does.
+        comment: behind it in the file; empty where there is none.
         value: its default; a mapping for a block of keys.
     """
 
@@ -104,8 +104,8 @@ def leaves(mapping: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, A
 def rule(name: str) -> str:
     """What a key takes, such as `whole number, [1, inf)`, in words."""
     if name in CHOICES:
-        told = " | ".join(sorted(CHOICES[name]))
-        return f"list of {told}, or null" if name == "reference.also" else told
+        names = " | ".join(sorted(CHOICES[name]))
+        return f"list of {names}, or null" if name == "reference.also" else names
     block, _, rest = name.partition(".")
     if block in ("backbones", "objectives", "preconds"):
         owner, _, constant = rest.partition(".")
@@ -125,9 +125,9 @@ def _constant(block: str, owner: str, constant: str) -> str:
         hints = typing.get_type_hints(backbones.load_class(owner).__init__, include_extras=True)
     else:
         return f"{'whole number' if isinstance(preconds.defaults(owner)[constant], int) else 'number'} above 0"
-    told = words(hints[constant]) if constant in hints else ""
+    kind = words(hints[constant]) if constant in hints else ""
     by_size = block == "backbones" and constant in backbones.BY_SIZE and hasattr(backbones.load_class(owner), "SIZES")
-    return f"{told}, or null" if by_size else told
+    return f"{kind}, or null" if by_size else kind
 
 
 def words(kind: Any) -> str:
@@ -138,8 +138,8 @@ def words(kind: Any) -> str:
     if origin is Literal:
         return " | ".join(str(a) for a in arguments)
     if origin in (types.UnionType, typing.Union):
-        told = [words(a) for a in arguments if a is not type(None)]
-        return " | ".join(told) + (", or null" if type(None) in arguments else "")
+        kinds = [words(a) for a in arguments if a is not type(None)]
+        return " | ".join(kinds) + (", or null" if type(None) in arguments else "")
     if origin in (tuple, list) or "Sequence" in str(origin):
         inner = [a for a in arguments if a is not Ellipsis]
         if origin is tuple and Ellipsis not in arguments and len(inner) > 1:
@@ -194,8 +194,8 @@ def page() -> str:
         rows = [k for k in keys if not k.block and k.name.rpartition(".")[0] == key.name]
         if not rows:
             continue
-        told = {k.name: tracked(k.name, by) for k in rows}
-        common = told[rows[0].name] if len({tuple(stage) for stage in told.values()}) == 1 else None
+        reruns = {k.name: tracked(k.name, by) for k in rows}
+        common = reruns[rows[0].name] if len({tuple(stage) for stage in reruns.values()}) == 1 else None
         if common is not None:
             parts.append(f"{_stages(common)}\n")
         parts.append(
@@ -209,7 +209,7 @@ def page() -> str:
             if others:
                 lines.append(f"<small>presets: {escape('; '.join(others))}</small>")
             if common is None:
-                lines.append(f"<small>{_stages(told[k.name])}</small>")
+                lines.append(f"<small>{_stages(reruns[k.name])}</small>")
             default = f"<code>{escape(shown(k.value))}</code>"
             if k.name in digits:
                 default += f"<br><small>digits: <code>{escape(shown(digits[k.name]))}</code></small>"
@@ -230,11 +230,11 @@ def _stages(names: list[str]) -> str:
 
 def _meaning(comment: str, names: set[str]) -> str:
     """A comment as HTML, with a link for each key that it names."""
-    told = re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(comment, quote=False))
+    text = re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(comment, quote=False))
     return re.sub(
         r"(?<![\w./#])\w+(?:\.\w+)+",
         lambda match: f'<a href="#{match[0]}">{match[0]}</a>' if match[0] in names else match[0],
-        told,
+        text,
     )
 
 
@@ -242,7 +242,7 @@ INTRODUCTION = """\
 # Parameters
 
 Every key of params.yaml, from the comments of [presets/base.yaml](presets.md): default, meaning, what it takes. The
-defaults are the paper's for ImageNet 256 where it gives one; what the preset `digits` sets stands below them, the
+defaults are the paper's for ImageNet 256 where it gives one; what the preset `digits` sets is below them, the
 other presets' values behind the meaning. A number's range is closed where its bracket is square.
 
 `-S KEY=VALUE` sets one for a run (`dvc exp run -S distill.alpha=cos`), an edit of params.yaml for good. A value that

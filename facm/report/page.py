@@ -2,75 +2,62 @@
 
 from collections.abc import Callable, Sequence
 
-from facm.report import changes, distance, failures, near, provenance, same, scores, training
-from facm.report.run import Group
-from facm.report.spread import differing, seedless
-from facm.report.style import STYLE
-from facm.report.tags import Html, join, tag
+from jinja2 import TemplateError
+from markupsafe import Markup
+
+from facm.report import images, provenance, scores, training
+from facm.report.html import render
+from facm.report.run import Group, differing, seedless
 from facm.report.view import View
 from facm.runtime.log import say
 
-Section = Callable[[Sequence[Group], View], Html]
+Section = Callable[[Sequence[Group], View], Markup]
 SECTIONS: tuple[tuple[str, str, Section], ...] = (
     ("scores", "Scores", scores.section),
-    ("distance", "Distance over NFE", distance.section),
-    ("noise", "The same noise", same.section),
+    ("distance", "Distance over NFE", scores.distance),
+    ("noise", "The same noise", images.same_noise),
     ("training", "Training", training.section),
-    ("nearest", "Nearest training pictures", near.section),
-    ("failures", "Failures", failures.section),
-    ("params", "Params", changes.section),
+    ("nearest", "Nearest training images", images.nearest_training),
+    ("failures", "Failures", images.failures),
+    ("params", "Params", provenance.params),
     ("provenance", "Where it comes from", provenance.section),
 )
-TOLD = 3  # params in a group's name
-EXPECTED = (ValueError, OSError, RuntimeError, LookupError, TypeError, ArithmeticError)
+NAMED = 3  # params in a group's name
+EXPECTED = (ValueError, OSError, RuntimeError, LookupError, TypeError, ArithmeticError, TemplateError)
 
 
 def page(groups: Sequence[Group]) -> str:
     """The HTML of runs that differ by more than their seeds, by group.
 
-    A section that fails says so in its place and in the log: what it would have shown is lost, a finished run's
-    scores, of which this page is only a view, are not.
+    A section that fails is a note in its place and a line in the log: the page is only a view of a finished run,
+    whose scores are not lost.
 
     Args:
         groups: at least one.
     """
     view = View.of(groups)
-    made = [(name, title, guarded(section, groups, view, title)) for name, title, section in SECTIONS]
-    links = [tag("li", tag("a", title, href=f"#{name}")) for name, title, _ in made]
-    heading = title_of(groups)
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", heading),
-        tag("style", Html(STYLE)),
+    return render(
+        "page.html",
+        title=title_of(groups),
+        groups=groups,
+        cards=scores.headline(groups),
+        names=[name_of(group, i, groups, view) for i, group in enumerate(groups)],
+        sections=[(name, title, guarded(section, groups, view, title)) for name, title, section in SECTIONS],
     )
-    body = tag(
-        "body",
-        tag("header", tag("h1", heading), *_about(groups, view), tag("nav", tag("ul", *links), aria_label="Sections")),
-        tag(
-            "main",
-            *(
-                tag("section", tag("h2", title, id=f"{name}-title"), content, id=name, aria_labelledby=f"{name}-title")
-                for name, title, content in made
-            ),
-        ),
-        tag("footer", tag("p", "Written by facm.report; nothing on this page is loaded from elsewhere.")),
-    )
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
 
 
-def guarded(section: Section, groups: Sequence[Group], view: View, title: str) -> Html:
+def guarded(section: Section, groups: Sequence[Group], view: View, title: str) -> Markup:
     """A section, or the reason why there is none."""
     try:
         return section(groups, view)
     except EXPECTED as error:
-        say(f"report: {title} could not be shown: {type(error).__name__}: {error}")
-        return tag("p", f"This could not be shown: {type(error).__name__}: {error}", class_="note")
+        reason = f"{type(error).__name__}: {error}"
+        say(f"report: {title} could not be shown: {reason}")
+        return Markup('<p class="note">This could not be shown: {}</p>').format(reason)
 
 
 def title_of(groups: Sequence[Group]) -> str:
-    """Data, method and NFEs of one group, or the names of several."""
+    """Data, method and NFEs of one group, or the number of runs of several."""
     params = groups[0].runs[0].params
     data = params["data"]["name"]
     if len(groups) > 1:
@@ -80,29 +67,14 @@ def title_of(groups: Sequence[Group]) -> str:
     return f"{data}: {params['distill']['objective']} at NFE {nfes}{runs}"
 
 
-def _named(group: Group, number: int, groups: Sequence[Group], view: View) -> list[str]:
-    """A group's letter and runs, and the first of what tells it from the first group."""
+def name_of(group: Group, number: int, groups: Sequence[Group], view: View) -> str:
+    """A group's letter, its runs, and the first params in which it differs from the first group."""
     head = f"{view.letters[number]}: {group.name} (n = {len(group.runs)})"
     if number == 0:
-        return [head]
+        return head
     first, own = (seedless(one.runs[0].used) for one in (groups[0], group))
     names = sorted(differing([first, own]), key=lambda name: (name not in first or name not in own, name))
-    told = ", ".join(f"{name} {own.get(name, '–')}" for name in names[:TOLD])
-    more = f" and {len(names) - TOLD} more" if len(names) > TOLD else ""
-    return [head, f": {told}{more}" if told else f": the params of {view.letters[0]}, but other code"]
-
-
-def _about(groups: Sequence[Group], view: View) -> list[Html]:
-    """The headline, the names of the groups, and what is not at hand."""
-    parts = [scores.headline(groups)]
-    if len(groups) == 1 < len(groups[0].runs):
-        parts.append(tag("p", f"{len(groups[0].runs)} runs that differ by their seeds only: {groups[0].name}."))
-    if len(groups) > 1:
-        parts.append(tag("ul", *(tag("li", *_named(group, i, groups, view)) for i, group in enumerate(groups))))
-    for group in groups:
-        for run in group.runs:
-            if missing := run.origin.missing():
-                words = f"{run.name}: not in this cache, and left out here: {', '.join(missing)}. "
-                words += "Where a remote has them, dvc exp pull, or dvc fetch --all-branches --all-tags, brings them."
-                parts.append(tag("p", words, class_="note"))
-    return [join(*parts)]
+    if not names:
+        return f"{head}: the params of {view.letters[0]}, but other code"
+    shown = ", ".join(f"{name} {own.get(name, '–')}" for name in names[:NAMED])
+    return f"{head}: {shown}" + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from facm.report.run import Workspace
-from facm.runtime.params import mapping_of
+from facm.runtime.params import mapping_of, read_text
 
 LOCK, OWN = "dvc.lock", "report"
 CODE = ("facm", "stages")  # folders of code; elsewhere it is files that end in .py
@@ -136,7 +136,7 @@ class Revision:
 def workspace(root: Path) -> Workspace:
     """The workspace, with the code that its dvc.lock names."""
     path = root / LOCK
-    stages = stages_of(path.read_text(), LOCK) if path.is_file() else {}
+    stages = stages_of(read_text(path), LOCK) if path.is_file() else {}
     return Workspace(root, {"commit": "workspace, not committed"}, code_of(stages))
 
 

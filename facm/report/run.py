@@ -1,7 +1,9 @@
-"""A run as the report sees it: what its files hold, read when they are asked for, and what of them is not there."""
+"""A run as the report sees it: its files, read when they are needed; runs that differ by seed as one group."""
 
 import functools
 import json
+import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +14,6 @@ import torch
 
 from facm.inference.samples import Stored, load_samples
 from facm.networks.features import FeatureNetwork, network_class
-from facm.report.spread import flat, seedless
 from facm.runtime import dist
 from facm.runtime.files import load_tensors
 from facm.runtime.params import mapping_of, read_text
@@ -20,7 +21,8 @@ from facm.runtime.params import mapping_of, read_text
 CURVES = {"teacher": "metrics/teacher", "student": "metrics/distill"}
 BLOCKS = {"backbones": "backbone.name", "preconds": "backbone.precond", "objectives": "distill.objective"}
 OF_TEACHER = ("teacher", "baseline")
-TEACHER = "data/teacher"  # whose pictures, scores and curves the pipeline has
+TEACHER = "data/teacher"  # whose samples, scores and curves the pipeline has
+REFERENCE_SEED = "reference.seed"  # of the feature network: distances under two networks do not average
 
 
 class Origin(Protocol):
@@ -35,20 +37,20 @@ class Origin(Protocol):
         """Hashes of the code that made it, by path; empty where they are not known."""
 
     def path(self, name: str) -> Path | None:
-        """A file to read; None where it is not at hand."""
+        """A file to read; None where it is not available."""
 
     def names(self, folder: str) -> list[str]:
-        """Files below a folder, relative to it, sorted; none where it is not at hand."""
+        """Files below a folder, relative to it, sorted; none where it is not available."""
 
     def missing(self) -> list[str]:
-        """What was asked for and is not at hand, though the run has made it."""
+        """What was read and is not available, though the run has made it."""
 
 
 @dataclass(frozen=True)
 class Workspace:
     """The files as they lie in a folder, the repository's root.
 
-    The stage knows no facts: a page that told of the commit it is made for would never be the same. It knows no code
+    The stage knows no facts: a page that named the commit it is made for would never be the same. It knows no code
     either: dvc.lock is written after the last stage. And it sees no more than its dependencies, so that nothing else
     can reach the page.
 
@@ -75,7 +77,7 @@ class Workspace:
         return sorted(str(path.relative_to(below)) for path in below.rglob("*") if path.is_file())
 
     def missing(self) -> list[str]:
-        """Nothing: DVC has looked after the stage's dependencies."""
+        """Nothing: DVC checks the stage's dependencies."""
         return []
 
     def _seen(self, name: str) -> bool:
@@ -84,7 +86,7 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Curve:
-    """One figure of a training over its steps."""
+    """One metric of a training over its steps."""
 
     steps: tuple[float, ...]
     values: tuple[float, ...]
@@ -95,7 +97,7 @@ class Run:
     """One run.
 
     Attributes:
-        name: as the user calls it.
+        name: what the user calls it.
         origin: where its files are.
         params: its params.yaml.
         result: its metrics/evaluate.json, of `Run.of` without a teacher that is not the student's.
@@ -163,18 +165,18 @@ class Run:
         return sorted(int(name.removeprefix("nfe")) for name in self.result["student"])
 
     def samples(self, nfe: int | None) -> tuple[Stored, np.ndarray | None] | None:
-        """The student's samples at an NFE, or the teacher's (None), with labels; None where they are not at hand."""
+        """The student's samples at an NFE, or the teacher's (None), with labels; None where they are not available."""
         name = "data/baseline/teacher.npz" if nfe is None else f"data/samples/nfe{nfe}.npz"
         path = None if nfe is None and (self.scratch or self.apart) else self.origin.path(name)
         return None if path is None else load_samples(path)
 
     def json(self, name: str) -> Any:
-        """A JSON file; None where it is not at hand."""
+        """A JSON file; None where it is not available."""
         path = self.origin.path(name)
         return None if path is None else json.loads(path.read_text())
 
     def curves(self) -> dict[str, dict[str, Curve]]:
-        """Of each training, by figure."""
+        """Of each training, by metric."""
         found: dict[str, dict[str, Curve]] = {}
         for who, folder in CURVES.items():
             if who == "teacher" and (self.scratch or self.apart):
@@ -186,15 +188,15 @@ class Run:
 
     @functools.cached_property
     def network(self) -> FeatureNetwork | None:
-        """The feature network of the scores; None where it is not at hand."""
+        """The feature network of the scores; None where it is not available."""
         path, meta = self.origin.path("data/reference/network.safetensors"), self.json("data/reference/meta.json")
         if path is None or meta is None:
             return None
         network: FeatureNetwork = network_class(meta["features"]).load(path).to(dist.device())
         return network
 
-    def train_pictures(self) -> tuple[torch.Tensor, float] | None:
-        """Train pictures uint8 (M, H, W, C), and the distance within which a sample counts as a copy."""
+    def train_images(self) -> tuple[torch.Tensor, float] | None:
+        """Training images uint8 (M, H, W, C), and the distance within which a sample counts as a copy."""
         meta = self.json("data/reference/meta.json")
         if meta is None or meta["copies_threshold"] is None:
             return None
@@ -208,7 +210,7 @@ class Group:
 
     Attributes:
         name: of all of them.
-        runs: at least one; pictures are shown of the first that has them.
+        runs: at least one; images are shown of the first that has them.
     """
 
     name: str
@@ -219,7 +221,7 @@ class Group:
         return next((run for run in self.runs if has(run) is not None), self.runs[0])
 
     def values(self, *path: str) -> list[Any]:
-        """A figure of evaluate.json in each run, None where it is not there; of the teacher, in each teacher.
+        """A number of evaluate.json in each run, None where it is missing; of the teacher, in each teacher.
 
         Runs that differ by the student's seed only have one teacher, which is no sample of two.
         """
@@ -284,3 +286,80 @@ def curve(path: Path) -> Curve:
     if any(len(pair) != 2 for pair in pairs):
         raise ValueError(f"{path} has not two columns: run `dvc repro`")
     return Curve(tuple(step for step, _ in pairs), tuple(value for _, value in pairs))
+
+
+# Seeds and params
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One number over several runs.
+
+    Attributes:
+        mean: of those that have it.
+        sd: sample standard deviation; None with one run.
+        n: how many have it.
+    """
+
+    mean: float
+    sd: float | None
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float | None]) -> "Spread | None":
+        """Over the finite values; None where there are none."""
+        finite = [float(value) for value in values if value is not None and math.isfinite(value)]
+        if not finite:
+            return None
+        return cls(statistics.fmean(finite), statistics.stdev(finite) if len(finite) > 1 else None, len(finite))
+
+    def __str__(self) -> str:
+        """`0.042 ± 0.003`, or the plain number of one run."""
+        return number(self.mean) if self.sd is None else f"{number(self.mean)} ± {number(self.sd)}"
+
+    def ties(self, best: "Spread") -> bool:
+        """Whether it differs from the best by no more than their pooled standard deviation; never so with one run."""
+        if self.sd is None or best.sd is None:
+            return False
+        degrees = (self.n - 1, best.n - 1)
+        pooled = math.sqrt((degrees[0] * self.sd**2 + degrees[1] * best.sd**2) / sum(degrees))
+        return abs(self.mean - best.mean) <= pooled
+
+
+def number(value: float) -> str:
+    """Four significant digits, four decimals at most, without an exponent where people write none."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    if not 5e-5 <= abs(value) < 1e6:
+        return f"{value:.2g}"
+    power = math.floor(math.log10(float(f"{abs(value):.3e}")))
+    return f"{value:.{max(0, min(4, 3 - power))}f}"
+
+
+def seedless(flat: dict[str, str]) -> dict[str, str]:
+    """Params, by dotted names, without the seeds, but with the seed of the feature network."""
+    return {name: value for name, value in flat.items() if name == REFERENCE_SEED or name.rsplit(".", 1)[-1] != "seed"}
+
+
+def differing(runs: Sequence[dict[str, str]]) -> list[str]:
+    """Names of the params that are not alike in all runs, or that one lacks; sorted."""
+    names = {name for flat in runs for name in flat}
+    return sorted(name for name in names if len({flat.get(name) for flat in runs}) > 1)
+
+
+def flat(mapping: dict[str, Any], where: str = "") -> dict[str, str]:
+    """Nested params by dotted names, values as YAML writes them."""
+    found: dict[str, str] = {}
+    for key, value in mapping.items():
+        place = f"{where}.{key}" if where else str(key)
+        found |= flat(value, place) if isinstance(value, dict) else {place: as_yaml(value)}
+    return found
+
+
+def as_yaml(value: Any) -> str:
+    """A plain value as params.yaml writes it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(as_yaml, value))}]"
+    return f"{value:g}" if isinstance(value, float) and value == float(f"{value:g}") else str(value)

@@ -1,11 +1,13 @@
-"""The table of scores: the ends of the scale, the teacher, the student at each NFE; means and spread over seeds."""
+"""The scores: a table (ends of the scale, teacher, student at each NFE) and a chart of the distance over NFE."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from facm.report.run import Group, Run, teachers
-from facm.report.spread import Spread, number
-from facm.report.tags import Html, join, table, tag
+from markupsafe import Markup
+
+from facm.report.html import paragraph, render
+from facm.report.run import Group, Run, Spread, number, teachers
+from facm.report.svg import FAR, Line, chart, legend
 from facm.report.view import View
 
 ENDS = {
@@ -17,7 +19,7 @@ ENDS = {
 HELDOUT = ("accuracy", "accuracy_second", "copies")
 NOT_SCORES = ("nfe", "w", "num")
 HEADED = 4  # NFEs in the headline, at most
-SENSES = {-1: "; lower is better", 0: "; the held-out data's is to be expected", 1: "; higher is better"}
+SENSES = {-1: "; lower is better", 0: "; expect the held-out data's", 1: "; higher is better"}
 DESCRIBED = {  # name or beginning of it: direction (-1: lower is better), words
     "fid": (-1, "Fréchet distance from the train split under Inception"),
     "fd": (-1, "Fréchet distance from the train split, in features of the network that the run names"),
@@ -26,40 +28,38 @@ DESCRIBED = {  # name or beginning of it: direction (-1: lower is better), words
     "kid": (-1, "kernel distance; unbiased, so it may fall below 0"),
     "precision": (1, "share of the samples that lie among the data"),
     "recall": (1, "share of the data that lies among the samples"),
-    "accuracy": (1, "share of the samples that a classifier finds in the class that was asked for"),
-    "copies": (0, "share of the samples as near to a training picture as few training pictures are to each other"),
+    "accuracy": (1, "share of the samples that a classifier finds in the requested class"),
+    "copies": (0, "share of the samples as near to a training image as few training images are to each other"),
     "map_rmse": (-1, "root mean square distance from where the exact flow takes the same noise"),
     "map_median": (-1, "median of that distance"),
 }
 
 
-def section(groups: Sequence[Group], view: View) -> Html:
-    """The table, what its columns mean, and each seed's distance where there are several."""
-    columns = [name for name in ordered(groups)]
-    rows = [*_ends(groups[0], columns), *_parts(groups, view, columns)]
-    words = [f"{_numbers(groups)}; features of {groups[0].runs[0].result.get('features')}."]
-    if any(name == "fd" for name in columns):
-        words.append("fd compares runs with one data/reference, and nothing else.")
-    if len(groups) > 1:
-        words.append("Bold: the best of its NFE; ≈: no farther from it than their pooled standard deviation.")
-    if any(len(group.runs) > 1 for group in groups):
-        words.append("± is the standard deviation over runs that differ by their seeds only.")
-    words += [told for group in groups for run in group.runs if (told := run.apart) and told not in words]
-    floors = {str(run.result.get("floor")) for group in groups for run in group.runs}
-    if len(floors) > 1:
-        words.append("The yardsticks of these runs differ: their distances do not compare.")
-    return join(
-        table(["", *columns], rows, "The ends of the scale, the teacher, the student"),
-        tag("p", " ".join(words)),
-        _meaning(columns),
-        *([_seeds(groups, view)] if any(len(group.runs) > 1 for group in groups) else []),
+def section(groups: Sequence[Group], view: View) -> Markup:
+    """The table, what its columns mean, and each run's distance where there are several."""
+    columns, runs = ordered(groups), [run for group in groups for run in group.runs]
+    nfes = sorted({nfe for run in runs for nfe in run.nfes})
+    seeds = any(len(group.runs) > 1 for group in groups)
+    return render(
+        "scores.html",
+        columns=columns,
+        rows=[*_ends(groups[0], columns), *_parts(groups, view, columns)],
+        samples=_numbers(groups),
+        features=runs[0].result.get("features"),
+        several=len(groups) > 1,
+        apart=list(dict.fromkeys(run.apart for run in runs if run.apart)),
+        other_references=len({str(run.result.get("floor")) for run in runs}) > 1,
+        meanings=_meanings(columns),
+        key=distance_key(runs[0]),
+        nfes=["teacher", *(f"NFE {nfe}" for nfe in nfes)],
+        seeds=_by_run(groups, view, nfes) if seeds else [],
     )
 
 
-def headline(groups: Sequence[Group]) -> Html:
-    """The distance of each part of a single group, large; nothing for several."""
+def headline(groups: Sequence[Group]) -> list[tuple[str, str, str]]:
+    """Name, distance and accuracy of each part of a single group; nothing of several."""
     if len(groups) > 1:
-        return Html("")
+        return []
     (group,), key = groups, distance_key(groups[0].runs[0])
     parts: list[tuple[str, tuple[str, ...]]] = [
         (f"NFE {nfe}", ("student", f"nfe{nfe}")) for nfe in group.runs[0].nfes[:HEADED]
@@ -67,16 +67,52 @@ def headline(groups: Sequence[Group]) -> Html:
     teacher = group.runs[0].result.get("teacher")
     if teacher:
         parts.append((f"teacher, NFE {teacher.get('nfe')}", ("teacher",)))
-    parts.append(("held-out data", ("floor",)))
     cards = []
-    for title, path in parts:
-        spread = Spread.of(group.values(*path, key))
-        if spread is None:
-            continue
-        accuracy = Spread.of(group.values(*path, "accuracy"))
-        more = "" if accuracy is None else f"accuracy {accuracy}"
-        cards.append(tag("div", tag("dt", title), tag("dd", tag("b", f"{key} {spread}"), tag("span", more))))
-    return tag("dl", *cards, class_="cards")
+    for title, path in [*parts, ("held-out data", ("floor",))]:
+        spread, accuracy = (Spread.of(group.values(*path, name)) for name in (key, "accuracy"))
+        if spread is not None:
+            cards.append((title, f"{key} {spread}", "" if accuracy is None else f"accuracy {accuracy}"))
+    return cards
+
+
+def distance(groups: Sequence[Group], view: View) -> Markup:
+    """The distance over NFE, with the teacher's and the held-out data's as horizontal lines."""
+    key = distance_key(groups[0].runs[0])
+    lines = [_curve(i, group, view, key, alone=len(groups) == 1) for i, group in enumerate(groups)]
+    at = sorted({x for line in lines for x, *_ in line.points})
+    if not at:
+        return paragraph("No distance.")
+    levels, beyond = _levels(groups, view, key, max(y for line in lines for _, y, _ in line.points))
+    bars = any(bar for line in lines for *_, bar in line.points)
+    lines += [Line(label, ((0.0, y, 0.0),), len(groups) + j, True) for j, (y, label) in enumerate(levels.items())]
+    title, x_label = f"{key} over NFE", "function evaluations (NFE)"
+    drawing = chart(title, lines, x_label=x_label, at=at, size=(430, 270), zero=True)
+    return render("distance.html", chart=drawing, legend=legend(lines), key=key, bars=bars, beyond=beyond)
+
+
+def _curve(number: int, group: Group, view: View, key: str, *, alone: bool) -> Line:
+    """The student's distance over NFE, mean and standard deviation of a group's runs."""
+    spreads = [(float(nfe), Spread.of(group.values("student", f"nfe{nfe}", key))) for nfe in group.runs[0].nfes]
+    points = tuple((nfe, spread.mean, spread.sd or 0.0) for nfe, spread in spreads if spread is not None)
+    return Line("student" if alone else view.legend(number, group), points, number)
+
+
+def _levels(groups: Sequence[Group], view: View, key: str, highest: float) -> tuple[dict[float, str], list[str]]:
+    """Teachers and ends of the scale by distance, and those of the ends that would flatten the curves."""
+    levels, beyond = dict[float, str](), list[str]()
+    for alike in teachers(groups):
+        group = groups[alike[0]]
+        spread = Spread.of(group.values("teacher", key))
+        if spread is not None:
+            levels[spread.mean] = view.together(alike, f"teacher, NFE {group.values('teacher', 'nfe')[0]}")
+    highest = max([highest, *levels])
+    for name, title in ENDS.items():
+        end = Spread.of(groups[0].values(name, key))
+        if end is not None and highest / FAR < end.mean <= highest:
+            levels.setdefault(end.mean, title)
+        elif end is not None:
+            beyond.append(f"{title} {number(end.mean)}")
+    return levels, beyond
 
 
 def distance_key(run: Run) -> str:
@@ -86,7 +122,7 @@ def distance_key(run: Run) -> str:
 
 
 def ordered(groups: Sequence[Group]) -> list[str]:
-    """Names of all scores: those described, in that order, then others."""
+    """Names of all scores: those of DESCRIBED, in its order, then others."""
     found = {
         name
         for group in groups
@@ -142,7 +178,7 @@ def _parts(groups: Sequence[Group], view: View, columns: list[str]) -> list[list
 
 
 def _numbers(groups: Sequence[Group]) -> str:
-    """How many samples the rows are of: those of student, teacher and the ends of the scale are params of their own."""
+    """How many samples the rows are of: student, teacher and the ends of the scale have params of their own."""
     runs = [run for group in groups for run in group.runs]
     found = {
         "student": {run.result.get("num") for run in runs},
@@ -151,13 +187,13 @@ def _numbers(groups: Sequence[Group]) -> str:
     ends = [title for name, title in ENDS.items() if name != "floor" and name in groups[0].runs[0].result]
     if ends:  # of the first run, as their rows are
         found[" and ".join(ends)] = {groups[0].runs[0].params["reference"].get("num")}
-    told = [f"{who} {' or '.join(sorted(map(str, numbers)))}" for who, numbers in found.items() if numbers]
+    parts = [f"{who} {' or '.join(sorted(map(str, numbers)))}" for who, numbers in found.items() if numbers]
     held_out = ", held-out data all that there is" if "floor" in groups[0].runs[0].result else ""
-    return f"Samples: {', '.join(told)}{held_out}"
+    return ", ".join(parts) + held_out
 
 
 def _rows(groups: Sequence[Group], part: tuple[str, ...], columns: list[str]) -> list[list[str]]:
-    """A row per group; its name is the NFE that the scores tell, if any."""
+    """A row per group; its name is the NFE that the scores give, if any."""
     spreads = [{column: Spread.of(group.values(*part, column)) for column in columns} for group in groups]
     return [
         [str(group.values(*part, "nfe")[0]), *(_cell(spreads, i, c, len(group.values(*part))) for c in columns)]
@@ -177,31 +213,27 @@ def _cell(spreads: list[dict[str, Spread | None]], i: int, column: str, runs: in
         return words
     best = max(others, key=lambda spread: better * spread.mean)
     if own.mean == best.mean:
-        return tag("strong", words)
+        return Markup("<strong>{}</strong>").format(words)
     return f"{words} ≈" if own.ties(best) else words
 
 
-def _meaning(columns: list[str]) -> Html:
-    """What the columns mean, folded away."""
-    told = []
-    for known, (better, words) in DESCRIBED.items():
-        names = [name for name in columns if _described(name) == known]
-        if names:
-            told.append(join(tag("dt", ", ".join(names)), tag("dd", words + SENSES[better])))
-    if any(map(_second, columns)):
-        told.append(join(tag("dt", "_second"), tag("dd", "the same under a second network, seeded otherwise: a check")))
-    return tag("details", tag("summary", "What the columns mean"), tag("dl", *told, class_="terms"))
+def _meanings(columns: list[str]) -> list[tuple[str, str]]:
+    """What the columns mean."""
+    found = [
+        (", ".join(names), meaning + SENSES[better])
+        for known, (better, meaning) in DESCRIBED.items()
+        if (names := [name for name in columns if _described(name) == known])
+    ]
+    second = [("_second", "the same under a second network with another seed: a check")]
+    return found + (second if any(map(_second, columns)) else [])
 
 
-def _seeds(groups: Sequence[Group], view: View) -> Html:
-    """The distances run by run."""
-    key = distance_key(groups[0].runs[0])
-    found = sorted({nfe for group in groups for run in group.runs for nfe in run.nfes})
-    rows = []
+def _by_run(groups: Sequence[Group], view: View, nfes: Sequence[int]) -> list[list[str]]:
+    """A row per run: the distance of its teacher and of its student at each NFE."""
+    key, rows = distance_key(groups[0].runs[0]), []
     for i, group in enumerate(groups):
         for run in group.runs:
-            values = [run.result.get("teacher", {}).get(key)]
-            values += [run.result["student"].get(f"nfe{nfe}", {}).get(key) for nfe in found]
+            parts = [run.result.get("teacher", {}), *(run.result["student"].get(f"nfe{nfe}", {}) for nfe in nfes)]
+            values = [part.get(key) for part in parts]
             rows.append([view.label(i, run.name), *("–" if v is None else number(v) for v in values)])
-    inside = table(["", "teacher", *(f"NFE {nfe}" for nfe in found)], rows, f"{key}, run by run")
-    return tag("details", tag("summary", "Run by run"), inside)
+    return rows

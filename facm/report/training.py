@@ -1,14 +1,16 @@
-"""Curves of both trainings, a small chart per figure, all runs in it."""
+"""Curves of both trainings, a small chart per metric, all runs in it."""
 
 from collections.abc import Sequence
 
-from facm.report.chart import Line, chart, legend, spans
+from markupsafe import Markup
+
+from facm.report.html import render
 from facm.report.run import Curve, Group
-from facm.report.tags import Html, figure, join, tag
+from facm.report.svg import Line, chart, legend, spans
 from facm.report.view import View
 
 ORDER = ("loss", "grad_norm", "velocity_error", "g", "tangent", "lr")
-WORDS = {
+MEANINGS = {
     "loss_fm": "flow matching, mean of the interval",
     "loss_cm": "consistency, mean of the interval",
     "grad_norm": "before clipping, mean of the interval",
@@ -18,57 +20,47 @@ WORDS = {
     "tangent": "dF/dt along the path, root mean square",
     "lr": "learning rate",
 }
-SILENT = ("skipped",)  # shown where a step was skipped only
+HIDDEN = ("skipped",)  # shown only where a step was skipped
+
+Curves = Sequence[tuple[int, Group, dict[str, dict[str, Curve]]]]
 
 
-def section(groups: Sequence[Group], view: View) -> Html:
+def section(groups: Sequence[Group], view: View) -> Markup:
     """Charts of the teacher's and the student's training."""
-    found = [(i, group, run.curves()) for i, group in enumerate(groups) for run in group.runs]
-    parts, scratch = list[Html](), all(run.scratch for group in groups for run in group.runs)
+    runs = [run for group in groups for run in group.runs]
+    curves = [(i, group, run.curves()) for i, group in enumerate(groups) for run in group.runs]
+    scratch = all(run.scratch for run in runs)
+    trainings = []
     for who in ("teacher", "student"):
-        names = {name for _, _, curves in found for name in curves.get(who, {})}
-        shown = sorted((name for name in names if name not in SILENT or _skipped(found, who, name)), key=_order)
-        if not shown:
-            if who == "student" or not scratch:
-                apart = next(
-                    (run.apart for group in groups for run in group.runs if who == "teacher" and run.apart), ""
-                )
-                absent = f"There are no curves of the {who}: it was imported, or they are not at hand."
-                parts.append(tag("p", apart or absent))
-            continue
-        panels = [_panel(who, name, found, view) for name in shown]
-        parts += [tag("h3", f"The {who}'s training"), tag("div", *panels, class_="panels")]
-    for group in groups:
-        for run in group.runs:
-            if run.result.get("stable") is False:
-                step = run.result.get("diverged_at")
-                parts.insert(
-                    0, tag("p", f"{run.name}: the student's training was given up at step {step}.", class_="note")
-                )
-    if scratch:
-        parts.append(tag("p", "Trained from scratch: there is no teacher, hence no curves of one."))
-    if len(groups) > 1:
-        lines = [Line(view.legend(i, group), (), i) for i, group in enumerate(groups)]
-        parts.insert(0, legend(lines))
-    return join(*parts)
+        names = {name for _, _, of_run in curves for name in of_run.get(who, {})}
+        shown = sorted((n for n in names if n not in HIDDEN or _varies(curves, who, n)), key=_order)
+        absent = f"There are no curves of the {who}: it was imported, or they are not available."
+        if who == "teacher" and scratch:
+            absent = "Trained from scratch: there is no teacher, hence no curves of one."
+        elif who == "teacher":
+            absent = next((run.apart for run in runs if run.apart), absent)
+        trainings.append((who, [_panel(who, name, curves, view) for name in shown], absent))
+    lines = [Line(view.legend(i, group), (), i) for i, group in enumerate(groups)]
+    return render(
+        "training.html",
+        trainings=trainings,
+        legend=legend(lines) if len(groups) > 1 else "",
+        stopped=[(run.name, run.result.get("diverged_at")) for run in runs if run.result.get("stable") is False],
+    )
 
 
-Found = Sequence[tuple[int, Group, dict[str, dict[str, Curve]]]]
-
-
-def _panel(who: str, name: str, found: Found, view: View) -> Html:
+def _panel(who: str, name: str, curves: Curves, view: View) -> tuple[str, str, Markup]:
     lines = [
         Line(view.legend(i, group), tuple((s, v, 0.0) for s, v in zip(c.steps, c.values, strict=True)), i)
-        for i, group, curves in found
-        if (c := curves.get(who, {}).get(name)) is not None
+        for i, group, of_run in curves
+        if (c := of_run.get(who, {}).get(name)) is not None
     ]
-    drawn = chart(f"{name} of the {who}'s training over its steps", lines, x_label="step", linear=name == "lr")
-    words = WORDS.get(name)
-    return figure(drawn, join(tag("b", name), f": {words}" if words else ""))
+    title = f"{name} of the {who}'s training over its steps"
+    return name, MEANINGS.get(name, ""), chart(title, lines, x_label="step", linear=name == "lr")
 
 
-def _skipped(found: Found, who: str, name: str) -> bool:
-    return any(spans((0.0, *curves[who][name].values)) for _, _, curves in found if name in curves.get(who, {}))
+def _varies(curves: Curves, who: str, name: str) -> bool:
+    return any(spans((0.0, *of_run[who][name].values)) for _, _, of_run in curves if name in of_run.get(who, {}))
 
 
 def _order(name: str) -> tuple[int, str]:

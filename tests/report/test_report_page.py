@@ -15,7 +15,7 @@ from runs import Page, result, write_run
 
 from facm import check
 from facm.inference.samples import save_arrays
-from facm.report import failures, page
+from facm.report import images, page
 from facm.report.page import SECTIONS
 from facm.report.run import Group, Run, Workspace, grouped
 from facm.report.view import View
@@ -61,7 +61,7 @@ def test_a_page_has_every_section_and_nothing_failed(made: tuple[str, Page]) -> 
     assert all(a["aria-labelledby"] in ids for a in parsed.all("section"))
 
 
-def test_headings_leave_out_no_level_and_the_language_is_told(made: tuple[str, Page]) -> None:
+def test_headings_leave_out_no_level_and_the_language_is_named(made: tuple[str, Page]) -> None:
     levels = [int(tag[1]) for tag, _ in made[1].tags if re.fullmatch(r"h\d", tag)]
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
@@ -75,14 +75,14 @@ def test_nothing_is_loaded_from_elsewhere_and_there_is_no_script(made: tuple[str
     assert all(a.get("aria-hidden") == "true" or a.get("aria-label") for a in parsed.all("svg"))
 
 
-def test_scores_stand_in_the_table_with_the_ends_of_the_scale(made: tuple[str, Page]) -> None:
+def test_scores_are_in_the_table_with_the_ends_of_the_scale(made: tuple[str, Page]) -> None:
     text = made[0]
     for name, value in (("held-out data", "0.5000"), ("noise", "62.00"), ("teacher, NFE 29", "1.000")):
         assert re.search(rf'<th scope="row">{name}</th><td>{value}</td>', text)
-    assert "fd compares runs with one data/reference" in text and "± is the standard" not in text
+    assert "fd compares runs with the same data/reference" in text and "± is the standard" not in text
 
 
-def test_each_rows_own_number_of_samples_is_told(tmp_path: Path, made: tuple[str, Page]) -> None:
+def test_the_page_names_each_rows_own_number_of_samples(tmp_path: Path, made: tuple[str, Page]) -> None:
     scores = {"teacher": {"nfe": 29, "w": 1.25, "num": 31, "fd": 1.0}}
     text, _ = shown(write_run(tmp_path, reference__num=32, result=scores))
     assert "Samples: student 30, teacher 31, class means and noise 32, held-out data all that there is;" in text
@@ -92,10 +92,10 @@ def test_each_rows_own_number_of_samples_is_told(tmp_path: Path, made: tuple[str
 def test_one_noise_goes_through_teacher_and_student_in_rows_of_one_strip(made: tuple[str, Page]) -> None:
     alts = [a["alt"] for a in made[1].all("img")]
     for whose in ("teacher, NFE 29", *(f"student, NFE {nfe}" for nfe in (1, 2, 4))):
-        assert f"{whose}: samples 0 to 9, of the classes 0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in alts
+        assert f"{whose}: samples 0 to 9, classes 0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in alts
         assert any(alt.startswith(f"{whose}: samples 10 to 19") for alt in alts)
-    assert sum(alt.startswith("Sample ") and "training picture" in alt for alt in alts) == 20
-    assert sum("asked for class" in alt for alt in alts) == 30
+    assert sum(alt.startswith("Sample ") and "training image" in alt for alt in alts) == 20
+    assert sum("requested class" in alt for alt in alts) == 30
 
 
 def test_curves_of_both_trainings_are_there_and_no_step_was_skipped(made: tuple[str, Page]) -> None:
@@ -113,7 +113,7 @@ def test_the_same_run_gives_the_same_bytes_wherever_it_lies(made: tuple[str, Pag
 # Several runs
 
 
-def test_seeds_are_told_with_their_spread_and_groups_by_letters(tmp_path: Path) -> None:
+def test_seeds_have_a_spread_and_groups_have_letters(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / str(i), factor=1.0 + i, distill__seed=i) for i in range(3)]
     runs.append(write_run(tmp_path / "other", factor=1.5, distill__alpha="cos"))
     named = [Run(name, run.origin, run.params, run.result) for name, run in zip("pqrs", runs, strict=True)]
@@ -123,20 +123,20 @@ def test_seeds_are_told_with_their_spread_and_groups_by_letters(tmp_path: Path) 
     assert '<th scope="row">B: student, NFE 1</th><td><strong>1.500</strong></td>' in text
     assert '<th scope="row">distill.alpha</th><td class="words">power</td><td class="words">cos</td>' in text
     assert '<th scope="row">distill.seed</th><td class="words">0, 1, 2</td><td class="words">0</td>' in text
-    assert text.count("<h3>A: p</h3>") == 3, "pictures are the first run's"
+    assert text.count("<h3>A: p</h3>") == 3, "images are the first run's"
     assert '<th scope="row">A, B: teacher, NFE 29</th><td>1.000</td>' in text, "one teacher is no sample of four"
     assert "A: teacher" not in text and "A, B: teacher, NFE 29</li>" in text
 
 
-def test_other_yardsticks_are_told(tmp_path: Path, run: Run) -> None:
+def test_other_reference_statistics_are_reported(tmp_path: Path, run: Run) -> None:
     other = write_run(tmp_path, reference__seed=5, factor=3.0, result={"floor": {"fd": 0.7}})
     text, parsed = shown(run, other)
     assert "their distances do not compare" in text and "reference.seed 5" in parsed.text
-    assert "±" not in text, "figures under two networks are no sample of two"
+    assert "±" not in text, "distances under two networks are no sample of two"
     assert "their distances do not compare" not in shown(run)[0]
 
 
-def test_a_yardstick_that_only_the_second_run_of_a_group_has_is_told(tmp_path: Path, run: Run) -> None:
+def test_reference_statistics_of_only_the_second_run_of_a_group_are_reported(tmp_path: Path, run: Run) -> None:
     other = write_run(tmp_path, distill__seed=1, result={"floor": {"fd": 0.7}})
     assert len(grouped([run, other])) == 1 and "their distances do not compare" in shown(run, other)[0]
 
@@ -145,7 +145,7 @@ def test_many_groups_stay_within_the_page(tmp_path: Path) -> None:
     run = write_run(tmp_path, sample__nfe=[1])
     code = [Workspace(tmp_path, code={"a.py": str(i)}) for i in range(8)]
     text, parsed = shown(*(Run(f"r{i}", origin, run.params, run.result) for i, origin in enumerate(code)))
-    assert "Pictures are shown of the first 6 groups only" in text and "G: r6 (n = 1)" in parsed.text
+    assert "Images of the first 6 groups only" in text and "G: r6 (n = 1)" in parsed.text
     assert "but other code" in parsed.text and "Code that differs: 1 files" in parsed.text
 
 
@@ -157,7 +157,7 @@ def test_from_scratch_there_is_no_teacher(tmp_path: Path) -> None:
     assert "could not be shown" not in text
     assert "there is no teacher to compare with" in text and "hence no curves of one" in text
     assert not any("teacher" in a["alt"] for a in parsed.all("img"))
-    assert "Nearest is the preset" in text and "digits" in parsed.text
+    assert "The nearest preset is" in text and "digits" in parsed.text
 
 
 def test_points_are_plotted_and_have_neither_classes_nor_neighbours(tmp_path: Path) -> None:
@@ -175,12 +175,12 @@ def test_points_are_plotted_and_have_neither_classes_nor_neighbours(tmp_path: Pa
 def test_without_classes_there_are_no_failures(tmp_path: Path) -> None:
     text, _ = shown(write_run(tmp_path, classes=0, latents__labels=False))
     assert "could not be shown" not in text
-    assert "no picture can be of a wrong one" in text and "one noise; there are no classes" in text
+    assert "no sample can be of a wrong one" in text and "one noise; there are no classes" in text
 
 
 def test_other_noise_of_the_teacher_is_left_out_with_the_seeds(tmp_path: Path) -> None:
     text, parsed = shown(write_run(tmp_path, baseline__seed=3))
-    assert "(baseline.seed 3, sample.seed 1): it is left out" in text
+    assert "(baseline.seed 3, sample.seed 1): its samples are left out" in text
     assert not any(a["alt"].startswith("teacher") for a in parsed.all("img"))
 
 
@@ -196,9 +196,9 @@ def test_another_network_than_the_students_teacher_is_left_out(tmp_path: Path) -
     assert "sha256 0123456789ab" in text, "of the network that it was distilled from"
 
 
-def test_a_training_that_was_given_up_is_told(tmp_path: Path) -> None:
+def test_a_training_that_was_stopped_is_reported(tmp_path: Path) -> None:
     text, _ = shown(write_run(tmp_path, result={"stable": False, "diverged_at": 123}))
-    assert "the student&#x27;s training was given up at step 123" in text
+    assert "the student's training was stopped at step 123" in text
 
 
 def test_a_teacher_without_curves_was_imported(tmp_path: Path) -> None:
@@ -207,13 +207,13 @@ def test_a_teacher_without_curves_was_imported(tmp_path: Path) -> None:
     assert "There are no curves of the teacher: it was imported" in shown(run)[0]
 
 
-def test_a_network_that_knows_no_classes_tells_no_failures(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_does_not_classify_shows_no_failures(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(run.network), "classify", lambda self, features: None)
-    text = failures.section([Group("a", (run,))], View.of([Group("a", (run,))]))
-    assert "digits_cnn knows no classes" in text and "<img" not in text
+    text = images.failures([Group("a", (run,))], View.of([Group("a", (run,))]))
+    assert "digits_cnn does not classify this data set" in text and "<img" not in text
 
 
-def test_what_is_damaged_is_told_in_its_place_and_the_scores_are_not_lost(
+def test_what_is_damaged_is_reported_in_its_place_and_the_scores_are_not_lost(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = write_run(tmp_path)
@@ -223,7 +223,7 @@ def test_what_is_damaged_is_told_in_its_place_and_the_scores_are_not_lost(
     notes = [words for words in parsed.words if words.startswith("This could not be shown")]
     assert len(notes) == 2 and "g.tsv has not two columns" in parsed.text and "student, NFE 4" in parsed.text
     assert capsys.readouterr().out.count("could not be shown") == 2
-    assert "Nearest training pictures" in text
+    assert "Nearest training images" in text
 
 
 def test_damaged_samples_do_not_lose_the_scores(tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_the_stage_writes_the_page_whole_on_rank_0(
     monkeypatch.setattr(check, "writable", lambda *folders: None)
     report.main()
     text = Path("data/report.html").read_text()
-    assert "could not be shown" not in text and "What differs from the nearest preset is told by" in text
+    assert "could not be shown" not in text and "shows what differs from the nearest preset" in text
     shown_all = shown(run)[0]
     assert text[: text.index('<section id="params"')] == shown_all[: shown_all.index('<section id="params"')]
     assert text[text.index('<section id="provenance"') :] == shown_all[shown_all.index('<section id="provenance"') :]

@@ -1,4 +1,4 @@
-"""What the report is made of: elements, spreads, charts, pictures, neighbours, failures, presets."""
+"""What the report is made of: elements, spreads, charts, images, neighbours, failures, presets."""
 
 import base64
 import io
@@ -18,33 +18,47 @@ from runs import write_run
 
 from facm import preset
 from facm.metrics import copies
-from facm.report import near, page, revision
-from facm.report.changes import nearest_preset, overlaid
-from facm.report.chart import Axis, Line, chart, nice
-from facm.report.failures import worst
-from facm.report.images import BUDGET, side_of, strip
+from facm.report import images as report_images
+from facm.report import page, revision
+from facm.report.html import ENVIRONMENT, paragraph
+from facm.report.images import least_confident, nearest
+from facm.report.provenance import nearest_preset, overlaid
 from facm.report.revision import Revision
-from facm.report.run import Group, Run, Workspace, grouped, used
-from facm.report.scatter import EDGE, SIDE, places, reach, scatter
-from facm.report.spread import Spread, differing, flat, number, seedless, told
-from facm.report.tags import Html, join, table, tag
+from facm.report.run import (
+    Group,
+    Run,
+    Spread,
+    Workspace,
+    as_yaml,
+    differing,
+    flat,
+    grouped,
+    number,
+    seedless,
+    used,
+)
+from facm.report.svg import EDGE, SIDE, Axis, Line, chart, nice, places, reach, scatter
+from facm.report.view import BUDGET, side_of, strip
 from facm.runtime.params import mapping_of
 
 # Elements
 
 
 def test_text_and_attributes_are_escaped_and_markup_is_not_escaped_twice() -> None:
-    inner = tag("b", "<i>&")
-    assert inner == "<b>&lt;i&gt;&amp;</b>"
-    assert tag("p", inner, "x", class_='"><script>') == f'<p class="&quot;&gt;&lt;script&gt;">{inner}x</p>'
-    assert tag("img", src="a", alt="") == '<img src="a" alt="">' and tag("p", class_=None) == "<p></p>"
-    assert join("<", Html("<br>")) == "&lt;<br>"
+    inner = paragraph("<i>&")
+    assert inner == "<p>&lt;i&gt;&amp;</p>" and paragraph(inner) == f"<p>{inner}</p>"
+    template = ENVIRONMENT.from_string('<p class="{{ a }}">{{ b }}</p>')
+    assert template.render(a='"><script>', b=inner) == f'<p class="&#34;&gt;&lt;script&gt;">{inner}</p>'
+    assert ENVIRONMENT.autoescape is True
 
 
 def test_a_table_names_rows_and_columns_and_scrolls_in_itself() -> None:
-    text = table(["", "a", "b"], [["r<", "1", "two"]], "what", words=frozenset({2}))
-    assert '<th scope="row">r&lt;</th><td>1</td><td class="words">two</td>' in text
-    assert '<th scope="col">a</th><th scope="col" class="words">b</th>' in text
+    table = ENVIRONMENT.get_template("macros.html").module.table  # type: ignore[attr-defined]
+    text = table(["", "a", "b"], [["r<", "1", "2"]], "what")
+    assert '<th scope="row">r&lt;</th><td>1</td><td>2</td>' in text
+    assert '<th scope="col">a</th><th scope="col">b</th>' in text
+    words = table(["", "a"], [["r", "one"]], "what", words=True)
+    assert '<td class="words">one</td>' in words and '<th scope="col"></th><th scope="col" class="words">a' in words
     assert text.startswith('<div class="scroll" tabindex="0" role="region" aria-label="what"><table><caption>')
 
 
@@ -84,11 +98,11 @@ def test_numbers_have_four_digits(value: float, text: str) -> None:
     assert number(value) == text
 
 
-def test_params_are_told_as_yaml_has_them() -> None:
+def test_params_are_shown_as_yaml_has_them() -> None:
     mapping = {"a": {"b": [1, [0.5, None]], "c": True}, "d": 1e-3, "e": 0.1 + 0.2}
     assert flat(mapping) == {"a.b": "[1, [0.5, null]]", "a.c": "true", "d": "0.001", "e": str(0.1 + 0.2)}
-    assert told("x") == "x" and seedless({"a.seed": "1", "seeds": "2"}) == {"seeds": "2"}
-    assert seedless({"reference.seed": "1"}) == {"reference.seed": "1"}, "no seed of the run: its yardstick"
+    assert as_yaml("x") == "x" and seedless({"a.seed": "1", "seeds": "2"}) == {"seeds": "2"}
+    assert seedless({"reference.seed": "1"}) == {"reference.seed": "1"}, "of the feature network, not of the run"
     assert differing([{"a": "1", "b": "2"}, {"a": "1"}]) == ["b"]
 
 
@@ -150,7 +164,7 @@ def test_a_run_from_before_some_params_is_compared_with_one_of_today(tmp_path: P
         del (old.params[block] if key else old.params)[key or block]
     text = page.page(grouped([old, new]))
     assert "could not be shown" not in text and "B: student, NFE 1" in text
-    assert '<td class="words">–</td>' in text, "what it has not is told as absent"
+    assert '<td class="words">–</td>' in text, "what it lacks is shown as absent"
 
 
 def test_a_run_without_scores_is_refused_with_its_name(tmp_path: Path) -> None:
@@ -202,8 +216,8 @@ def test_lines_differ_by_dash_and_mark_and_lose_what_is_not_finite() -> None:
     rows = [(0.0, 1.0, 0.0), (1.0, math.nan, 0.0), (2.0, 3.0, 0.0)]
     lines = [Line(str(i), tuple(rows), i) for i in range(6)]
     text = chart("title", lines, x_label="step")
-    drawn = re.findall(r'<path class="line\d" d="(M[^"]*L[^"]*)"(?: stroke-dasharray="([^"]*)")?', text)
-    assert len(drawn) == 6 and len({dash for _, dash in drawn}) == 6 and all("nan" not in d for d, _ in drawn)
+    strokes = re.findall(r'<path class="line\d" d="(M[^"]*L[^"]*)"(?: stroke-dasharray="([^"]*)")?', text)
+    assert len(strokes) == 6 and len({dash for _, dash in strokes}) == 6 and all("nan" not in d for d, _ in strokes)
     shapes = {re.sub(r"M[\d. ]+", "M", shape) for shape in re.findall(r'class="mark[^"]*" d="([^"]*)"', text)}
     assert len(shapes) == 5 and text.count("hollow") == 4, "disc and ring share a shape, one is hollow"
     assert "<title>title</title>" in text and 'role="img"' in text
@@ -216,7 +230,7 @@ def test_bars_stay_in_a_logarithmic_plot() -> None:
     assert heights and all(0 <= y <= 210 for y in heights)
 
 
-# Pictures
+# Images
 
 
 def decoded(text: str) -> Image.Image:
@@ -225,17 +239,17 @@ def decoded(text: str) -> Image.Image:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_small_pictures_keep_their_pixels(channels: int) -> None:
+def test_small_images_keep_their_pixels(channels: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, channels), dtype=np.uint8)
     text = strip(images, 'an "alt"', 128)
     pixels = np.asarray(decoded(text))
-    assert pixels.shape == (8, 26, channels + 1) and 'class="pixels"' in text and 'alt="an &quot;alt&quot;"' in text
+    assert pixels.shape == (8, 26, channels + 1) and 'class="pixels"' in text and 'alt="an &#34;alt&#34;"' in text
     for i in range(3):
         assert np.array_equal(pixels[:, 9 * i : 9 * i + 8, :channels], images[i])
     assert (pixels[:, 8, -1] == 0).all() and (pixels[:, :8, -1] == 255).all()
 
 
-def test_large_pictures_are_reduced_to_the_side_that_keeps_the_budget() -> None:
+def test_large_images_are_reduced_to_the_side_that_keeps_the_budget() -> None:
     images = np.zeros((2, 256, 512, 3), np.uint8)
     text = strip(images, "a", 100)
     assert decoded(text).size == (2 * 100 + 3, 50) and "pixels" not in text
@@ -254,24 +268,24 @@ def test_points_lie_where_they_are_upwards_and_what_is_outside_is_left_out() -> 
 # Neighbours and failures
 
 
-@pytest.mark.parametrize("values", [near.VALUES, 70])
-def test_the_nearest_picture_is_that_of_all_distances(values: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(near, "VALUES", values)
+@pytest.mark.parametrize("values", [report_images.VALUES, 70])
+def test_the_nearest_image_is_that_of_all_distances(values: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report_images, "VALUES", values)
     generator = torch.Generator().manual_seed(0)
-    pictures = torch.randint(0, 256, (23, 3, 3, 2), generator=generator, dtype=torch.uint8)
-    pictures[20] = pictures[4]
-    images = torch.cat([torch.randint(0, 256, (9, 3, 3, 2), generator=generator, dtype=torch.uint8), pictures[4:5]])
-    distances, indices = near.nearest(images, pictures)
-    levels = [x.flatten(1).double() / 127.5 for x in (images, pictures)]
+    training = torch.randint(0, 256, (23, 3, 3, 2), generator=generator, dtype=torch.uint8)
+    training[20] = training[4]
+    images = torch.cat([torch.randint(0, 256, (9, 3, 3, 2), generator=generator, dtype=torch.uint8), training[4:5]])
+    distances, indices = nearest(images, training)
+    levels = [x.flatten(1).double() / 127.5 for x in (images, training)]
     every = (levels[0][:, None] - levels[1]).square().sum(2).sqrt()
     torch.testing.assert_close(distances, every.min(1).values)
     assert torch.equal(indices, every.argmin(1)) and indices[-1] == 4 and distances[-1] == 0
-    assert torch.equal(distances, copies.nearest(images, pictures))
+    assert torch.equal(distances, copies.nearest(images, training))
 
 
-def test_the_worst_are_the_least_confident_in_the_class_asked_for() -> None:
+def test_failures_are_the_least_confident_in_the_requested_class() -> None:
     logits = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 3.0], [9.0, 0.0]])
-    found = worst(logits, torch.tensor([0, 1, 1, 0]), 2)
+    found = least_confident(logits, torch.tensor([0, 1, 1, 0]), 2)
     assert [one[:3] for one in found] == [(1, 1, 0), (0, 0, 0)]
     assert found[0][3] == pytest.approx(1 / (1 + math.exp(2))) and found[1][3] == 0.5
 
