@@ -250,7 +250,9 @@ def test_a_shard_with_another_number_of_latents_is_refused(tmp_path: Path) -> No
     meta = json.loads((tmp_path / "meta.json").read_text())
     meta["shards"][0]["num"] = 5
     (tmp_path / "meta.json").write_text(json.dumps(meta))
-    with pytest.raises(ValueError, match=r"shard_00000.safetensors holds .*\(4, 2, 3, 2\).* meta.json says"):
+    with pytest.raises(
+        ValueError, match=r"shard_00000.safetensors holds .*'torch.float32', 4, 2, 3, 2\).* meta.json says"
+    ):
         LatentSet.open(tmp_path)
 
 
