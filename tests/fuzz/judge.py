@@ -5,7 +5,8 @@ FileNotFoundError or a SystemExit, whose text is the package's, names the file a
 else comes out of it is a fault: another type, Python's own words, a file that is not named, a wrong answer, a file
 that is changed, or no answer in time.
 
-FUZZ_TIMES multiplies the number of inputs; FUZZ_SEED takes other inputs than those of every run.
+FUZZ_TIMES multiplies the number of inputs; FUZZ_SEED takes other inputs than those of every run; FUZZ_TALLY names a file
+to which each campaign adds a line: kind, inputs, read, refused.
 """
 
 import faulthandler
@@ -26,7 +27,8 @@ from hypothesis import HealthCheck, Phase, strategies
 import facm
 
 TIMES, SEED = int(os.environ.get("FUZZ_TIMES", "1")), os.environ.get("FUZZ_SEED")
-LIMIT_S, KILL_S = 5.0, 60.0  # for one input; after the second time the process is ended, whatever it hangs in
+CPU_S, LIMIT_S, KILL_S = 5.0, 20.0, 90.0
+"""For one input: time of the processor, of the clock, and until the process is ended, whatever it hangs in."""
 PACKAGE = str(Path(facm.__file__).parent) + os.sep
 OURS = (ValueError, FileNotFoundError, SystemExit)
 PYTHONS_WORDS = re.compile(
@@ -51,17 +53,17 @@ class Tally:
     Attributes:
         read, refused: how many.
         known: faults that KNOWN lists.
-        faults: per signature the smallest input and what happened.
+        faults: per signature the smallest input, what happened, and how often.
     """
 
     read: int = 0
     refused: int = 0
     known: int = 0
-    faults: dict[str, tuple[str, str]] = field(default_factory=dict)
+    faults: dict[str, tuple[str, str, int]] = field(default_factory=dict)
 
     @property
     def inputs(self) -> int:
-        return self.read + self.refused + self.known + len(self.faults)
+        return self.read + self.refused + self.known + sum(number for _, _, number in self.faults.values())
 
 
 KNOWN: dict[str, tuple[str, ...]] = {
@@ -114,8 +116,8 @@ def campaign(
     Raises:
         AssertionError: there were faults.
     """
-    tally, met = Tally(), dict[str, tuple[str, str, int]]()
-    named = list(names)
+    tally, named = Tally(), list(names)
+    met = tally.faults
 
     @hypothesis.settings(
         max_examples=num * TIMES,
@@ -142,7 +144,9 @@ def campaign(
                 met[fault.signature] = (*met[fault.signature][:2], number)
 
     (each if SEED is None else hypothesis.seed(int(SEED))(each))()
-    tally.faults = {signature: (shown, told) for signature, (shown, told, _) in met.items()}
+    if "FUZZ_TALLY" in os.environ:
+        with open(os.environ["FUZZ_TALLY"], "a") as file:
+            print(kind, tally.inputs, tally.read, tally.refused, tally.known, sep="\t", file=file)
     if met:
         text = "\n\n".join(
             f"* {n} x {signature}\n  input {shown[:600]}\n  {told}" for signature, (shown, told, n) in met.items()
@@ -173,7 +177,9 @@ def judge(read: Callable[[], Any], *, folder: Path, names: list[str], tally: Tal
     except Wrong as error:
         raise Fault(f"misread: {error}"[:80], str(error)) from error
     except Hang as error:
-        raise Fault(f"hang in {_place(error)}", f"no answer in {LIMIT_S:g} s") from error
+        raise Fault(
+            f"hang in {_place(error)}", f"no answer in {CPU_S:g} s of the processor, or in {LIMIT_S:g} s"
+        ) from error
     except (Exception, SystemExit) as error:
         if why := not_ours(error, names):
             told = "".join(traceback.format_exception(error)[-4:])
@@ -212,14 +218,17 @@ def bounded() -> Iterator[None]:
     def expired(number: int, frame: Any) -> None:
         raise Hang
 
-    old = signal.signal(signal.SIGALRM, expired)
+    timers = ((signal.SIGALRM, signal.ITIMER_REAL, LIMIT_S), (signal.SIGPROF, signal.ITIMER_PROF, CPU_S))
+    old = [signal.signal(number, expired) for number, _, _ in timers]
     faulthandler.dump_traceback_later(KILL_S, exit=True, file=sys.__stderr__)
-    signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
+    for _, timer, limit_s in timers:
+        signal.setitimer(timer, limit_s)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, old)
+        for (number, timer, _), handler in zip(timers, old, strict=True):
+            signal.setitimer(timer, 0)
+            signal.signal(number, handler)
         faulthandler.cancel_dump_traceback_later()
 
 

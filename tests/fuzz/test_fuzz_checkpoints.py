@@ -46,7 +46,7 @@ def state(format: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if format in ("sit", "dit"):
         return network(format, learn_sigma=True), {"heads": 2, "depth": 1}
     if format == "repa":
-        return network("repa", encoder_depth=1, projector=True), {"heads": 2, "depth": 1}
+        return network("repa", encoder_depth=1, projector=False), {"heads": 2, "depth": 1}
     if format == "edm":
         made = foreign.randomised(
             miniature.checkpoint.backbones.build("ddpmpp", miniature.SHALLOW, shape=(3, 4, 4), num_classes=0)
@@ -149,9 +149,7 @@ def test_damaged_checkpoints_that_are_trusted(form: str, folder: Path) -> None:
     if form == "legacy":
         torch.save(torch.load(path, weights_only=False), path, _use_new_zipfile_serialization=False)
     content = path.read_bytes()
-    trial = damaged_file(
-        path, content, lambda: convert_file(path, "facm", {"heads": 4, "depth": 2, "rope": True}, trust=True)
-    )
+    trial = damaged_file(path, content, lambda: convert_file(path, "facm", {"depth": 2}, trust=True))
     campaign(f"trusted {form} checkpoint", edits(len(content)), trial, 200, folder=folder, names=[path.name])
 
 
