@@ -20,7 +20,7 @@ from miniature import truncate
 import facm.flow
 import facm.log
 from facm import files, work
-from facm.work import Busy, Work, locks
+from facm.work import Busy, Work, handover, locks
 from facm.work.unfinished import look
 
 
@@ -550,3 +550,41 @@ def test_a_damaged_foreign_file_is_named(content: bytes, tmp_path: Path) -> None
         files.load_foreign(tmp_path / "x.pt")
     with pytest.raises(FileNotFoundError, match=r"y\.pt is missing"):
         files.load_foreign(tmp_path / "y.pt")
+
+
+@pytest.mark.parametrize(
+    "text", ["[1]", '{"dict": 3}', '{"tensor": "none"}', '{"dict": [["state", 5]]}', "[" * 100_000]
+)
+def test_a_save_of_other_values_is_passed_over(text: str, tmp_path: Path, capsys) -> None:
+    """Its checksum fits: another version of this code may have written it."""
+    made = Work("teacher", "k", tmp_path)
+    made.save({"step": 5}, wait=True)
+    made._write(made.folder / "state-00000010.safetensors", text)
+    assert made.load() == {"step": 5} and "going on from step 5" in capsys.readouterr().out
+    made.close()
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "null", '{"ordinal": "x"}', '{"ordinal": 1, "pid": []}', '{"more": 1}', "[" * 100_000]
+)
+def test_a_lock_of_any_content_says_nothing_and_hinders_nobody(text: str, tmp_path: Path) -> None:
+    folder = tmp_path / ".work" / "teacher-a"
+    folder.mkdir(parents=True)
+    (folder / "lock").write_text(text)
+    (folder / "state-x.safetensors").write_text("")
+    assert locks.Holder.of(folder) == locks.Holder()
+    assert [run.step for run in look(tmp_path / ".work")] == [None]
+    work = Work("teacher", "b", tmp_path)
+    assert locks.Holder.of(work.folder).here
+    work.close()
+
+
+@pytest.mark.parametrize("index", ["{}", "[]", "{", '{"../../x": "a"}', '{"data/a.txt": 3}'])
+def test_outputs_with_a_damaged_index_are_not_taken(index: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    Path("data/a.txt").write_text("made")
+    run = tmp_path / "run"
+    assert handover.offer(run, ["data"]) and handover.take(run, ["data"])
+    (run / handover.INDEX).write_text(index)
+    assert not handover.take(run, ["data"]) and Path("data/a.txt").read_text() == "made"

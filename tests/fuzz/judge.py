@@ -5,8 +5,8 @@ FileNotFoundError or a SystemExit, whose text is the package's, names the file a
 else comes out of it is a fault: another type, Python's own words, a file that is not named, a wrong answer, a file
 that is changed, or no answer in time.
 
-FUZZ_TIMES multiplies the number of inputs; FUZZ_SEED takes other inputs than those of every run; FUZZ_TALLY names a file
-to which each campaign adds a line: kind, inputs, read, refused.
+FUZZ_TIMES multiplies the number of inputs, FUZZ_SEED takes others than those of every run, FUZZ_TALLY names a file to
+which each campaign adds a line: kind, inputs, read, refused, known faults.
 """
 
 import faulthandler

@@ -140,7 +140,7 @@ def test_damaged_published_checkpoints(case: str, form: str, folder: Path) -> No
     content = written(weights if form == "safetensors" else CONTAINERS[container](weights), path, form)
     path.write_bytes(content)
     trial = damaged_file(path, content, lambda: convert_file(path, format, given, trust=False))
-    campaign(f"{form} checkpoint", edits(len(content)), trial, 120, folder=folder, names=[path.name])
+    campaign(f"{form} checkpoint", edits(len(content)), trial, 90, folder=folder, names=[path.name])
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy"])
@@ -174,7 +174,7 @@ def test_published_checkpoints_of_other_tensors(case: str, folder: Path) -> None
         path.write_bytes(save(retensored(weights, changes)))
         return lambda: convert_file(path, format, given, trust=False)
 
-    campaign("checkpoint of other tensors", retensorings(), trial, 250, folder=folder, names=[path.name])
+    campaign("checkpoint of other tensors", retensorings(), trial, 150, folder=folder, names=[path.name])
 
 
 @pytest.mark.parametrize("case", ["facm training", "lightningdit", "sit"])
@@ -192,7 +192,7 @@ def test_published_checkpoints_of_other_content(case: str, folder: Path) -> None
         return lambda: convert_file(path, format, given, trust=False)
 
     inputs = st.tuples(rewritings(), st.sampled_from(sorted(CONTAINERS)), st.booleans())
-    campaign("checkpoint of other content", inputs, trial, 250, folder=folder, names=[path.name])
+    campaign("checkpoint of other content", inputs, trial, 200, folder=folder, names=[path.name])
 
 
 def test_a_pinned_checkpoint_is_refused_after_any_damage(folder: Path) -> None:
@@ -252,7 +252,7 @@ def test_damaged_files_of_our_own_checkpoints(name: str, own: Path) -> None:
 
         return read
 
-    campaign(f"own {name}", edits(len(content)), trial, 700, folder=own, names=[str(own)])
+    campaign(f"own {name}", edits(len(content)), trial, 600, folder=own, names=[str(own)])
 
 
 def test_config_json_of_other_values(own: Path) -> None:
@@ -269,7 +269,7 @@ def test_config_json_of_other_values(own: Path) -> None:
         return read
 
     inputs = st.one_of(rewritings(), rewritings(), rewritings(1), st.sampled_from(DEEP))
-    campaign("own config.json values", inputs, trial, 1500, folder=own, names=[str(own)])
+    campaign("own config.json values", inputs, trial, 900, folder=own, names=[str(own)])
 
 
 def test_top_level_values_of_config_json(own: Path) -> None:
@@ -287,7 +287,7 @@ def test_top_level_values_of_config_json(own: Path) -> None:
         return read
 
     inputs = st.dictionaries(st.sampled_from(names), plain(), min_size=1, max_size=2)
-    campaign("own config.json values", inputs, trial, 1200, folder=own, names=[str(own)])
+    campaign("own config.json values", inputs, trial, 800, folder=own, names=[str(own)])
 
 
 def test_own_checkpoints_of_other_tensors(own: Path) -> None:
@@ -300,7 +300,7 @@ def test_own_checkpoints_of_other_tensors(own: Path) -> None:
         (own / "config.json").write_text(json.dumps(described | {"sha256": files.sha256(path)}))
         return lambda: read_own(own)
 
-    campaign("own weights", retensorings(), trial, 600, folder=own, names=[str(own)])
+    campaign("own weights", retensorings(), trial, 400, folder=own, names=[str(own)])
 
 
 def test_snapshots_of_other_tensors_and_names(own: Path) -> None:
@@ -333,7 +333,7 @@ def test_snapshots_of_other_tensors_and_names(own: Path) -> None:
 
     others = {other.name for other in (own / "ema").iterdir()} - {kept}
     inputs = st.tuples(retensorings(), names, st.one_of(st.just([]), edits(len(content))))
-    campaign("own snapshots", inputs, trial, 600, folder=own, names=[str(own)])
+    campaign("own snapshots", inputs, trial, 400, folder=own, names=[str(own)])
 
 
 @pytest.fixture

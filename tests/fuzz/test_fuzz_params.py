@@ -92,7 +92,7 @@ def test_the_text_of_params_yaml(folder: Path) -> None:
         path.write_bytes(edited(WHOLE, drawn))
         return lambda: read(path)
 
-    campaign("params.yaml text", edits(len(WHOLE)), trial, 300, folder=folder, names=["params.yaml"])
+    campaign("params.yaml text", edits(len(WHOLE)), trial, 200, folder=folder, names=["params.yaml"])
 
 
 def test_short_texts(folder: Path) -> None:
@@ -113,7 +113,7 @@ def test_short_texts(folder: Path) -> None:
     piece = st.sampled_from([b"", b"", b"x: 1\n", b"\n", b" "])
     damaged = st.tuples(st.just(b""), edits(len(SHORT)).map(lambda changes: edited(SHORT, changes)), st.just(b""))
     campaign(
-        "YAML texts", st.one_of(st.tuples(piece, odd, piece), damaged), trial, 500, folder=folder, names=["params.yaml"]
+        "YAML texts", st.one_of(st.tuples(piece, odd, piece), damaged), trial, 300, folder=folder, names=["params.yaml"]
     )
 
 
@@ -126,7 +126,7 @@ def test_values_of_params_yaml(folder: Path) -> None:
         return lambda: check.check(params.parse(value))
 
     campaign(
-        "params.yaml values", st.one_of(rewritings(), rewritings(1)), trial, 2500, folder=folder, names=["params.yaml"]
+        "params.yaml values", st.one_of(rewritings(), rewritings(1)), trial, 1500, folder=folder, names=["params.yaml"]
     )
 
 
