@@ -238,8 +238,18 @@ def lay(root: Path, tree: list[tuple[str, str]], good: bytes, other: bytes) -> l
     return pipes
 
 
-def surveyed(root: Path, size: int | None, max_bad: float) -> None:
-    """Look through a folder as the stage does; every name that it gives decodes, and every class has one."""
+WHOLE = {
+    "nothing": [],
+    "classes": [f"train/{name}/{i}.png" for name in ("a", "b") for i in range(3)] + ["val/a/1.png", "val/b/2.png"],
+    "no classes": [*(f"train/{i}.png" for i in range(3)), "heldout/1.png"],
+    "one folder": [f"{i}.png" for i in range(40)],
+    "class folders alone": [f"{name}/{i}.png" for name in ("a", "b") for i in range(25)],
+}
+"""Layouts without a fault, in which odd entries lie."""
+
+
+def surveyed(root: Path, size: int | None, max_bad: float) -> int:
+    """Look through a folder as the stage does, every name that it gives decodes; returns how many it gives."""
     dataset = Folder(root, size=size, max_bad=max_bad)
     dataset.fingerprint()
     survey = dataset.survey()
@@ -254,6 +264,7 @@ def surveyed(root: Path, size: int | None, max_bad: float) -> None:
         ):
             raise Wrong(f"labels of {split}")
         images.images[:]
+    return len(named)
 
 
 @pytest.mark.parametrize("special", [False, True])
@@ -262,10 +273,10 @@ def test_image_folders(special: bool, folder: Path) -> None:
     good, other, root = file(RGB, "PNG"), file(RGB[:8, :8].copy(), "PNG"), folder / "images"
 
     def trial(drawn: Any) -> Callable[[], Any]:
-        tree, size, max_bad, labels = drawn
+        whole, tree, size, max_bad, labels = drawn
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir()
-        (root / "train").mkdir() if labels else None
+        tree = [(name, "image") for name in WHOLE[whole]] + tree
         pipes = lay(
             root, [(name, kind) for name, kind in tree if special or kind not in ("fifo", "endless")], good, other
         )
@@ -276,7 +287,9 @@ def test_image_folders(special: bool, folder: Path) -> None:
 
         def read() -> None:
             try:
-                surveyed(root, size, max_bad)
+                num = surveyed(root, size, max_bad)
+                if len(tree) == len(WHOLE[whole]) and num != len(tree) and labels is None:
+                    raise Wrong(f"{num} images of {len(tree)} in a folder without a fault")
             finally:
                 for pipe in pipes:
                     os.close(os.open(pipe, os.O_RDWR | os.O_NONBLOCK))
@@ -292,7 +305,11 @@ def test_image_folders(special: bool, folder: Path) -> None:
         st.builds(lambda v: as_json({"labels": v}), named | plain()),
     )
     inputs = st.tuples(
-        st.lists(entry(), max_size=9), st.sampled_from([None, 8]), st.sampled_from([0.0, 0.5, 1.0]), labels
+        st.sampled_from(sorted(WHOLE)),
+        st.lists(entry(), max_size=4),
+        st.sampled_from([None, 8]),
+        st.sampled_from([0.0, 0.5, 1.0]),
+        labels,
     )
     campaign(
         "special files" if special else "image folders",
