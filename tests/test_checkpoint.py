@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import re
 import stat
 from pathlib import Path
 
 import pytest
 import torch
 from miniature import NETWORK, truncate, write_checkpoint, write_latents
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from facm.data.latents.store import LatentSet
 from facm.networks import checkpoint
@@ -268,3 +269,53 @@ def test_a_mixed_teacher_and_any_student_know_the_fm_format(pair) -> None:
     config, folder = pair
     checkpoint.check_teacher(config, checkpoint.read_config(folder), folder, "fm")
     assert config.knows_fm_format
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"constants": [1]}, "constants: must be an object of names and values, it is \\[1\\]"),
+        ({"num_classes": -1}, "num_classes: must be a whole number from 0 on, it is -1"),
+        ({"num_classes": True}, "num_classes: must be a whole number from 0 on, it is True"),
+        ({"shape": None}, "shape: must be a list, it is None"),
+        ({"shape": []}, "latents of shape .*need as many means and stds as channels"),
+        ({"mean": [0.0, 0.0]}, "need as many means and stds as channels"),
+        ({"std": [-1.0]}, "each std above 0"),
+        ({"std": [float("nan")]}, "std, 0: must be a finite number, it is nan"),
+        ({"backbone": "lightning"}, "config.json describes no network \\(backbone.name: unknown 'lightning'"),
+        ({"constants": NETWORK | {"hidden": 2**62}}, "config.json describes no network"),
+        ({"constants": NETWORK | {"width": 3}}, "config.json describes no network .*unknown 'width'"),
+    ],
+)
+def test_a_description_of_other_values_is_refused_by_name(changes, told: str, latents, tmp_path) -> None:
+    write_checkpoint(tmp_path / "teacher", latents)
+    edit(tmp_path / "teacher", **changes)
+    message = refused(checkpoint.load, tmp_path / "teacher")
+    assert re.search(told, message) and "teacher/config.json" in message
+
+
+@pytest.mark.parametrize("text", [b"\xff{}", b"[" * 100_000, b"9" * 5000, b"null"])
+def test_a_description_that_is_no_json_object_is_refused(text: bytes, latents, tmp_path) -> None:
+    write_checkpoint(tmp_path / "teacher", latents)
+    (tmp_path / "teacher" / "config.json").write_bytes(text)
+    assert "teacher/config.json is " in refused(checkpoint.load, tmp_path / "teacher")
+
+
+def test_one_flipped_bit_of_the_weights_is_refused(latents, tmp_path) -> None:
+    write_checkpoint(tmp_path / "teacher", latents)
+    path = tmp_path / "teacher" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    message = refused(checkpoint.load, tmp_path / "teacher")
+    assert "model.safetensors has sha256 " in message and "config.json says " in message
+
+
+def test_snapshots_of_other_names_or_shapes_are_refused(latents, tmp_path) -> None:
+    write_checkpoint(tmp_path / "teacher", latents)
+    first, second = sorted((tmp_path / "teacher" / "ema").iterdir())[:2]
+    weights = load_file(first)
+    save_file(weights | {"pos_embed": torch.zeros(1, 3, 3)}, second)
+    assert "has other tensors than" in refused(checkpoint.load, tmp_path / "teacher", 0.1)
+    first.rename(first.with_name("stepx_sigmay.safetensors"))
+    assert "stepx_sigmay.safetensors is not called" in refused(checkpoint.load, tmp_path / "teacher", 0.1)

@@ -2,15 +2,20 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
 from facm.data import __main__, codecs, datasets
 from facm.data.datasets import digits
 from facm.data.images.images import Images
+from facm.data.latents import store as latents
 from facm.data.latents.store import LatentSet, write
+from facm.runtime import files
 
 H, W = 3, 2
 
@@ -251,7 +256,9 @@ def test_a_shard_with_another_number_of_latents_is_refused(tmp_path: Path) -> No
     meta = json.loads((tmp_path / "meta.json").read_text())
     meta["shards"][0]["num"] = 5
     (tmp_path / "meta.json").write_text(json.dumps(meta))
-    with pytest.raises(ValueError, match=r"shard_00000.safetensors holds .*\(4, 2, 3, 2\).* meta.json says"):
+    with pytest.raises(
+        ValueError, match=r"shard_00000.safetensors holds .*'torch.float32', 4, 2, 3, 2\).* meta.json says"
+    ):
         LatentSet.open(tmp_path)
 
 
@@ -260,3 +267,52 @@ def test_a_damaged_meta_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "meta.json").write_text('{"codec": "ident')
     with pytest.raises(ValueError, match="meta.json is damaged"):
         LatentSet.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("num", "11", "num: must be a whole number from 0 on"),
+        ("shape", [2, 0, 2], "must be \\(C, H, W\\) or \\(D,\\)"),
+        ("stats", None, "stats: must be an object"),
+        ("shards", [], "num is 11, its shards hold 0"),
+        ("shards", [{"file": "shard_00000.safetensors"}], "shards, 0 lacks 'bytes'"),
+        ("codec", 3, "codec: must be text"),
+        ("num_classes", 2, "has labels outside 0..1"),
+    ],
+)
+def test_a_meta_json_of_other_values_is_refused_by_name(tmp_path: Path, key: str, value: object, told: str) -> None:
+    made(tmp_path, pictures())
+    path = tmp_path / "meta.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(ValueError, match=rf"{re.escape(str(tmp_path))}.*{told}.*dvc repro"):
+        LatentSet.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"std": torch.tensor([1.0, -1.0])}, "std must be finite|std above 0"),
+        ({"mean": torch.tensor([float("nan"), 0.0])}, "mean must be finite"),
+        ({"mean": torch.zeros(2, 1)}, "needed are"),
+        ({"std": torch.ones(2).double()}, "needed are"),
+    ],
+)
+def test_statistics_that_cannot_normalise_are_refused(tmp_path: Path, change: dict[str, Tensor], told: str) -> None:
+    made(tmp_path, pictures())
+    meta, path = json.loads((tmp_path / "meta.json").read_text()), tmp_path / "stats.safetensors"
+    written = files.save_tensors(path, load_file(path) | change)
+    with pytest.raises(ValueError, match=r"stats.safetensors (has|is not)"):
+        LatentSet.open(tmp_path)  # the sha256 in meta.json is of the ones before
+    (tmp_path / "meta.json").write_text(json.dumps(meta | {"stats": written}))
+    with pytest.raises(ValueError, match=told):
+        LatentSet.open(tmp_path)
+
+
+@pytest.mark.parametrize("mark", ["[]", "{", '{"described": {}}', '{"described": null}', "\ud800"])
+def test_a_mark_that_cannot_be_read_is_none(tmp_path: Path, mark: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "shard_00000.safetensors"
+    files.save_tensors(path, {"latents": torch.zeros(1, 2, 3, 2)})
+    path.with_suffix(".json").write_bytes(mark.encode(errors="surrogatepass"))
+    assert latents.marked(path, latents.Marked) is None
+    assert "shard_00000.json" in capsys.readouterr().out

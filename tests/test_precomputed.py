@@ -185,3 +185,13 @@ def test_a_shard_that_is_missing_and_values_that_are_not_finite_are_refused(root
 def test_it_has_no_pictures(root: Path) -> None:
     with pytest.raises(ValueError, match="'precomputed' has latents and no pictures"):
         datasets.load("precomputed", root, "train")
+
+
+def test_a_rank_far_off_is_told_soon_and_what_is_no_file_by_name(root: Path) -> None:
+    shard(root / "latents_rank99999999999_shard000.safetensors", 5)
+    with pytest.raises(ValueError, match="lacks shards of rank02, rank03"):
+        Precomputed(root)
+    (root / "latents_rank99999999999_shard000.safetensors").unlink()
+    (root / "latents_rank02_shard000.safetensors").mkdir()
+    with pytest.raises(FileNotFoundError, match="latents_rank02_shard000.safetensors is a folder"):
+        Precomputed(root)

@@ -19,8 +19,9 @@ from miniature import truncate
 
 import facm.flow.path
 import facm.runtime.log
-from facm.runtime import files, resume
-from facm.runtime.resume import Busy, Work, locks
+from facm.runtime import files
+from facm.runtime import resume as work
+from facm.runtime.resume import Busy, Work, handover, locks
 from facm.runtime.resume.unfinished import look
 
 
@@ -299,7 +300,7 @@ def test_success_removes_the_folder(tmp_path: Path) -> None:
 
 def test_where_dvc_has_died_the_folder_of_a_finished_run_is_kept(tmp_path: Path, monkeypatch) -> None:
     unfinished = saved(tmp_path, 1)
-    monkeypatch.setattr(resume.os, "getppid", lambda: 1)
+    monkeypatch.setattr(work.os, "getppid", lambda: 1)
     assert not unfinished.orphaned, "not started by DVC: a shell may be closed"
     monkeypatch.setenv("DVC_STAGE", "teacher")
     assert unfinished.orphaned
@@ -338,7 +339,7 @@ def begun(folder: Path, *keys: str) -> None:
 
 
 def test_the_three_latest_unfinished_runs_of_a_stage_are_kept_whatever_the_clock(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(resume, "KEEP_S", 0)
+    monkeypatch.setattr(work, "KEEP_S", 0)
     begun(tmp_path, "old0", "old1", "old2", "old3", "old1", "old4")
     Work("distill", "mine", tmp_path).close()
     Work("teacher", "new", tmp_path).close()
@@ -347,14 +348,14 @@ def test_the_three_latest_unfinished_runs_of_a_stage_are_kept_whatever_the_clock
 
 
 def test_a_stage_with_large_work_keeps_fewer(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(resume, "KEEP_S", 0)
+    monkeypatch.setattr(work, "KEEP_S", 0)
     begun(tmp_path, "old0", "old1", "old2")
     Work("teacher", "new", tmp_path, keep=1).close()
     assert sorted(folder.name for folder in (tmp_path / ".work").iterdir()) == ["teacher-new", "teacher-old2"]
 
 
 def test_a_locked_run_is_never_pruned(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(resume, "KEEP_S", 0)
+    monkeypatch.setattr(work, "KEEP_S", 0)
     running = Work("teacher", "running", tmp_path)
     begun(tmp_path, "old1", "old2", "old3", "old4", "old5")
     Work("teacher", "new", tmp_path).close()
@@ -382,7 +383,7 @@ def test_only_what_is_forgotten_goes_by_itself_and_that_is_told(tmp_path: Path, 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become another user")
 def test_another_users_run_is_left_alone_and_told(monkeypatch) -> None:
-    monkeypatch.setattr(resume, "KEEP_S", 0)
+    monkeypatch.setattr(work, "KEEP_S", 0)
     with tempfile.TemporaryDirectory() as name:  # pytest's own lie in a folder that others cannot enter
         folder = Path(name)
         os.chmod(folder, 0o755)
@@ -419,16 +420,16 @@ def test_the_key_follows_params_inputs_and_the_script(tmp_path: Path) -> None:
     script = tmp_path / "teacher.py"
     script.write_text("pass\n")
     params = {"teacher": {"steps": 3, "betas": [0.9, 0.95]}}
-    key = resume.key(params, inputs(tmp_path), str(script))
-    assert key == resume.key({"teacher": {"betas": [0.9, 0.95], "steps": 3}}, inputs(tmp_path)[::-1], str(script))
+    key = work.key(params, inputs(tmp_path), str(script))
+    assert key == work.key({"teacher": {"betas": [0.9, 0.95], "steps": 3}}, inputs(tmp_path)[::-1], str(script))
     assert len(key) == 16
     others = [
-        resume.key({"teacher": {"steps": 4, "betas": [0.9, 0.95]}}, inputs(tmp_path), str(script)),
-        resume.key(params, inputs(tmp_path, '{"num": 1}'), str(script)),
-        resume.key(params, inputs(tmp_path)[:1], str(script)),
+        work.key({"teacher": {"steps": 4, "betas": [0.9, 0.95]}}, inputs(tmp_path), str(script)),
+        work.key(params, inputs(tmp_path, '{"num": 1}'), str(script)),
+        work.key(params, inputs(tmp_path)[:1], str(script)),
     ]
     script.write_text("raise\n")
-    others.append(resume.key(params, inputs(tmp_path), str(script)))
+    others.append(work.key(params, inputs(tmp_path), str(script)))
     assert len({key, *others}) == 5
 
 
@@ -439,7 +440,7 @@ def test_the_key_follows_the_code_that_is_loaded_less_what_cannot_change_a_numbe
     module: types.ModuleType, matters: bool, tmp_path: Path, monkeypatch
 ) -> None:
     def key() -> str:
-        return resume.key({}, [], __file__)
+        return work.key({}, [], __file__)
 
     before, edited = key(), tmp_path / Path(module.__file__ or "").name
     edited.write_text(Path(module.__file__ or "").read_text() + "\n")
@@ -449,7 +450,7 @@ def test_the_key_follows_the_code_that_is_loaded_less_what_cannot_change_a_numbe
 
 def test_every_neutral_module_exists() -> None:
     root = Path(__file__).parents[1]
-    paths = [root.joinpath(*name.rstrip(".").split(".")) for name in resume.NEUTRAL]
+    paths = [root.joinpath(*name.rstrip(".").split(".")) for name in work.NEUTRAL]
     assert [path for path in paths if not (path.is_dir() or path.with_suffix(".py").is_file())] == []
 
 
@@ -553,3 +554,41 @@ def test_a_damaged_foreign_file_is_named(content: bytes, tmp_path: Path) -> None
         files.load_foreign(tmp_path / "x.pt")
     with pytest.raises(FileNotFoundError, match=r"y\.pt is missing"):
         files.load_foreign(tmp_path / "y.pt")
+
+
+@pytest.mark.parametrize(
+    "text", ["[1]", '{"dict": 3}', '{"tensor": "none"}', '{"dict": [["state", 5]]}', "[" * 100_000]
+)
+def test_a_save_of_other_values_is_passed_over(text: str, tmp_path: Path, capsys) -> None:
+    """Its checksum fits: another version of this code may have written it."""
+    made = Work("teacher", "k", tmp_path)
+    made.save({"step": 5}, wait=True)
+    made._write(made.folder / "state-00000010.safetensors", text)
+    assert made.load() == {"step": 5} and "going on from step 5" in capsys.readouterr().out
+    made.close()
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "null", '{"ordinal": "x"}', '{"ordinal": 1, "pid": []}', '{"more": 1}', "[" * 100_000]
+)
+def test_a_lock_of_any_content_says_nothing_and_hinders_nobody(text: str, tmp_path: Path) -> None:
+    folder = tmp_path / ".work" / "teacher-a"
+    folder.mkdir(parents=True)
+    (folder / "lock").write_text(text)
+    (folder / "state-x.safetensors").write_text("")
+    assert locks.Holder.of(folder) == locks.Holder()
+    assert [run.step for run in look(tmp_path / ".work")] == [None]
+    work = Work("teacher", "b", tmp_path)
+    assert locks.Holder.of(work.folder).here
+    work.close()
+
+
+@pytest.mark.parametrize("index", ["{}", "[]", "{", '{"../../x": "a"}', '{"data/a.txt": 3}'])
+def test_outputs_with_a_damaged_index_are_not_taken(index: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    Path("data/a.txt").write_text("made")
+    run = tmp_path / "run"
+    assert handover.offer(run, ["data"]) and handover.take(run, ["data"])
+    (run / handover.INDEX).write_text(index)
+    assert not handover.take(run, ["data"]) and Path("data/a.txt").read_text() == "made"

@@ -8,7 +8,6 @@
 Around them, of no part in loading: README.md (the model card), samples.png, pipeline.py, onnx/.
 """
 
-import json
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -51,16 +50,12 @@ def load(folder: str | Path, *, vae: str | None = None, rounding: str = "round")
         raise CheckpointError(
             f"{folder} holds a {index.get('_class_name')} of diffusers, not a {PIPELINE[1]}: load it with diffusers"
         )
-    config = read_config(folder)
-    network = config.build()
-    weights = checkpoint.read_weights(folder / NETWORK / WEIGHTS)
-    try:
-        network.load_state_dict({name.removeprefix(PREFIX): value for name, value in weights.items()}, strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"{folder}: {NETWORK}/{WEIGHTS} does not fit its {CONFIG}: {error}") from None
+    config, path = read_config(folder), folder / NETWORK / WEIGHTS
+    weights = {name.removeprefix(PREFIX): value for name, value in checkpoint.read_weights(path).items()}
+    network = checkpoint.network_of(config, weights, str(path), str(path.with_name(CONFIG)))
     if vae is None and config.codec in codecs.WEIGHTS:
         vae = str(folder / VAE)
-    return Generator(network.eval().requires_grad_(False), config, vae=vae, rounding=rounding)
+    return Generator(network, config, vae=vae, rounding=rounding)
 
 
 def read_config(folder: Path) -> Config:
@@ -78,9 +73,7 @@ def described(values: dict[str, Any], where: str) -> Config:
     names = {field.name for field in fields(Config)}
     if own.keys() != names:
         raise CheckpointError(f"{where} is of another format: differing keys {sorted(own.keys() ^ names)}: {CURE}")
-    config = Config(**(own | {"shape": tuple(own["shape"])}))
-    checkpoint.refuse_statistics(config, where)
-    return config
+    return checkpoint.described(own, Path(where), CURE)
 
 
 def write(folder: Path, network: nn.Module, config: Config, vae: Any = None) -> Config:
@@ -109,11 +102,9 @@ def write(folder: Path, network: nn.Module, config: Config, vae: Any = None) -> 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing: {CURE}") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged ({error}): {CURE}") from None
+        found = files.load_json(path, CURE)
+    except (FileNotFoundError, ValueError) as error:
+        raise CheckpointError(str(error)) from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} holds no JSON object: {CURE}")
     return found

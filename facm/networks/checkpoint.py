@@ -5,10 +5,10 @@ latent statistics, the objective and the samplers that fit it, step, params and 
 """
 
 import copy
-import json
 import math
 import os
 import platform
+import re
 import shutil
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from facm.data.latents.store import LatentSet
@@ -29,6 +28,8 @@ EXTRA_EMBEDDERS = ("r_embedder.", "model.r_embedder.")  # what a student may hav
 PROJECTORS = ("projectors.", "model.projectors.")
 """What serves pretraining alone: a student drops it, a pretraining may begin it anew."""
 
+SNAPSHOT = re.compile(r"step([0-9]{1,18})_sigma([0-9.e-]+)\.safetensors")
+"""Names of EMA snapshots, see `snapshot_name`."""
 UNSEEN = {"pixel_norm": False, "heads": None, "time_scale": 1.0}
 """Constants that no weight's name or shape tells, and their defaults."""
 LATER: dict[str, Any] = {"precond": "none", "precond_constants": {}, "codec_options": {}, "null_label": True}
@@ -215,40 +216,53 @@ def read_config(folder: str | Path) -> Config:
     """
     path = Path(folder) / "config.json"
     try:
-        described = json.loads(path.read_bytes())
+        found = files.load_json(path, f"remove {folder} and run `dvc repro`")
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder} is no checkpoint: {path} is missing; `dvc pull` or `dvc repro` brings it"
         ) from None
     except ValueError as error:
-        raise CheckpointError(f"{path} is damaged ({error}): remove {folder} and run `dvc repro`") from None
+        raise CheckpointError(str(error)) from None
+    return described(found, path, f"remove {folder} and run `dvc repro`")
+
+
+def described(values: Any, path: Path, cure: str) -> Config:
+    """A description from plain values.
+
+    Args:
+        values: as JSON gives them.
+        path: where from.
+        cure: what to do where they are no description; ends the message.
+
+    Raises:
+        CheckpointError: other names, values of another type, or statistics that are not those of `shape`'s channels.
+    """
     names = {field.name for field in fields(Config)}
-    found = set(described) if isinstance(described, dict) else set()
+    found = set(values) if isinstance(values, dict) else set()
     if found | set(LATER) != names:
         raise CheckpointError(f"{path} is of another format: differing keys {sorted((found | set(LATER)) ^ names)}")
-    config = Config(**(copy.deepcopy(LATER) | described | {"shape": tuple(described["shape"])}))
-    refuse_statistics(config, str(path))
+    values = copy.deepcopy(LATER) | values
+    try:
+        files.refuse_other_form(values, Config, str(path), cure)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    config = Config(**(values | {"shape": tuple(values["shape"])}))
+    refuse_statistics(config, str(path), cure)
     return config
 
 
-def refuse_statistics(config: Config, where: str) -> None:
+def refuse_statistics(config: Config, where: str, cure: str) -> None:
     """Raise CheckpointError unless mean and std are a finite number per channel, std above 0.
 
-    They would be broadcast, or give pictures of another scale, without a word.
+    They would be broadcast, or give images of another scale, without a word.
     """
-    channels = config.shape[0]
-    if not (_numbers(config.mean, channels) and _numbers(config.std, channels) and min(config.std) > 0):
+    channels = config.shape[0] if len(config.shape) in (1, 3) else 0
+    numbers = [len(values) == channels and all(map(math.isfinite, values)) for values in (config.mean, config.std)]
+    if not channels or not all(numbers) or min(config.std) <= 0:
         raise CheckpointError(
             f"{where}: mean {config.mean} and std {config.std} must be {channels} finite numbers each, one per "
-            "channel, std above 0: fetch or make the checkpoint again"
+            f"channel, std above 0: {cure}"
         )
-
-
-def _numbers(values: Any, num: int) -> bool:
-    """Whether these are so many finite numbers."""
-    return (
-        isinstance(values, list) and [isinstance(v, int | float) and math.isfinite(v) for v in values] == [True] * num
-    )
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -258,11 +272,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: missing or truncated file.
     """
     try:
-        return load_file(path)
+        return files.load_tensors(Path(path), f"remove {Path(path).parent} and run `dvc repro`")
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing: `dvc pull` or `dvc repro` brings it") from None
-    except SafetensorError as error:
-        raise _damaged(Path(path), error) from None
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def load(folder: str | Path, sigma_rel: float | None = None) -> tuple[nn.Module, Config]:
@@ -275,16 +289,42 @@ def load(folder: str | Path, sigma_rel: float | None = None) -> tuple[nn.Module,
     Raises:
         CheckpointError: as `read_config` and `read_weights`, or weights that do not fit config.json.
     """
-    config = read_config(folder)
-    network = config.build()
-    weights = (
-        synthesize(folder, sigma_rel) if sigma_rel is not None else read_weights(Path(folder) / "model.safetensors")
-    )
+    config, path = read_config(folder), Path(folder) / "model.safetensors"
+    weights = read_weights(path) if sigma_rel is None else synthesize(folder, sigma_rel)
+    if sigma_rel is None and (found := sha256(path)) != config.sha256:
+        raise CheckpointError(
+            f"{path} has sha256 {found}, config.json says {config.sha256}: they are not of one training, or damaged; "
+            f"remove {folder} and run `dvc repro`"
+        )
+    return network_of(config, weights, f"{folder}: model.safetensors", f"{folder}/config.json"), config
+
+
+def network_of(config: Config, weights: dict[str, Tensor], where: str, of: str) -> nn.Module:
+    """The network of a description with its weights, in eval mode on the CPU.
+
+    Args:
+        config: the description.
+        weights: by its names.
+        where, of: files that the weights and the description are from, for messages.
+
+    Raises:
+        CheckpointError: constants that no network has, or weights that are not its.
+    """
     try:
-        network.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"{folder}: model.safetensors does not fit config.json: {error}") from None
-    return network.eval().requires_grad_(False), config
+        with torch.device("meta"):  # names and shapes alone: a size that is damaged takes no memory
+            expected = {name: tensor.shape for name, tensor in config.build().state_dict().items()}
+    except (ValueError, RuntimeError, OverflowError) as error:
+        told = str(error).replace("params.yaml, ", "")
+        raise CheckpointError(f"{of} describes no network ({told})") from None
+    odd = sorted(expected.keys() ^ weights.keys())
+    odd += [name for name, shape in expected.items() if name in weights and weights[name].shape != shape]
+    odd += [name for name, tensor in weights.items() if tensor.is_complex()]
+    if odd:
+        more = f" and {len(odd) - 4} more" if len(odd) > 4 else ""
+        raise CheckpointError(f"{where} does not fit config.json: other names or shapes, {', '.join(odd[:4])}{more}")
+    network = config.build()
+    network.load_state_dict(weights, strict=True)
+    return network.eval().requires_grad_(False)
 
 
 def snapshot_name(step: int, sigma_rel: float) -> str:
@@ -293,11 +333,17 @@ def snapshot_name(step: int, sigma_rel: float) -> str:
 
 
 def snapshots(folder: str | Path) -> list[tuple[int, float, Path]]:
-    """(step, sigma_rel, path) of each EMA snapshot of a checkpoint folder."""
+    """(step, sigma_rel, path) of each EMA snapshot of a checkpoint folder.
+
+    Raises:
+        CheckpointError: a file there that is called differently.
+    """
     found = []
     for path in sorted((Path(folder) / "ema").glob("step*_sigma*.safetensors")):
-        step, sigma = path.stem.removeprefix("step").split("_sigma")
-        found.append((int(step), float(sigma), path))
+        told = SNAPSHOT.fullmatch(path.name)
+        if told is None:
+            raise CheckpointError(f"{path} is not called {snapshot_name(1, 0.1)}, by step and sigma_rel: move it away")
+        found.append((int(told[1]), float(told[2]), path))
     return found
 
 
@@ -305,26 +351,31 @@ def synthesize(folder: str | Path, sigma_rel: float) -> dict[str, Tensor]:
     """Post-hoc EMA weights of any sigma_rel at the checkpoint's step (facm.networks.ema).
 
     Raises:
-        CheckpointError: fewer than two snapshots, or a truncated one.
+        CheckpointError: fewer than two snapshots, or one that is truncated or does not fit the others.
     """
     found = snapshots(folder)
     if len(found) < 2:
         raise CheckpointError(f"{folder}/ema holds {len(found)} snapshots, post-hoc EMA needs two: set ema.snapshots")
-    for _, _, path in found:
-        _refuse_truncated(path)
+    first = _shapes(found[0][2])
+    for step, length, path in found:
+        if _shapes(path) != first:
+            raise CheckpointError(f"{path} has other tensors than {found[0][2]}: the folder mixes two runs")
+        try:
+            ema.gamma(length)
+        except ValueError:
+            raise CheckpointError(
+                f"{path} is of step {step} and sigma_rel {length}, of which none is: move it"
+            ) from None
     return ema.synthesize(found, step=read_config(folder).step, sigma_rel=sigma_rel)
 
 
-def _refuse_truncated(path: Path) -> None:
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of a snapshot's tensors, by name, of its header alone."""
     try:
-        with safe_open(path, framework="pt"):
-            pass
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: SafetensorError) -> CheckpointError:
-    return CheckpointError(f"{path} is damaged ({error}): remove {path.parent} and run `dvc repro`")
+        raise CheckpointError(f"{path} is damaged ({error}): remove {path.parent} and run `dvc repro`") from None
 
 
 def transfer(network: nn.Module, weights: dict[str, Tensor], where: str) -> None:

@@ -141,8 +141,9 @@ def from_weights(vgg: Path, lins: Path) -> LPIPS:
             odd = sorted(map(str, state.keys() ^ (wanted.keys() | dropped))) if isinstance(state, dict) else []
             raise ValueError(f"{path} holds other tensors than LPIPS needs ({', '.join(odd[:4]) or type(state)})")
         for name, tensor in wanted.items():
-            if state[name].shape != tensor.shape:
-                raise ValueError(f"{path}, {name}: shape {tuple(state[name].shape)}, needed is {tuple(tensor.shape)}")
+            found = tuple(state[name].shape) if isinstance(state[name], Tensor) else type(state[name]).__name__
+            if found != tuple(tensor.shape):
+                raise ValueError(f"{path}, {name}: shape {found}, needed is {tuple(tensor.shape)}")
             tensor.copy_(state[name])
     return network
 

@@ -6,12 +6,17 @@ either the file before or the new one.
 
 import hashlib
 import json
+import math
 import os
 import pickle
 import re
+import reprlib
 import tempfile
+import types
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,6 +38,16 @@ DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+
+PLAIN = {
+    int: "a whole number from 0 on",
+    float: "a finite number",
+    str: "text",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object of names and values",
+}
+"""What the types of JSON are called."""
 
 
 @contextmanager
@@ -183,8 +198,11 @@ def flatten(value: Any) -> tuple[str, dict[str, Tensor]]:
 
 
 def unflatten(text: str, tensors: Mapping[str, Tensor]) -> Any:
-    """Put together what `flatten` took apart."""
-    return _unflatten(json.loads(text), tensors)
+    """Put together what `flatten` took apart; raises ValueError where `flatten` did not make it."""
+    try:
+        return _unflatten(json.loads(text), tensors)
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise ValueError(f"values of another form ({error})") from None
 
 
 def save_json(path: Path, value: Any) -> None:
@@ -195,12 +213,55 @@ def save_json(path: Path, value: Any) -> None:
 
 def load_json(path: Path, cure: str) -> Any:
     """Read JSON; raises as `load_tensors` does."""
+    refuse_no_file(path, cure=cure)
     try:
         return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is missing: {cure}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): {cure}") from None
+
+
+def load_record(path: Path, form: Any, cure: str) -> Any:
+    """Read JSON of a form; raises as `load_tensors` does, and as `refuse_other_form`."""
+    found = load_json(path, cure)
+    refuse_other_form(found, form, str(path), cure)
+    return found
+
+
+def refuse_other_form(value: Any, form: Any, place: str, cure: str) -> None:
+    """Raise ValueError unless a plain value is of a form.
+
+    Args:
+        value: as JSON gives it.
+        form: a type, X | None, list[X], tuple[X, ...], dict[str, X], Any, or a TypedDict or dataclass, whose names the
+            value must have. int: whole numbers from 0 on, of 63 bits; float: numbers, finite.
+        place: what the message begins with, such as "data/latents/meta.json".
+        cure: ends the message.
+    """
+    origin, inner = typing.get_origin(form), typing.get_args(form)
+    if form is Any or (origin is types.UnionType and value is None):
+        return
+    if origin is types.UnionType:
+        return refuse_other_form(value, inner[0], place, cure)
+    named = typing.get_type_hints(form) if typing.is_typeddict(form) or is_dataclass(form) else None
+    kind = dict if named is not None else {tuple: list}.get(origin, origin or form)
+    if not _is_a(value, kind):
+        raise ValueError(f"{place}: must be {PLAIN[kind]}, it is {reprlib.repr(value)}: {cure}")
+    if named is not None:
+        lacking = [name for name in named if name not in value and name in getattr(form, "__required_keys__", named)]
+        if lacking:
+            raise ValueError(f"{place} lacks '{lacking[0]}': {cure}")
+    parts = value.items() if kind is dict else enumerate(value) if kind is list else ()
+    for name, part in parts:
+        of_part = named.get(str(name), Any) if named is not None else inner[kind is dict] if inner else Any
+        refuse_other_form(part, of_part, f"{place}, {name}", cure)
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    return isinstance(value, list | tuple if kind is list else kind)
 
 
 def sha256(path: Path) -> str:

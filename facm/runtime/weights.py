@@ -52,6 +52,10 @@ def check(path: Path, features: str, pinned: str) -> None:
         FileNotFoundError: no such file.
         ValueError: damaged, or other weights.
     """
-    saved = bytes(load_tensors(path, f"remove {path.parent} and run `dvc repro`")["sha256"].tolist()).hex()
+    cure = f"remove {path.parent} and run `dvc repro`"
+    digest = load_tensors(path, cure).get("sha256")
+    if digest is None or digest.dtype != torch.uint8 or digest.dim() != 1:
+        raise ValueError(f"{path} does not say of which weights it was made: {cure}")
+    saved = bytes(digest.tolist()).hex()
     if saved != pinned:
         raise ValueError(f"{path} was made with {features} weights {saved}, needed are {pinned}: run `dvc repro`")

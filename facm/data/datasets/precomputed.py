@@ -12,14 +12,16 @@ processes); which ones, the files do not tell, so they are kept, as the publishe
 
 import hashlib
 import re
+from itertools import islice
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from facm.data.datasets import TOLD
 from facm.data.images.images import Images
-from facm.runtime.files import read_tensors, sha256
+from facm.runtime.files import read_tensors, refuse_no_file, sha256
 from facm.runtime.log import progress
 
 SHARDS, STATS = "latents_rank*_shard*.safetensors", "latents_stats.pt"
@@ -41,6 +43,8 @@ class Precomputed:
         self.root, self.paths = root, sorted(root.glob(SHARDS))
         if not self.paths:
             raise ValueError(f"params.yaml, data.root: {root} has no file {SHARDS}")
+        for path in self.paths:
+            refuse_no_file(path, "params.yaml, data.root: ", "fetch it again, or move it away")
         gaps = _gaps(self.paths)
         if gaps:
             raise ValueError(f"params.yaml, data.root: {root} lacks shards of {', '.join(gaps)}: fetch them again")
@@ -123,13 +127,13 @@ class Precomputed:
 
 
 def _gaps(paths: list[Path]) -> list[str]:
-    """The ranks whose shards are not numbered 0, 1, 2, ... without a gap, and those that are missing altogether."""
+    """The first ranks whose shards are not numbered 0, 1, 2, ... without a gap, or that are missing altogether."""
     numbers: dict[int, list[int]] = {}
     for path in paths:
         rank, number = _numbers(path)
         numbers.setdefault(rank, []).append(number)
-    whole = [rank for rank, found in numbers.items() if sorted(found) == list(range(len(found)))]
-    return [f"rank{rank:02d}" for rank in range(max(numbers) + 1) if rank not in whole]
+    whole = {rank for rank, found in numbers.items() if sorted(found) == list(range(len(found)))}
+    return [f"rank{rank:02d}" for rank in islice((rank for rank in range(max(numbers) + 1) if rank not in whole), TOLD)]
 
 
 def _num(path: Path) -> int:

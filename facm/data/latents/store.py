@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -26,9 +26,53 @@ from torch import Tensor
 from facm.data.images.images import Images
 from facm.data.latents.codec import Codec
 from facm.runtime import dist
-from facm.runtime.files import load_json, load_tensors, save_json, save_tensors, sha256, whole
+from facm.runtime.files import load_record, load_tensors, save_json, save_tensors, sha256, whole
 from facm.runtime.log import progress, say
 from facm.runtime.prefetch import ahead
+
+
+class File(TypedDict):
+    """What meta.json says of a file."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+class Described(File):
+    """What it says of a shard."""
+
+    num: int
+
+
+class Meta(TypedDict):
+    """What meta.json holds."""
+
+    codec: str
+    dataset: str
+    fingerprint: str
+    flips: bool
+    shape: list[int]
+    num: int
+    num_classes: int
+    stats: File
+    shards: list[Described]
+    codec_options: NotRequired[dict[str, Any]]
+
+
+class Plain(TypedDict):
+    """Moments as plain values."""
+
+    num: int
+    mean: list[float]
+    squares: list[float]
+
+
+class Marked(TypedDict):
+    """What is written beside a shard of a run that may be killed."""
+
+    described: Described
+    moments: Plain
 
 
 def write(
@@ -169,8 +213,11 @@ class _Encoding:
 
     def _finished(self, number: int) -> tuple[dict[str, Any], "Moments"] | None:
         """A shard that a killed run has written whole."""
-        kept = marked(self.place / shard_name(number))
-        return None if kept is None else (kept["described"], Moments.of_plain(kept["moments"]))
+        kept = marked(self.place / shard_name(number), Marked)
+        channels = self.codec.latent_shape(self.images.images.shape[1:])[0]
+        if kept is None or any(len(kept["moments"][name]) != channels for name in ("mean", "squares")):
+            return None
+        return kept["described"], Moments.of_plain(kept["moments"])
 
 
 @dataclass(frozen=True)
@@ -202,7 +249,7 @@ class Moments:
         return cls(values.shape[1], mean, (values - mean[:, None]).square().sum(1))
 
     @classmethod
-    def of_plain(cls, values: dict[str, Any]) -> "Moments":
+    def of_plain(cls, values: Plain) -> "Moments":
         """What `plain` gave."""
         return cls(values["num"], *(torch.tensor(values[name], dtype=torch.float64) for name in ("mean", "squares")))
 
@@ -263,7 +310,7 @@ class LatentSet:
 
     @classmethod
     def open(cls, folder: str | Path) -> "LatentSet":
-        """Open and check that every shard is there and whole (size, header, number of latents).
+        """Open and check that every shard is there and whole (size, header, number of latents), its labels, and stats.
 
         Raises:
             FileNotFoundError: a file is missing.
@@ -271,8 +318,13 @@ class LatentSet:
         """
         folder = Path(folder)
         cure = f"remove {folder} and run `dvc repro`"
-        meta = load_json(folder / "meta.json", cure)
-        stats = _load(folder, meta["stats"], cure)
+        meta: Meta = load_record(folder / "meta.json", Meta, cure)
+        if len(meta["shape"]) not in (1, 3) or 0 in meta["shape"]:
+            raise ValueError(f"{folder / 'meta.json'}: shape {meta['shape']} must be (C, H, W) or (D,): {cure}")
+        stats = _load_statistics(folder, meta, cure)
+        shards = tuple(_load_shard(folder, shard, meta, cure) for shard in meta["shards"])
+        if (total := sum(shard["num"] for shard in meta["shards"])) != meta["num"] or not total:
+            raise ValueError(f"{folder / 'meta.json'}: num is {meta['num']}, its shards hold {total}: {cure}")
         return cls(
             num=meta["num"],
             shape=tuple(meta["shape"]),
@@ -283,7 +335,7 @@ class LatentSet:
             flips=meta["flips"],
             dataset=meta["dataset"],
             fingerprint=meta["fingerprint"],
-            shards=tuple(_load_shard(folder, shard, meta, cure) for shard in meta["shards"]),
+            shards=shards,
             codec_options=meta.get("codec_options", {}),
         )
 
@@ -347,11 +399,20 @@ def mark(path: Path, told: dict[str, Any]) -> None:
     save_json(path.with_suffix(".json"), told)
 
 
-def marked(path: Path) -> dict[str, Any] | None:
-    """What `mark` wrote beside a shard; None where it did not, or where the shard is not the one it was."""
+def marked(path: Path, form: Any) -> dict[str, Any] | None:
+    """What `mark` wrote beside a shard; None where it did not, or where one of the two is not what it was.
+
+    Args:
+        path: of the shard.
+        form: of what was written, see `files.refuse_other_form`.
+    """
     if not (path.is_file() and path.with_suffix(".json").is_file()):
         return None
-    told: dict[str, Any] = load_json(path.with_suffix(".json"), f"remove {path.parent}")
+    try:
+        told: dict[str, Any] = load_record(path.with_suffix(".json"), form, f"{path.name} is encoded again")
+    except ValueError as error:
+        say(str(error))
+        return None
     if sha256(path) != told["described"]["sha256"]:
         say(f"{path} is damaged and is encoded again")
         return None
@@ -367,7 +428,22 @@ def place(path: Path, folder: Path) -> None:
             shutil.copyfileobj(source, copy)
 
 
-def _load(folder: Path, described: dict[str, Any], cure: str) -> dict[str, Tensor]:
+def _load_statistics(folder: Path, meta: Meta, cure: str) -> dict[str, Tensor]:
+    """mean and std float32 (C,), checked: all latents are normalised by them."""
+    path, stats = folder / meta["stats"]["file"], _load(folder, meta["stats"], cure)
+    if sha256(path) != meta["stats"]["sha256"]:
+        raise ValueError(f"{path} is not the file whose sha256 meta.json has: {cure}")
+    found = {name: (str(tensor.dtype), *tensor.shape) for name, tensor in stats.items()}
+    needed = dict.fromkeys(("mean", "std"), (str(torch.float32), meta["shape"][0]))
+    if found != needed:
+        raise ValueError(f"{path} holds {found}, needed are {needed}: {cure}")
+    for name, tensor in stats.items():
+        if not bool(tensor.isfinite().all()) or (name == "std" and not bool((tensor > 0).all())):
+            raise ValueError(f"{path}: {name} must be finite, std above 0, it is {tensor.tolist()[:4]}: {cure}")
+    return stats
+
+
+def _load(folder: Path, described: File, cure: str) -> dict[str, Tensor]:
     """The tensors of a file of which meta.json knows the size."""
     path = folder / described["file"]
     tensors = load_tensors(path, cure)
@@ -376,16 +452,18 @@ def _load(folder: Path, described: dict[str, Any], cure: str) -> dict[str, Tenso
     return tensors
 
 
-def _load_shard(folder: Path, described: dict[str, Any], meta: dict[str, Any], cure: str) -> dict[str, Tensor]:
+def _load_shard(folder: Path, described: Described, meta: Meta, cure: str) -> dict[str, Tensor]:
     """The tensors of a shard, checked against meta.json."""
-    shard = _load(folder, described, cure)
-    shape = (described["num"], *meta["shape"])
-    needed = {"latents": shape}
-    if meta["flips"]:
-        needed["latents_flip"] = shape
-    if meta["num_classes"]:
-        needed["labels"] = shape[:1]
-    found = {name: tuple(tensor.shape) for name, tensor in shard.items()}
+    path, shard, classes = folder / described["file"], _load(folder, described, cure), meta["num_classes"]
+    of_one: tuple[str | int, ...] = (str(torch.float32), described["num"], *meta["shape"])
+    needed: dict[str, tuple[str | int, ...]] = dict.fromkeys(
+        ["latents", *(["latents_flip"] if meta["flips"] else [])], of_one
+    )
+    if classes:
+        needed["labels"] = (str(torch.int64), described["num"])
+    found = {name: (str(tensor.dtype), *tensor.shape) for name, tensor in shard.items()}
     if found != needed:
-        raise ValueError(f"{folder / described['file']} holds {found}, meta.json says {needed}: {cure}")
+        raise ValueError(f"{path} holds {found}, meta.json says {needed}: {cure}")
+    if classes and described["num"] and not 0 <= int(shard["labels"].min()) <= int(shard["labels"].max()) < classes:
+        raise ValueError(f"{path} has labels outside 0..{classes - 1}, the classes of meta.json: {cure}")
     return shard

@@ -14,17 +14,40 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import torch
 from torch import Tensor
 
-from facm.data.latents.store import mark, marked, place
+from facm.data.latents.store import Described, mark, marked, place
 from facm.runtime import dist
-from facm.runtime.files import load_json, load_tensors, save_json, save_tensors
+from facm.runtime.files import load_record, load_tensors, save_json, save_tensors
 from facm.runtime.log import progress, say
 
 INDEX = "tokens.json"
+
+
+class Shard(Described):
+    """What tokens.json says of a shard, and the mark beside one of a run that was killed."""
+
+    shape: list[int]
+
+
+class Marked(TypedDict):
+    """Such a mark."""
+
+    described: Shard
+
+
+class Index(TypedDict):
+    """What tokens.json holds."""
+
+    encoder: str
+    fingerprint: str
+    flips: bool
+    num: int
+    shape: list[int]
+    shards: list[Shard]
 
 
 class Encoder(Protocol):
@@ -70,7 +93,7 @@ def write(
     dist.barrier()
     parts, shards = dist.batches(num, shard_size), []
     mine, where = dist.share(len(parts)), unfinished or folder
-    kept = {} if unfinished is None else {n: found for n in mine if (found := marked(where / shard_name(n)))}
+    kept = {} if unfinished is None else {n: found for n in mine if (found := marked(where / shard_name(n), Marked))}
     if kept and dist.is_main():
         say(f"tokens: {len(kept)} of {len(mine)} shards were finished before and are kept")
 
@@ -136,14 +159,16 @@ class TokenSet:
         if not (folder / INDEX).exists():
             return None
         cure = f"remove {folder} and run `dvc repro`"
-        index = load_json(folder / INDEX, cure)
+        index: Index = load_record(folder / INDEX, Index, cure)
         found = (index["num"], index["flips"], index["fingerprint"])
         if found != (num, flips, fingerprint):
             raise ValueError(
                 f"{folder / INDEX} is of (number, flips, fingerprint) {found}, the latents are of "
                 f"{(num, flips, fingerprint)}: {cure}"
             )
-        shape = (int(index["shape"][0]), int(index["shape"][1]))
+        if len(index["shape"]) != 2 or sum(shard["num"] for shard in index["shards"]) != num:
+            raise ValueError(f"{folder / INDEX}: shape {index['shape']}, or another number in its shards: {cure}")
+        shape = (index["shape"][0], index["shape"][1])
         shards = tuple(_load_shard(folder, shard, shape, flips, cure) for shard in index["shards"])
         return cls(num, shape, index["encoder"], flips, fingerprint, shards)
 
@@ -190,16 +215,15 @@ def _encode(
     return {name: torch.cat(batches) for name, batches in shard.items()}
 
 
-def _load_shard(
-    folder: Path, described: dict[str, Any], shape: tuple[int, int], flips: bool, cure: str
-) -> dict[str, Tensor]:
+def _load_shard(folder: Path, described: Shard, shape: tuple[int, int], flips: bool, cure: str) -> dict[str, Tensor]:
     """The tensors of a shard, checked against tokens.json."""
     path = folder / described["file"]
     shard = load_tensors(path, cure)
     if path.stat().st_size != described["bytes"]:
         raise ValueError(f"{path} has {path.stat().st_size} bytes, {INDEX} says {described['bytes']}: {cure}")
-    needed = dict.fromkeys(["tokens", *(["tokens_flip"] if flips else [])], (described["num"], *shape))
-    found = {name: tuple(tensor.shape) for name, tensor in shard.items()}
+    half = str(torch.float16)
+    needed = dict.fromkeys(["tokens", *(["tokens_flip"] if flips else [])], (half, described["num"], *shape))
+    found = {name: (str(tensor.dtype), *tensor.shape) for name, tensor in shard.items()}
     if found != needed:
         raise ValueError(f"{path} holds {found}, {INDEX} says {needed}: {cure}")
     return shard

@@ -20,7 +20,7 @@ import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -57,6 +57,19 @@ class Served(SystemExit):
 
 class Damaged(ValueError):
     """A save that is not what was written."""
+
+
+class Step(TypedDict):
+    """What every state has."""
+
+    step: int
+
+
+class Saved(TypedDict):
+    """What a save holds."""
+
+    state: Step
+    beside: dict[str, int]  # sizes of the snapshots in the folder
 
 
 class Work:
@@ -275,7 +288,7 @@ class Work:
         """
         try:
             mapped, metadata = files.read_tensors(path)
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise Damaged(str(error)) from None
         tensors = {name: tensor.clone() for name, tensor in mapped.items()}
         try:
@@ -284,12 +297,17 @@ class Work:
             raise Damaged(f"no plain values: {error}") from None
         if metadata.get("checksum") != _checksum(text, tensors):
             raise Damaged("other content than was written")
-        saved = files.unflatten(text, tensors)
+        try:
+            saved = files.unflatten(text, tensors)
+            files.refuse_other_form(saved, Saved, "it", "no run of this version has written it")
+        except ValueError as error:
+            raise Damaged(str(error)) from None
         beside = self._beside()
         for name, size in saved["beside"].items():
             if beside.get(name) != size:
                 raise Damaged(f"{name} beside it has {beside.get(name, 'no')} bytes, then it had {size}")
-        return saved["state"]
+        state: dict[str, Any] = saved["state"]
+        return state
 
     def _beside(self) -> dict[str, int]:
         """Sizes of the snapshots that lie in the folder."""

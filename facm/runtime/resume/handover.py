@@ -39,8 +39,12 @@ def offered(folder: Path) -> bool:
 
 def take(folder: Path, outputs: list[str]) -> bool:
     """Put copies of what was offered in place; False, and nothing is touched, where it is damaged."""
-    index: dict[str, str] = files.load_json(folder / INDEX, f"remove {folder}")
-    if any(not _whole(folder / OUTPUTS / file, digest) for file, digest in index.items()):
+    try:
+        index: dict[str, str] = files.load_record(folder / INDEX, dict[str, str], f"remove {folder}")
+    except ValueError:
+        return False
+    kept = {str(file.relative_to(folder / OUTPUTS)) for file in _files(folder / OUTPUTS) if file.is_file()}
+    if kept != index.keys() or any(not _whole(folder / OUTPUTS / file, digest) for file, digest in index.items()):
         return False
     temporaries = {output: output.with_name(output.name + ".tmp") for output in map(Path, outputs)}
     for output, temporary in temporaries.items():

@@ -15,9 +15,11 @@ import secrets
 import shutil
 import socket
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO
+
+from facm.runtime import files
 
 LOCK, WAITERS = "lock", "waiters"
 PROCESS = secrets.token_hex(8)  # of this process: in containers that share a folder, pids and hosts may be the same
@@ -53,10 +55,12 @@ class Holder:
     def of(cls, folder: Path) -> "Holder":
         """Whoever wrote itself into a folder's lock; empty where nobody did, or is just about to."""
         try:
-            told = json.loads((folder / LOCK).read_text())
+            told = files.load_json(folder / LOCK, "")
+            told = told if isinstance(told, dict) else {"ordinal": told}  # a bare number, of earlier versions
+            files.refuse_other_form(asdict(cls()) | told, cls, str(folder / LOCK), "")
         except (FileNotFoundError, ValueError):
             return cls()
-        return cls(**told) if isinstance(told, dict) else cls(ordinal=told)  # a bare number, of earlier versions
+        return cls(**{field.name: told[field.name] for field in fields(cls) if field.name in told})
 
     def write(self, lock: IO[str]) -> None:
         """Write this into an open lock."""
@@ -160,11 +164,11 @@ def _locked(path: Path, kind: int) -> IO[str]:
 
 
 def _held(path: Path, kind: int) -> bool:
-    """Whether the lock cannot be had, as one of another user's cannot; it is had for a moment otherwise."""
+    """Whether the lock cannot be had, as one of another user's, or a folder, cannot; else it is had for a moment."""
     try:
         with path.open("r+") as lock:
             fcntl.flock(lock, kind | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
+    except (BlockingIOError, PermissionError, IsADirectoryError):
         return True
     except FileNotFoundError:
         pass

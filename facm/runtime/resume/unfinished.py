@@ -1,6 +1,7 @@
 """What can be seen of an unfinished run from outside: how far it is, how large, how old, and who has it."""
 
 import os
+import re
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from pathlib import Path
 from facm.runtime.log import span
 from facm.runtime.resume import handover, locks
 from facm.runtime.resume.locks import Holder
+
+SAVE = re.compile(r"state-([0-9]{1,18})\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,8 @@ class Unfinished:
                 about = path.stat()
                 size += about.st_size
                 newest = max(newest, about.st_mtime if path.name not in (locks.LOCK, locks.WAITERS) else 0.0)
-            if path.match("state-*.safetensors"):
-                steps.append(int(path.stem.removeprefix("state-")))
+            if saved := SAVE.fullmatch(path.name):
+                steps.append(int(saved[1]))
             shards += path.match("shard_*.json")
         holder = Holder.of(folder)
         age_s = max(0.0, time.time() - (newest or holder.began_s or time.time()))
