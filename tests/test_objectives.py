@@ -267,7 +267,7 @@ def test_a_second_step_on_the_same_batch_has_a_smaller_loss(name, conditioning):
 
 @pytest.mark.parametrize("name", objectives.OBJECTIVES)
 def test_the_defaults_of_the_fields_are_those_of_base_yaml(name):
-    cls = objectives.load(name)
+    cls = objectives.OBJECTIVES.load(name)
     fields = {field.name: field.default for field in dataclasses.fields(cls) if field.name not in objectives.SHARED}
     assert {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()} == (
         BASE["objectives"][name]

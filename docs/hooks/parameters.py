@@ -118,16 +118,16 @@ def rule(name: str) -> str:
 
 def _constant(block: str, owner: str, constant: str) -> str:
     if block == "backbones" and constant == "variant":
-        return " | ".join(backbones.load_class(owner).SIZES) + ", or null"  # type: ignore[arg-type]
+        return " | ".join(backbones.BACKBONES.load(owner).SIZES) + ", or null"  # type: ignore[arg-type]
     if block == "objectives":
-        hints = typing.get_type_hints(objectives.load(owner), include_extras=True)
+        hints = typing.get_type_hints(objectives.OBJECTIVES.load(owner), include_extras=True)
     elif block == "backbones":
-        hints = typing.get_type_hints(backbones.load_class(owner).__init__, include_extras=True)
+        hints = typing.get_type_hints(backbones.BACKBONES.load(owner).__init__, include_extras=True)
     else:
         return f"{'whole number' if isinstance(preconds.defaults(owner)[constant], int) else 'number'} above 0"
     told = words(hints[constant]) if constant in hints else ""
-    by_size = block == "backbones" and constant in backbones.BY_SIZE and hasattr(backbones.load_class(owner), "SIZES")
-    return f"{told}, or null" if by_size else told
+    sized = block == "backbones" and hasattr(backbones.BACKBONES.load(owner), "SIZES")
+    return f"{told}, or null" if sized and constant in backbones.BY_SIZE else told
 
 
 def words(kind: Any) -> str:

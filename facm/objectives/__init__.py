@@ -15,24 +15,26 @@ every step.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from importlib import import_module
 from typing import Any
 
 from facm.runtime.names import hint, refuse_unknown
+from facm.runtime.registry import Registry
 
-OBJECTIVES = {
-    "cd": "CD",
-    "ect": "ECT",
-    "facm": "FACM",
-    "fm": "FM",
-    "ict": "ICT",
-    "imeanflow": "IMeanFlow",
-    "imm": "IMM",
-    "meanflow": "MeanFlow",
-    "scm": "SCM",
-    "shortcut": "Shortcut",
-    "tract": "TRACT",
-}
+OBJECTIVES = Registry(
+    __name__,
+    "params.yaml, distill.objective",
+    cd="CD",
+    ect="ECT",
+    facm="FACM",
+    fm="FM",
+    ict="ICT",
+    imeanflow="IMeanFlow",
+    imm="IMM",
+    meanflow="MeanFlow",
+    scm="SCM",
+    shortcut="Shortcut",
+    tract="TRACT",
+)
 SHARED = ("conditioning", "alpha", "beta", "p")
 
 
@@ -58,7 +60,7 @@ def build(name: str, constants: Mapping[str, Any], shared: Mapping[str, Any]) ->
     for key in own:
         if key not in constants:
             raise ValueError(f"{place}: '{key}' is missing; presets/base.yaml has its default")
-    return load(name)(**constants, **{key: value for key, value in shared.items() if key in mine})
+    return OBJECTIVES.load(name)(**constants, **{key: value for key, value in shared.items() if key in mine})
 
 
 def learns_velocity(objective: Any) -> bool:
@@ -72,19 +74,9 @@ def ignored(name: str) -> tuple[str, ...]:
     return tuple(key for key in SHARED if key not in mine)
 
 
-def load(name: str) -> Any:
-    """The objective's class, imported only now.
-
-    Raises:
-        ValueError: unknown name.
-    """
-    refuse_unknown([name], OBJECTIVES, "params.yaml, distill.objective")
-    return getattr(import_module(f"{__name__}.{name}"), OBJECTIVES[name])
-
-
 def field_names(name: str) -> list[str]:
     """The fields of an objective."""
-    return [field.name for field in fields(load(name))]
+    return [field.name for field in fields(OBJECTIVES.load(name))]
 
 
 def check_number(value: Any, place: str, low: float, high: float = float("inf"), *, open_low: bool = False) -> None:

@@ -6,23 +6,25 @@ A new one is a file and a line here.
 """
 
 from dataclasses import fields as dataclass_fields
-from importlib import import_module
 from typing import Any
 
 from facm.flow.noise import noise
 from facm.runtime.names import refuse_unknown
+from facm.runtime.registry import Registry
 
 __all__ = ["SAMPLERS", "build", "for_network", "length", "length_for", "noise"]
 
-SAMPLERS = {
-    "anchored": "Anchored",
-    "consistency": "Consistency",
-    "dpmpp": "DPMpp",
-    "edm": "EDM",
-    "euler": "Euler",
-    "heun": "Heun",
-    "jumps": "Jumps",
-}
+SAMPLERS = Registry(
+    __name__,
+    "params.yaml, sample.sampler or baseline.sampler",
+    anchored="Anchored",
+    consistency="Consistency",
+    dpmpp="DPMpp",
+    edm="EDM",
+    euler="Euler",
+    heun="Heun",
+    jumps="Jumps",
+)
 
 
 def build(name: str, **fields: Any) -> Any:
@@ -31,7 +33,7 @@ def build(name: str, **fields: Any) -> Any:
     Raises:
         ValueError: unknown name or field, or a value that breaks its rule; the message names the place.
     """
-    sampler = _class(name)
+    sampler = SAMPLERS.load(name)
     refuse_unknown(fields, _field_names(sampler), f"sampler {name}")
     return sampler(**fields)
 
@@ -51,7 +53,7 @@ def for_network(name: str, conditioning: str, condition: str, *, nfe: int | None
         ValueError: as `build`; guidance of a student, no length, an NFE that the sampler cannot have or that guidance
             makes ambiguous.
     """
-    sampler = _class(name)
+    sampler = SAMPLERS.load(name)
     given = {key: value for key, value in fields.items() if value is not None}
     if condition == "fm" and given.get("w", 1) > 1:
         raise ValueError(
@@ -76,7 +78,7 @@ def length(name: str) -> tuple[str, Any]:
     Raises:
         ValueError: unknown name.
     """
-    sampler = _class(name)
+    sampler = SAMPLERS.load(name)
     return sampler.length, next(field.default for field in dataclass_fields(sampler) if field.name == sampler.length)
 
 
@@ -86,12 +88,7 @@ def length_for(name: str, nfe: int) -> Any:
     Raises:
         ValueError: unknown name, or an NFE that the sampler cannot have.
     """
-    return _class(name).length_for(nfe)
-
-
-def _class(name: str) -> Any:
-    refuse_unknown([name], SAMPLERS, "params.yaml, sample.sampler or baseline.sampler")
-    return getattr(import_module(f"{__name__}.{name}"), SAMPLERS[name])
+    return SAMPLERS.load(name).length_for(nfe)
 
 
 def _field_names(sampler: Any) -> list[str]:

@@ -11,7 +11,6 @@ facm.data.latents.adopt.
 
 import hashlib
 from dataclasses import dataclass, field
-from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,19 @@ from typing import Any
 from facm.data.images.images import Images
 from facm.runtime import dist
 from facm.runtime.log import say
-from facm.runtime.names import refuse_unknown
 from facm.runtime.params import PATH, Data
 from facm.runtime.paths import repository_root
+from facm.runtime.registry import Registry
 
-DATASETS = {
-    "cifar10": "Cifar10",
-    "digits": "Digits",
-    "folder": "Folder",
-    "mixture": "MixturePoints",
-    "precomputed": "Precomputed",
-}
+DATASETS = Registry(
+    __name__,
+    f"{PATH}, data.name",
+    cifar10="Cifar10",
+    digits="Digits",
+    folder="Folder",
+    mixture="MixturePoints",
+    precomputed="Precomputed",
+)
 POINTS = ("mixture",)  # which of them have points
 LATENTS = ("precomputed",)  # which of them are encoded already
 SIZED = ("folder",)  # which of them are brought to data.side, and may have unusable files (data.max_bad)
@@ -113,9 +114,8 @@ def dataset_of(name: str, root: str | Path | None, *, size: int | None = None, m
     Raises:
         ValueError: unknown dataset, or a root or size that does not fit.
     """
-    refuse_unknown([name], DATASETS, f"{PATH}, data.name")
+    dataset: Any = DATASETS.load(name)
     check_size(name, size)
-    dataset: Any = getattr(import_module(f"{__name__}.{name}"), DATASETS[name])
     options = {"size": size, "max_bad": max_bad} if name in SIZED else {}
     return dataset(None if root is None else repository_root() / root, **options)
 

@@ -10,21 +10,23 @@ import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from typing import Any
 
 from torch import nn
 
 from facm.runtime.names import refuse_unknown
+from facm.runtime.registry import Registry
 
-BACKBONES = {
-    "ddpmpp": "DDPMpp",
-    "dit": "DiT",
-    "lightningdit": "LightningDiT",
-    "mlp": "MLP",
-    "repa": "REPA",
-    "sit": "SiT",
-}
+BACKBONES = Registry(
+    __name__,
+    "params.yaml, backbone.name",
+    ddpmpp="DDPMpp",
+    dit="DiT",
+    lightningdit="LightningDiT",
+    mlp="MLP",
+    repa="REPA",
+    sit="SiT",
+)
 POINTS = ("mlp",)  # which of them take points (B, D)
 GIVEN = ("self", "shape", "num_classes", "auxiliary", "dropout")
 NAMED = {  # types of constants: one, several
@@ -58,8 +60,9 @@ def build(
     Raises:
         ValueError: unknown name or constant, missing constant, wrong type, sizes that do not fit; it names the place.
     """
-    network, constants = load_class(name), refuse_constants(name, constants)
-    return network(**constants, shape=tuple(shape), num_classes=num_classes, auxiliary=auxiliary, dropout=dropout)
+    network: type[nn.Module] = BACKBONES.load(name)
+    given = {"shape": tuple(shape), "num_classes": num_classes, "auxiliary": auxiliary, "dropout": dropout}
+    return network(**refuse_constants(name, constants), **given)
 
 
 def refuse_constants(name: str, constants: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,7 +74,7 @@ def refuse_constants(name: str, constants: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: unknown name, variant or constant, missing constant, or one of a wrong type; it names the place.
     """
-    place, network = f"params.yaml, backbones.{name}", load_class(name)
+    place, network = f"params.yaml, backbones.{name}", BACKBONES.load(name)
     constants = resolve(name, constants)
     parameters = {k: p for k, p in inspect.signature(network).parameters.items() if k not in GIVEN}
     refuse_unknown(constants, parameters, place)
@@ -94,7 +97,7 @@ def resolve(name: str, constants: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: unknown name or variant, or a number that contradicts the variant.
     """
-    sizes, place = getattr(load_class(name), "SIZES", None), f"params.yaml, backbones.{name}"
+    sizes, place = getattr(BACKBONES.load(name), "SIZES", None), f"params.yaml, backbones.{name}"
     if sizes is None:
         return dict(constants)
     variant = constants.get("variant")
@@ -113,14 +116,7 @@ def resolve(name: str, constants: Mapping[str, Any]) -> dict[str, Any]:
 
 def of_student(name: str, constants: Mapping[str, Any]) -> dict[str, Any]:
     """Constants of the same network where it is no longer pretrained; raises ValueError for an unknown name."""
-    return {**constants, **getattr(load_class(name), "STUDENT", {})}
-
-
-def load_class(name: str) -> type[nn.Module]:
-    """The class of a network; raises ValueError for an unknown name."""
-    refuse_unknown([name], BACKBONES, "params.yaml, backbone.name")
-    network: type[nn.Module] = getattr(import_module(f"{__name__}.{name}"), BACKBONES[name])
-    return network
+    return {**constants, **getattr(BACKBONES.load(name), "STUDENT", {})}
 
 
 def refuse_type(value: Any, kind: Any, place: str) -> None:

@@ -10,16 +10,17 @@ through both. r, where there is one, is handed on as it is: no published network
 """
 
 import inspect
-import typing
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from typing import Any
 
 from torch import nn
 
 from facm.runtime.names import refuse_unknown
+from facm.runtime.registry import Registry
 
-PRECONDS = {"none": "plain", "simple_edm": "SimpleEDM", "edm": "EDM", "ddpm": "DDPM"}
+PRECONDS = Registry(
+    __name__, "params.yaml, backbone.precond", none="plain", simple_edm="SimpleEDM", edm="EDM", ddpm="DDPM"
+)
 GIVEN = ("self", "model", "mean", "std")
 
 
@@ -39,7 +40,7 @@ def build(
         ValueError: unknown name or constant, a value out of range, statistics that do not fit; it names the place.
     """
     check(name, constants)
-    precond = _of(name)
+    precond = PRECONDS.load(name)
     statistics = {"mean": mean, "std": std}
     taken = inspect.signature(precond).parameters
     network: nn.Module = precond(model, **constants, **{k: v for k, v in statistics.items() if k in taken})
@@ -48,7 +49,6 @@ def build(
 
 def check(name: str, constants: Mapping[str, Any]) -> None:
     """Raise ValueError, naming the place, for an unknown name or constant, or a constant that is no number above 0."""
-    refuse_unknown([name], PRECONDS, "params.yaml, backbone.precond")
     place = f"params.yaml, preconds.{name}"
     refuse_unknown(constants, defaults(name), place)
     for key, value in constants.items():
@@ -61,9 +61,5 @@ def check(name: str, constants: Mapping[str, Any]) -> None:
 
 def defaults(name: str) -> dict[str, Any]:
     """The constants of a preconditioning and their defaults."""
-    parameters = inspect.signature(_of(name)).parameters
+    parameters = inspect.signature(PRECONDS.load(name)).parameters
     return {key: parameter.default for key, parameter in parameters.items() if key not in GIVEN}
-
-
-def _of(name: str) -> typing.Any:
-    return getattr(import_module(f"{__name__}.{name}"), PRECONDS[name])
