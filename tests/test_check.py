@@ -9,6 +9,7 @@ import yaml
 from miniature import MIXTURE, ROOT, SCRATCH, parsed, plain, write_params
 
 from facm import check, preset
+from facm.check.__main__ import main as check_main
 from facm.runtime import params
 from facm.runtime.params import ParamsError
 
@@ -63,7 +64,7 @@ def test_constants_that_make_no_network_are_refused_before_any_data(tmp_path, mo
     write_params(tmp_path, **(MIXTURE if name == "mlp" else {}) | changes)
     monkeypatch.setattr(sys, "argv", ["check"])
     with pytest.raises(SystemExit, match=f"error: params.yaml, backbones.{name}.?.?{message}"):
-        check.main()
+        check_main()
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10", "imagenet256", "imagenet256 sd_vae sit", "mixture"])

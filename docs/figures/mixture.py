@@ -16,6 +16,7 @@ from docs.figures.canvas import Canvas, Frame
 from facm import samplers
 from facm.data.datasets.mixture import LAW
 from facm.flow import path as flow
+from facm.inference.sampler import for_network
 from facm.networks import checkpoint
 
 FILE = Path(__file__).with_name("mixture.json")
@@ -125,7 +126,7 @@ def _along(network: Any, noise: Tensor, config: checkpoint.Config, condition: st
         asked.append(x)
         return network(x, *rest)
 
-    sampler = samplers.for_network("heun", config.conditioning, condition, steps=STEPS)
+    sampler = for_network("heun", config.conditioning, condition, steps=STEPS)
     x1, nfe = sampler(recorded, noise[None], None)
     if nfe != 2 * STEPS - 1 or len(asked) != nfe:
         raise ValueError(f"Heun took {nfe} evaluations, {2 * STEPS - 1} were expected: the states cannot be told")

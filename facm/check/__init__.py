@@ -18,6 +18,7 @@ from facm import objectives, samplers
 from facm.data import codecs, datasets
 from facm.flow.guidance import Guidance
 from facm.flow.time import TIME_SAMPLERS
+from facm.inference.sampler import fields_for, for_network
 from facm.metrics.scores import NEIGHBOURS
 from facm.networks import backbones, features, lpips, preconds
 from facm.runtime import dist, params
@@ -497,7 +498,7 @@ def _check_sampling(p: Params, objective: Any) -> None:
         student_sampler(p, nfe, objective.conditioning)
     b = p.baseline
     fields: dict[str, Any] = {"steps": b.steps, "w": b.w, "t_low": b.t_low, "t_high": b.t_high, "shift": b.shift}
-    samplers.for_network(b.sampler, p.teacher.conditioning, "t", **fields)
+    for_network(b.sampler, p.teacher.conditioning, "t", **fields)
 
 
 def student_sampler(p: Params, nfe: int, conditioning: str) -> Any:
@@ -506,12 +507,4 @@ def student_sampler(p: Params, nfe: int, conditioning: str) -> Any:
     Raises:
         ValueError: an NFE or grid that the sampler cannot have.
     """
-    return samplers.for_network(p.sample.sampler, conditioning, "fm", **sampler_fields(p, nfe))
-
-
-def sampler_fields(p: Params, nfe: int) -> dict[str, Any]:
-    """What `sample` says about the sampler of one NFE."""
-    if p.sample.sampler not in ("consistency", "jumps"):
-        return {"nfe": nfe} | ({} if p.sample.sampler in ("anchored", "edm") else {"shift": p.sample.shift})
-    grids = {len(grid): grid for grid in p.sample.t_grid or ()}
-    return {"nfe": nfe, "t_grid": grids.get(nfe)}
+    return for_network(p.sample.sampler, conditioning, "fm", **fields_for(p.sample, nfe))
