@@ -1,20 +1,19 @@
 """Networks F(x, t, y, r=None) -> like x, one file each; a new one is a file, a line here and a block of params.
 
-A backbone is a plain nn.Module whose keyword arguments are the constants of its block `backbones.<name>` and `shape`,
-`num_classes`, `auxiliary`, `dropout`. It uses plain operations (see transformer.py), so that it runs on dual numbers.
-Its class may have `SIZES`, what `variant` in its block stands for, and `STUDENT`, constants that a student has besides.
+A backbone is a plain nn.Module whose keyword arguments are the constants of its block `backbones.<name>`, with their
+ranges as annotations (facm/runtime/ranges.py), and `shape`, `num_classes`, `auxiliary`, `dropout`. It uses plain
+operations (see transformer.py), so that it runs on dual numbers. Its class may have `SIZES`, what `variant` in its
+block stands for, and `STUDENT`, constants that a student has besides.
 """
 
 import inspect
-import math
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from facm.runtime.names import refuse_unknown
+from facm.runtime.ranges import checked
 from facm.runtime.registry import Registry
 
 BACKBONES = Registry(
@@ -29,12 +28,6 @@ BACKBONES = Registry(
 )
 POINTS = ("mlp",)  # which of them take points (B, D)
 GIVEN = ("self", "shape", "num_classes", "auxiliary", "dropout")
-NAMED = {  # types of constants: one, several
-    bool: ("true or false", "true or false"),
-    int: ("a whole number of at least 1", "whole numbers of at least 1"),
-    float: ("a number", "numbers"),
-    types.NoneType: ("null", "nulls"),
-}
 BY_SIZE = ("patch_size", "hidden", "depth", "heads")
 
 
@@ -76,12 +69,11 @@ def refuse_constants(name: str, constants: Mapping[str, Any]) -> dict[str, Any]:
     """
     place, network = f"params.yaml, backbones.{name}", BACKBONES.load(name)
     constants = resolve(name, constants)
-    parameters = {k: p for k, p in inspect.signature(network).parameters.items() if k not in GIVEN}
+    parameters = {k: p for k, p in inspect.signature(network, eval_str=True).parameters.items() if k not in GIVEN}
     refuse_unknown(constants, parameters, place)
-    hints = typing.get_type_hints(network.__init__)
     for key, parameter in parameters.items():
         if key in constants:
-            refuse_type(constants[key], hints[key], f"{place}.{key}")
+            checked(constants[key], parameter.annotation, f"backbones.{name}.{key}")
         elif parameter.default is parameter.empty:
             raise ValueError(f"{place}: '{key}' is missing; presets/base.yaml has its default")
     return constants
@@ -117,30 +109,3 @@ def resolve(name: str, constants: Mapping[str, Any]) -> dict[str, Any]:
 def of_student(name: str, constants: Mapping[str, Any]) -> dict[str, Any]:
     """Constants of the same network where it is no longer pretrained; raises ValueError for an unknown name."""
     return {**constants, **getattr(BACKBONES.load(name), "STUDENT", {})}
-
-
-def refuse_type(value: Any, kind: Any, place: str) -> None:
-    """Raise ValueError unless a constant is of its declared type; whole numbers are counts, from 1 on."""
-    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    if not any(_is(value, one) for one in kinds):
-        raise ValueError(f"{place}: must be {', or '.join(map(_described, kinds))}, got {value!r}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{place}: must be finite, got {value!r}")
-
-
-def _is(value: Any, kind: Any) -> bool:
-    """Whether a value is of one of the types that constants have."""
-    if typing.get_origin(kind) is Sequence:
-        return isinstance(value, list | tuple) and all(_is(entry, typing.get_args(kind)[0]) for entry in value)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, kind)
-
-
-def _described(kind: Any) -> str:
-    """What such a type is called."""
-    if typing.get_origin(kind) is Sequence:
-        return f"a list of {NAMED[typing.get_args(kind)[0]][1]}"
-    return NAMED[kind][0]
