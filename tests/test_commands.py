@@ -170,7 +170,7 @@ GENERATE = [
     (("data/teacher", "--steps", "0", "--out", "a.png"), "error: --steps 0 must be at least 1"),
     (("data/teacher", "--w", "inf", "--steps", "2", "--out", "a.png"), "w: must be a finite number, got inf"),
     (("data/teacher", "--w", "nan", "--steps", "2", "--out", "a.png"), "w: must be a finite number, got nan"),
-    (("data/teacher", "--shift", "inf", "--steps", "2", "--out", "a.png"), "shift inf must not be negative"),
+    (("data/teacher", "--shift", "inf", "--steps", "2", "--out", "a.png"), "shift: must be a finite number, got inf"),
     (("data/student", "--sigma-rel", "nan", "--out", "a.png"), "sigma_rel: nan must lie between 0 and 0.2887"),
     (
         ("data/student", "--nfe", "1,2", "--out", "a.gif"),
