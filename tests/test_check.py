@@ -367,6 +367,29 @@ def test_choices_that_do_not_go_together_are_refused_with_the_way_out(changes: d
     assert message in refused(**changes)
 
 
+def test_all_broken_rules_are_told_at_once_the_first_one_first(tmp_path: Path, monkeypatch) -> None:
+    changes = {"data__side": 8, "teacher__ema__sigma_rel": 0.1, "sample__num": 3, "baseline__num": 2}
+    messages = list(check.broken(parsed(**changes)))
+    assert [message.split(": ")[0].removeprefix("params.yaml, ") for message in messages] == [
+        "data.side",
+        "teacher.ema.sigma_rel",
+        "sample.num",
+        "baseline.num",
+    ]
+    assert refused(**changes) == messages[0]
+    monkeypatch.chdir(tmp_path)
+    write_params(tmp_path, **changes)
+    monkeypatch.setattr(sys, "argv", ["check"])
+    with pytest.raises(SystemExit) as told:
+        check_main()
+    assert told.value.code == "\n".join(f"error: {message}" for message in messages), "a text is exit code 1"
+
+
+@pytest.mark.parametrize("changes", [{"data__name": "digit"}, {"objectives__facm__norm_q": 2.0}], ids=str)
+def test_what_depends_on_a_broken_rule_is_not_told(changes: dict) -> None:
+    assert len(list(check.broken(parsed(**changes, sample__num=3)))) == 1
+
+
 CONSTANTS = [
     ({"backbones__lightningdit__hiden": 64}, "backbones.lightningdit: unknown 'hiden' (did you mean 'hidden'?); known"),
     (
