@@ -8,7 +8,6 @@ AutoencoderKL. There is no scheduler: the samplers are facm.samplers, chosen by 
 """
 
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -193,7 +192,7 @@ class _Given:
 
     def __init__(self, codec: str, vae: Any):
         self.name, self.vae = codec, vae
-        self.scale = getattr(import_module(f"facm.data.codecs.{codec}"), codecs.CODECS[codec]).architecture.scale
+        self.scale = codecs.CODECS.load(codec).architecture.scale
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, H, W), scaled -> pictures uint8 (B, H, W, 3), on the CPU."""

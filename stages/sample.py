@@ -4,6 +4,7 @@ from pathlib import Path
 
 from facm import check
 from facm.inference.generator import Generator, balanced_labels, refuse_not_finite
+from facm.inference.sampler import fields_for
 from facm.inference.samples import NOT_FINITE, saving_samples
 from facm.runtime import dist
 from facm.runtime.files import save_json
@@ -22,7 +23,7 @@ def main() -> None:
     recorded = student.config.params.get("distill", {}).get("if_diverged") == "record"
     not_finite = {}
     for nfe in s.nfe:
-        sampler = student.sampler(s.sampler, **check.sampler_fields(params, nfe))
+        sampler = student.sampler(s.sampler, **fields_for(s, nfe))
         with saving_samples(OUT, f"nfe{nfe}", s.num, labels) as take:
             drawn = student.draw_into(take, sampler, labels, s.num, s.seed, batch_size=s.batch_size, what=f"NFE {nfe}")
             if dist.is_main() and drawn.nfe != nfe:

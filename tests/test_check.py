@@ -31,19 +31,19 @@ UNBUILDABLE = [
         for key, value, message in (
             ("heads", 3, "hidden: must be a multiple of 4 x heads .*, got 32 with 3 heads"),
             ("hidden", 30, "hidden: must be a multiple of 4 x heads .*, got 30 with 2 heads"),
-            ("depth", 0, "depth: must be a whole number of at least 1"),
-            ("mlp_ratio", -1.0, "no network has these constants"),
-            ("mlp_ratio", 0.0, "no network has these constants"),
+            ("depth", 0, r"depth: 0 is outside \[1, inf\)"),
+            ("mlp_ratio", -1.0, r"mlp_ratio: -1.0 is outside \(0, inf\)"),
+            ("mlp_ratio", 0.0, r"mlp_ratio: 0.0 is outside \(0, inf\)"),
             ("mlp_ratio", 1e308, "no network has these constants"),
             ("hidden", 8 * 10**11, "no network has these constants"),
-            ("t_std", [0.5, -1.0], "t_std: one number or two"),
-            ("label_std", -1.0, "label_std: must be a number of at least 0"),
+            ("t_std", [0.5, -1.0], r"t_std\[1\]: -1.0 is outside \[0, inf\)"),
+            ("label_std", -1.0, r"label_std: -1.0 is outside \[0, inf\)"),
         )
     ),
     ("repa", "encoder_depth", 2, "encoder_depth: 2 must be one of the blocks 1..1"),
-    ("repa", "coefficient", -1.0, "coefficient: -1.0 must be at least 0"),
+    ("repa", "coefficient", -1.0, r"coefficient: -1.0 is outside \[0, inf\)"),
     ("mlp", "hidden", 10**12, "no network has these constants"),
-    ("mlp", "hidden", 0, "hidden: must be a whole number of at least 1"),
+    ("mlp", "hidden", 0, r"hidden: 0 is outside \[1, inf\)"),
     ("ddpmpp", "model_channels", 10, "model_channels: must be a multiple of 4"),
     ("ddpmpp", "channel_mult", [], "channel_mult: must be a list of whole numbers"),
     ("ddpmpp", "attn_resolutions", [3], "attn_resolutions: must be a list of some of the levels' sides"),
@@ -357,8 +357,8 @@ CONFLICTS = [
     ),
     ({"baseline__sampler": "edm", "baseline__shift": 0.5}, "shift 0.5 has no part in edm: set it to 0"),
     ({"sample__num": 3}, "params.yaml, sample.num: 3 must be at least 4, or nothing can be scored"),
-    ({"objectives__facm__norm_q": 2.0}, "params.yaml, objectives.facm.norm_q: 2.0 must be at least 0, at most 1"),
-    ({"objectives__facm__clamp": -1.0}, "params.yaml, objectives.facm.clamp (null: no clamp): -1.0 must be above 0"),
+    ({"objectives__facm__norm_q": 2.0}, "params.yaml, objectives.facm.norm_q: 2.0 is outside [0, 1]"),
+    ({"objectives__facm__clamp": -1.0}, "params.yaml, objectives.facm.clamp: -1.0 is outside (0, inf) or null"),
 ]
 
 
@@ -367,26 +367,52 @@ def test_choices_that_do_not_go_together_are_refused_with_the_way_out(changes: d
     assert message in refused(**changes)
 
 
+def test_all_broken_rules_are_told_at_once_the_first_one_first(tmp_path: Path, monkeypatch) -> None:
+    changes = {"data__side": 8, "teacher__ema__sigma_rel": 0.1, "sample__num": 3, "baseline__num": 2}
+    messages = list(check.broken(parsed(**changes)))
+    assert [message.split(": ")[0].removeprefix("params.yaml, ") for message in messages] == [
+        "data.side",
+        "teacher.ema.sigma_rel",
+        "sample.num",
+        "baseline.num",
+    ]
+    assert refused(**changes) == messages[0]
+    monkeypatch.chdir(tmp_path)
+    write_params(tmp_path, **changes)
+    monkeypatch.setattr(sys, "argv", ["check"])
+    with pytest.raises(SystemExit) as told:
+        check_main()
+    assert told.value.code == "\n".join(f"error: {message}" for message in messages), "a text is exit code 1"
+
+
+@pytest.mark.parametrize("changes", [{"data__name": "digit"}, {"objectives__facm__norm_q": 2.0}], ids=str)
+def test_what_depends_on_a_broken_rule_is_not_told(changes: dict) -> None:
+    assert len(list(check.broken(parsed(**changes, sample__num=3)))) == 1
+
+
 CONSTANTS = [
     ({"backbones__lightningdit__hiden": 64}, "backbones.lightningdit: unknown 'hiden' (did you mean 'hidden'?); known"),
-    ({"backbones__lightningdit__hidden": "64"}, "lightningdit.hidden: must be a whole number of at least 1, got '64'"),
+    (
+        {"backbones__lightningdit__hidden": "64"},
+        "lightningdit.hidden: must be a whole number, got '64' (in quotes it is text: leave",
+    ),
     (
         {"backbones__lightningdit__hidden": None},
         "params.yaml, backbones.lightningdit: 'hidden' is missing; presets/base",
     ),
     (
         {"backbones__lightningdit__depth": 0},
-        "backbones.lightningdit.depth: must be a whole number of at least 1, got 0",
+        "backbones.lightningdit.depth: 0 is outside [1, inf)",
     ),
-    ({"backbones__lightningdit__depth": 2.5}, "lightningdit.depth: must be a whole number of at least 1, got 2.5"),
+    ({"backbones__lightningdit__depth": 2.5}, "lightningdit.depth: must be a whole number, got 2.5"),
     ({"backbones__lightningdit__mlp_ratio": "4"}, "backbones.lightningdit.mlp_ratio: must be a number, got '4'"),
     ({"backbones__lightningdit__mlp_ratio": None}, "backbones.lightningdit.mlp_ratio: must be a number, got None"),
     ({"backbones__lightningdit__qk_norm": 1}, "backbones.lightningdit.qk_norm: must be true or false, got 1"),
     ({"backbones__lightningdit__label_std": "a"}, "backbones.lightningdit.label_std: must be a number, got 'a'"),
-    ({"backbones__lightningdit__gate_bias": float("nan")}, "lightningdit.gate_bias: must be finite, got nan"),
+    ({"backbones__lightningdit__gate_bias": float("nan")}, "lightningdit.gate_bias: must be a finite number, got nan"),
     (
         {"backbones__lightningdit__t_std": [0.5, "a"]},
-        "backbones.lightningdit.t_std: must be a number, or a list of numbers, got [0.5, 'a']",
+        "backbones.lightningdit.t_std[1]: must be a number, got 'a'",
     ),
     (
         {"backbone__name": "repa", "backbones__repa__coefficient": "a"},
@@ -394,7 +420,7 @@ CONSTANTS = [
     ),
     (
         {"backbone__name": "ddpmpp", "backbones__ddpmpp__augment_dim": "9"},
-        "backbones.ddpmpp.augment_dim: must be a whole number of at least 1, or null, got '9'",
+        "backbones.ddpmpp.augment_dim: must be a whole number or null, got '9'",
     ),
 ]
 

@@ -1,12 +1,12 @@
 """Each stage's deps in dvc.yaml are its import closure: no code that may change its result is missing, none is idle.
 
-The closure is read from the sources, imports inside functions included. A registry (a package whose functions import
-one of its files by name) stands for the one file that params.yaml names, as in dvc.yaml.
+The closure is read from the sources, imports inside functions included. A registry (a package that makes a `Registry`)
+stands for the one file that params.yaml names, as in dvc.yaml, wherever one of its files is loaded by name.
 """
 
 import ast
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ SPARED = (  # files of folders that no stage there imports
     "facm/report/",  # the command's part: a page takes seconds
     "facm/flow/noise.py",  # of samples; its values are pinned by a test, so that it never changes
 )
+OPENERS = ("load", "module")  # methods of a Registry that import a file
 STAGES = ("reference", "latents", "teacher", "baseline", "distill", "sample", "evaluate", "report")
 CHOICES = {  # registry -> the param that names its file; samplers: of the stage that draws
     "facm.networks.backbones": "backbone.name",
@@ -116,30 +117,66 @@ def imports(module: str) -> tuple[Import, ...]:
 
 
 @cache
-def loaders(package: str) -> frozenset[str]:
-    """Functions of a registry that import one of its files by name, themselves or through another one."""
+def table(package: str) -> str | None:
+    """Name of a package's `Registry`, such as BACKBONES; None where it has none."""
     path = source_file(package)
     assert path is not None
+    made = [
+        node.targets[0].id
+        for node in tree(path).body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and calls(node.value, {"Registry"})
+    ]
+    assert len(made) < 2, f"{path}: two registries in one package, of which this test would follow one: {made}"
+    return made[0] if made else None
+
+
+def calls(node: ast.AST, functions: Collection[str]) -> bool:
+    return any(
+        isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id in functions for n in ast.walk(node)
+    )
+
+
+def imports_by_name(node: ast.AST) -> bool:
+    """Whether a module is imported whose name is computed."""
+    return any(
+        isinstance(n, ast.Call)
+        and getattr(n.func, "id", getattr(n.func, "attr", None)) in ("import_module", "__import__")
+        and not isinstance(n.args[0], ast.Constant)
+        for n in ast.walk(node)
+    )
+
+
+def opens(node: ast.AST, name: str) -> bool:
+    """Whether `name.load` or `name.module` is read anywhere below, or `package.name.load`, called or handed on."""
+    return any(
+        isinstance(n, ast.Attribute)
+        and n.attr in OPENERS
+        and (n.value.id if isinstance(n.value, ast.Name) else getattr(n.value, "attr", None)) == name
+        for n in ast.walk(node)
+    )
+
+
+@cache
+def loaders(package: str) -> frozenset[str]:
+    """Functions of a registry that import one of its files by name, themselves or through another one."""
+    path, name = source_file(package), table(package)
+    assert path is not None
     functions = {node.name: node for node in tree(path).body if isinstance(node, ast.FunctionDef)}
-    calls = {
-        name: {n.func.id for n in ast.walk(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
-        for name, node in functions.items()
-    }
-    found = {"import_module"}
-    while grown := {name for name, called in calls.items() if called & found} - found:
+    found = {function for function, node in functions.items() if name is not None and opens(node, name)}
+    while grown := {function for function, node in functions.items() if calls(node, found)} - found:
         found |= grown
-    return frozenset(found & set(functions))
+    return frozenset(found)
 
 
 @cache
 def loads(module: str, package: str) -> bool:
-    """Whether a module uses a registry's loader, imported by name or as an attribute of the package."""
-    path, functions = source_file(module), loaders(package)
+    """Whether a module loads a registry's file: by its table, or a loader, imported by name or of the package."""
+    path, functions, name = source_file(module), loaders(package), table(package)
     assert path is not None
     if any(i.module == package and i.name in functions for i in imports(module)):
         return True
     short = package.rsplit(".", 1)[1]
-    return any(
+    return (name is not None and opens(tree(path), name)) or any(
         isinstance(node, ast.Attribute)
         and isinstance(node.value, ast.Name)
         and node.value.id == short
@@ -270,7 +307,10 @@ def test_neutral_modules_exist() -> None:
 def test_every_registry_has_a_param_that_names_its_file() -> None:
     folders = [path.parent.relative_to(ROOT) for path in (ROOT / "facm").rglob("*/__init__.py")]
     packages = {".".join(folder.parts) for folder in folders}
-    assert {package for package in packages if loaders(package)} == set(CHOICES)
+    assert {package for package in packages if table(package)} == set(CHOICES)
+    files = [path.relative_to(ROOT) for folder in ("facm", "stages") for path in (ROOT / folder).rglob("*.py")]
+    by_hand = [str(path) for path in files if imports_by_name(tree(path))]
+    assert by_hand == ["facm/runtime/registry.py"], "imports by name that this test cannot follow"
 
 
 def test_every_file_of_a_registry_is_chosen_by_a_variant(closures: dict[str, dict[str, set[str]]]) -> None:

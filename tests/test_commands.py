@@ -168,9 +168,9 @@ GENERATE = [
     (("data/student", "--per-label", "9999999", "--out", "a.npz"), "29999997 pictures, a file takes 10000000: write"),
     (("data/teacher", "--steps", "9" * 20, "--out", "a.png"), "99 must be at least 1 and at most 10000"),
     (("data/teacher", "--steps", "0", "--out", "a.png"), "error: --steps 0 must be at least 1"),
-    (("data/teacher", "--w", "inf", "--steps", "2", "--out", "a.png"), "w inf must be at least 1 (1: no guidance) and"),
-    (("data/teacher", "--w", "nan", "--steps", "2", "--out", "a.png"), "w nan must be at least 1"),
-    (("data/teacher", "--shift", "inf", "--steps", "2", "--out", "a.png"), "shift inf must not be negative"),
+    (("data/teacher", "--w", "inf", "--steps", "2", "--out", "a.png"), "w: must be a finite number, got inf"),
+    (("data/teacher", "--w", "nan", "--steps", "2", "--out", "a.png"), "w: must be a finite number, got nan"),
+    (("data/teacher", "--shift", "inf", "--steps", "2", "--out", "a.png"), "shift: must be a finite number, got inf"),
     (("data/student", "--sigma-rel", "nan", "--out", "a.png"), "sigma_rel: nan must lie between 0 and 0.2887"),
     (
         ("data/student", "--nfe", "1,2", "--out", "a.gif"),
@@ -190,7 +190,7 @@ GENERATE = [
     (("data/student", "--t-grid", "0.5", "--out", "a.png"), "sample.t_grid: [0.5] must start at 0 (noise)"),
     (("data/student", "--seed", "0-999", "--out", "a.gif"), "error: --out 'a.gif': 24000 pictures, a sheet takes 5000"),
     (("data/teacher", "--w", "2", "--out", "a.png"), "a guided evaluation (w > 1) counts two, set steps and not nfe"),
-    (("data/teacher", "--w", "0.5", "--steps", "2", "--out", "a.png"), "w 0.5 must be at least 1"),
+    (("data/teacher", "--w", "0.5", "--steps", "2", "--out", "a.png"), "w: 0.5 is outside [1, inf)"),
     (
         ("data/none", "--rev", "v1", "--out", "a.png"),
         "error: data/none is no folder and no address",

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from facm.data.datasets import digits
 from facm.data.images.images import Images
 from facm.data.latents import store as latents
 from facm.data.latents.store import LatentSet, write
-from facm.runtime import files
+from facm.runtime import files, params
 
 H, W = 3, 2
 
@@ -112,10 +113,11 @@ def test_a_fingerprint_moves_with_one_pixel_and_with_one_label(monkeypatch: pyte
 
 
 def test_a_wrong_fingerprint_is_refused_with_both_values_and_the_command() -> None:
-    actual = datasets.verify("digits", None, None)
-    assert datasets.verify("digits", None, actual) == actual
+    block = params.Data(name="digits", root=None, fingerprint=None, side=None, max_bad=0.0)
+    actual = datasets.admit(block).fingerprint
+    assert datasets.admit(replace(block, fingerprint=actual)).fingerprint == actual
     with pytest.raises(ValueError, match="params.yaml, data.fingerprint") as refused:
-        datasets.verify("digits", None, "0" * 64)
+        datasets.admit(replace(block, fingerprint="0" * 64))
     for part in ("0" * 64, actual, "python -m facm.data", "restore the data"):
         assert part in str(refused.value)
 

@@ -87,7 +87,7 @@ def test_rules_and_choices_come_from_types_and_registries() -> None:
     assert parameters.rule("sample.sigma_rel") == "number in (0, 0.28], or null"
     assert "meanflow" in parameters.rule("distill.objective").split(" | ")
     assert "XL/2" in parameters.rule("backbones.sit.variant")
-    assert parameters.rule("backbones.mlp.hidden") == "whole number"
+    assert parameters.rule("backbones.mlp.hidden") == "whole number in [1, inf)"
 
 
 def test_the_stages_that_a_change_reruns_are_dvcs() -> None:

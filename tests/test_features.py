@@ -162,7 +162,7 @@ def test_inception_without_weights_says_which_file_goes_where(hub: Path, train: 
 def test_other_weights_under_inceptions_name_are_refused_before_they_are_unpickled(hub: Path, train: Images) -> None:
     hub.parent.mkdir()
     hub.write_bytes(b"no weights")
-    with pytest.raises(ValueError, match=f"has sha256 .* needed is {inception.SHA256}: remove it"):
+    with pytest.raises(ValueError, match=f"pinned is {inception.SHA256}, but .* has .*: remove it"):
         features.network_class("inception").create(train, 0)
 
 

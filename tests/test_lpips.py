@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from facm import check
 from facm.networks import checkpoint, lpips
 from facm.networks.lpips import BLOCKS, LPIPS, Distance
+from facm.runtime.files import sha256
 from facm.runtime.params import ParamsError
 from stages import distill
 
@@ -255,9 +256,9 @@ def test_without_its_weights_lpips_is_refused_before_the_teacher_is_trained(cach
             assert part in str(told.value)
         cache.mkdir(exist_ok=True)
         (cache / name).write_bytes(name.encode())
-        with pytest.raises(ValueError, match=rf"{name} has sha256 .* needed is .*: remove it and run"):
+        with pytest.raises(ValueError, match=rf"pinned is .*, but .*{name} has .*: remove it and run"):
             check.at_hand(parsed(**ASKED))
-        digest = lpips.sha256(cache / name)
+        digest = sha256(cache / name)
         monkeypatch.setitem(lpips.FILES, name, (url, digest))
     check.at_hand(parsed(**ASKED))
 
@@ -287,7 +288,7 @@ def test_the_distill_stage_finds_the_files_and_trains_by_them(cache: Path, files
     cache.mkdir()
     for path, (name, (url, _)) in zip(files, list(lpips.FILES.items()), strict=True):
         shutil.copy(path, cache / name)
-        monkeypatch.setitem(lpips.FILES, name, (url, lpips.sha256(path)))
+        monkeypatch.setitem(lpips.FILES, name, (url, sha256(path)))
     monkeypatch.setattr(lpips, "SIDE", 32)
     made = write_latents(Path("data/latents"))
     write_checkpoint(Path("data/teacher"), made)

@@ -12,12 +12,13 @@ from miniature import BASE, CONSTANTS, Points, parsed, randomised, student, writ
 from oracle import normal_grid
 from torch import Tensor, nn
 
-from facm import objectives, samplers
+from facm import objectives
 from facm.data.latents.store import LatentSet
 from facm.flow import path
 from facm.flow.guidance import Guidance
 from facm.flow.interface import Point, Progress, Query
 from facm.flow.time import TimeSampler
+from facm.inference.sampler import for_network
 from facm.networks import backbones
 from facm.networks.backbones.mlp import MLP
 from facm.runtime.resume import Work
@@ -87,7 +88,7 @@ def test_the_samplers_that_an_objective_names_can_draw_with_its_network(name) ->
     assert objective.samplers
     network = points_network(objective)
     for sampler in objective.samplers:
-        drawing = samplers.for_network(sampler, objective.conditioning, "fm", nfe=3)
+        drawing = for_network(sampler, objective.conditioning, "fm", nfe=3)
         x1, nfe = drawing(network, torch.randn(drawing.draws, 4, 2, dtype=torch.float64), None, None)
         assert nfe == 3 and x1.shape == (4, 2) and x1.isfinite().all()
 

@@ -119,7 +119,7 @@ TYPES = [
     ({"teacher__steps": "10"}, "params.yaml, teacher.steps: must be a whole number, got '10' (in quotes it is text"),
     ({"teacher__steps": 1e3}, "params.yaml, teacher.steps: must be a whole number, got 1000.0 (write 1000)"),
     ({"latents__flip": "off"}, "params.yaml, latents.flip: must be true or false, got 'off'"),
-    ({"data__root": True}, "params.yaml, data.root: must be text, got True (write it in quotes)"),
+    ({"data__root": True}, "params.yaml, data.root: must be text or null, got True (write it in quotes)"),
     ({"distill__w": True}, "params.yaml, distill.w: must be a number, got True"),
     ({"distill__w": None}, "params.yaml, distill.w: must be a number, got None"),
     ({"latents__flip": "yes please"}, "params.yaml, latents.flip: must be true or false, got 'yes please'"),

@@ -344,8 +344,8 @@ def test_a_network_of_its_own_units_needs_one_std_for_all_channels() -> None:
     [
         ("simpel_edm", {}, r"backbone.precond: unknown 'simpel_edm' \(did you mean 'simple_edm'\?\)"),
         ("edm", {"sigma_dat": 1.0}, r"preconds.edm: unknown 'sigma_dat' \(did you mean 'sigma_data'\?\)"),
-        ("edm", {"sigma_data": 0.0}, "preconds.edm.sigma_data: must be a number above 0, got 0.0"),
-        ("edm", {"sigma_data": "1e-3"}, "preconds.edm.sigma_data: must be a number above 0, got '1e-3'"),
+        ("edm", {"sigma_data": 0.0}, r"preconds.edm.sigma_data: 0.0 is outside \(0, inf\)"),
+        ("edm", {"sigma_data": "1e-3"}, "preconds.edm.sigma_data: must be a number, got '1e-3'"),
         ("edm", {"sigma_min": 99.0}, "preconds.edm: sigma_min 99.0 must be below sigma_max 80.0"),
         ("ddpm", {"beta_end": 1.0}, "preconds.ddpm: needs beta_start <= beta_end < 1"),
         ("ddpm", {"steps": 10.5}, "preconds.ddpm.steps: must be a whole number, got 10.5"),
@@ -364,7 +364,7 @@ def test_params_yaml_is_checked_before_any_work() -> None:
         ({"backbone__precond": "edn"}, "backbone.precond: unknown 'edn'"),
         ({"preconds__edn": {}}, "params.yaml, preconds: unknown 'edn'"),
         ({"backbone__precond": "edm", "preconds": {"none": {}}}, "preconds: no block 'edm' for backbone.precond"),
-        ({"backbone__precond": "edm", "preconds__edm__scale": -1}, "preconds.edm.scale: must be a number above 0"),
+        ({"backbone__precond": "edm", "preconds__edm__scale": -1}, r"preconds.edm.scale: -1 is outside \(0, inf\)"),
     ]:
         with pytest.raises(ValueError, match=message):
             check.check(parse(plain(**changes)))

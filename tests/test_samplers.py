@@ -5,6 +5,7 @@ import torch
 from oracle import Gaussian, golden, golden_network
 
 from facm import samplers
+from facm.inference.sampler import for_network
 from facm.samplers.anchored import SCHEDULES, Anchored, Schedule, even
 from facm.samplers.consistency import Consistency, uniform_grid
 from facm.samplers.dpmpp import DPMpp
@@ -220,14 +221,14 @@ def test_a_picture_does_not_depend_on_its_batch():
     ],
 )
 def test_a_sampler_of_a_given_nfe_takes_that_many_evaluations(name, nfe, expected):
-    sampler = samplers.for_network(name, "auxiliary", "fm", nfe=nfe, t_grid=None)
+    sampler = for_network(name, "auxiliary", "fm", nfe=nfe, t_grid=None)
     assert sampler == expected
     assert sampler(velocity, x0(2, sampler.draws), None)[1] == nfe
 
 
 def test_a_length_that_is_given_wins_over_nfe():
-    assert samplers.for_network("consistency", "expanded", "fm", nfe=1, t_grid=[0.0, 0.7]).t_grid == (0.0, 0.7)
-    assert samplers.for_network("heun", "expanded", "t", nfe=2, steps=8, w=1.5).steps == 8
+    assert for_network("consistency", "expanded", "fm", nfe=1, t_grid=[0.0, 0.7]).t_grid == (0.0, 0.7)
+    assert for_network("heun", "expanded", "t", nfe=2, steps=8, w=1.5).steps == 8
 
 
 @pytest.mark.parametrize("grid", [(), (0.1, 0.5), (0.0, 0.5, 0.5), (0.0, 0.7, 0.3), (0.0, 1.0), (0.0, float("nan"))])
@@ -246,11 +247,11 @@ def test_a_grid_that_is_no_grid_is_refused(grid):
         (lambda: samplers.build("heun", step=3), r"sampler heun: unknown 'step' \(did you mean 'steps'\?\)"),
         (lambda: samplers.build("consistency", w=2.0), "sampler consistency: unknown 'w'"),
         (lambda: samplers.build("consistency", conditioning="aux"), "'aux' is not one of plain, expanded, auxiliary"),
-        (lambda: Euler(steps=0), "steps 0 must be at least 1"),
-        (lambda: Euler(w=0.5), "w 0.5 must be at least 1"),
+        (lambda: Euler(steps=0), r"baseline or sample, steps: 0 is outside \[1, inf\)"),
+        (lambda: Euler(w=0.5), r"baseline or sample, w: 0.5 is outside \[1, inf\)"),
         (lambda: Euler(t_low=0.6, t_high=0.5), "0 <= t_low <= t_high <= 1"),
-        (lambda: Euler(shift=-1.0), "shift -1.0 must not be negative"),
-        (lambda: Euler(condition="cm"), "condition 'cm' must be t or fm"),
+        (lambda: Euler(shift=-1.0), r"shift: -1.0 is outside \[0, inf\)"),
+        (lambda: Euler(condition="cm"), "condition: 'cm' is not one of t, fm"),
         (lambda: Heun.length_for(4), "sample.nfe: 4 is not 2 N - 1, what Heun takes for N steps: set 3 or 5"),
         (lambda: Heun.length_for(0), "set 1"),
         (lambda: EDM.length_for(4), "sample.nfe: 4 is not 2 N - 1, what edm takes for N steps, at least 2: set 3 or 5"),
@@ -265,13 +266,13 @@ def test_a_grid_that_is_no_grid_is_refused(grid):
         (lambda: Anchored(nfe=2, flow=(0.1, 0.5)), r"flow \[0.1, 0.5\] must start at 0"),
         (lambda: Anchored(nfe=1, order=3), r"order 3 must be 1 \(Euler\) or 2 \(midpoint\)"),
         (lambda: Anchored(nfe=2, jumps=(1.0,)), r"jumps \[1.0\] must increase within \(0, 1\)"),
-        (lambda: Anchored(nfe=2, jumps=(0.5,), renoise=1.5), r"renoise 1.5 must be within \[0, 1\]"),
+        (lambda: Anchored(nfe=2, jumps=(0.5,), renoise=1.5), r"renoise: 1.5 is outside \[0, 1\]"),
         (lambda: Anchored(conditioning="plain"), "conditioning 'plain' knows no anchor"),
         (lambda: Euler.length_for(0), "sample.nfe: 0 must be at least 1"),
         (lambda: uniform_grid(0), "sample.nfe: 0 must be at least 1"),
-        (lambda: samplers.for_network("heun", "expanded", "t"), "needs nfe or steps"),
-        (lambda: samplers.for_network("euler", "expanded", "t", nfe=4, w=1.5), "counts two, set steps and not nfe"),
-        (lambda: samplers.for_network("euler", "expanded", "t", nfe=4, shfit=1.5), "did you mean 'shift'"),
+        (lambda: for_network("heun", "expanded", "t"), "needs nfe or steps"),
+        (lambda: for_network("euler", "expanded", "t", nfe=4, w=1.5), "counts two, set steps and not nfe"),
+        (lambda: for_network("euler", "expanded", "t", nfe=4, shfit=1.5), "did you mean 'shift'"),
     ],
 )
 def test_what_cannot_be_sampled_is_refused_with_value_and_rule(call, message):
@@ -363,7 +364,7 @@ def knows_both(x, t, y, r=None):
 
 @pytest.mark.parametrize("nfe", SCHEDULES)
 def test_every_recommended_schedule_takes_its_nfe_and_nearly_follows_the_flow(nfe):
-    F, sampler = Recorder(knows_both), samplers.for_network("anchored", "expanded", "fm", nfe=nfe)
+    F, sampler = Recorder(knows_both), for_network("anchored", "expanded", "fm", nfe=nfe)
     noise = x0(draws=sampler.draws)
     x1, counted = sampler(F, noise, None)
     assert counted == len(F.calls) == nfe

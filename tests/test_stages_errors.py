@@ -156,7 +156,7 @@ def test_a_shard_of_another_set_is_refused(here: Path) -> None:
         ({"backbones__lightningdit__patch_size": 3}, "params.yaml, backbones.lightningdit"),
         ({"backbones__lightningdit__heads": 5}, "params.yaml, backbones.lightningdit"),
         ({"backbones__lightningdit__hiden": 5}, "backbones.lightningdit: unknown 'hiden' (did you mean 'hidden'?)"),
-        ({"backbones__lightningdit__depth": 0.5}, "backbones.lightningdit.depth: must be a whole number of at least 1"),
+        ({"backbones__lightningdit__depth": 0.5}, "backbones.lightningdit.depth: must be a whole number, got 0.5"),
         (
             {"backbone__name": "mlp"},
             "backbone.name: 'mlp' is for points, and data.name 'digits' has pictures: set it to",

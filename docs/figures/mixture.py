@@ -19,6 +19,7 @@ from torch import Tensor
 from facm import samplers
 from facm.data.datasets.mixture import LAW
 from facm.flow import path as flow
+from facm.inference.sampler import for_network
 from facm.networks import checkpoint
 from studies import figure
 
@@ -130,7 +131,7 @@ def _along(network: Any, noise: Tensor, config: checkpoint.Config, condition: st
         evaluated.append(x)
         return network(x, *rest)
 
-    sampler = samplers.for_network("heun", config.conditioning, condition, steps=STEPS)
+    sampler = for_network("heun", config.conditioning, condition, steps=STEPS)
     x1, nfe = sampler(recorded, noise[None], None)
     if nfe != 2 * STEPS - 1 or len(evaluated) != nfe:
         raise ValueError(f"Heun took {nfe} evaluations, {2 * STEPS - 1} were expected: its states are unknown")

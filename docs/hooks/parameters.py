@@ -22,6 +22,7 @@ from facm.data import codecs, datasets
 from facm.flow.time import TIME_SAMPLERS, WEIGHTINGS
 from facm.networks import backbones, features, preconds
 from facm.runtime import params
+from facm.runtime.ranges import OneOf
 
 ROOT = Path(__file__).parents[2]
 LINE = re.compile(r"^(?P<indent> *)(?P<key>\w+):(?P<value>[^#]*?)(?:\s+# (?P<comment>.*))?$")
@@ -118,21 +119,23 @@ def rule(name: str) -> str:
 
 def _constant(block: str, owner: str, constant: str) -> str:
     if block == "backbones" and constant == "variant":
-        return " | ".join(backbones.load_class(owner).SIZES) + ", or null"  # type: ignore[arg-type]
+        return " | ".join(backbones.BACKBONES.load(owner).SIZES) + ", or null"  # type: ignore[arg-type]
     if block == "objectives":
-        hints = typing.get_type_hints(objectives.load(owner), include_extras=True)
+        hints = typing.get_type_hints(objectives.OBJECTIVES.load(owner), include_extras=True)
     elif block == "backbones":
-        hints = typing.get_type_hints(backbones.load_class(owner).__init__, include_extras=True)
+        hints = typing.get_type_hints(backbones.BACKBONES.load(owner).__init__, include_extras=True)
     else:
-        return f"{'whole number' if isinstance(preconds.defaults(owner)[constant], int) else 'number'} above 0"
+        hints = preconds.kinds(owner)
     kind = words(hints[constant]) if constant in hints else ""
-    by_size = block == "backbones" and constant in backbones.BY_SIZE and hasattr(backbones.load_class(owner), "SIZES")
-    return f"{kind}, or null" if by_size else kind
+    sized = block == "backbones" and hasattr(backbones.BACKBONES.load(owner), "SIZES")
+    return f"{kind}, or null" if sized and constant in backbones.BY_SIZE else kind
 
 
 def words(kind: Any) -> str:
     """A type in words."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated and isinstance(arguments[1], OneOf):
+        return " | ".join(arguments[1].known)
     if origin is Annotated:
         return f"{words(arguments[0])} in {arguments[1]}"
     if origin is Literal:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from facm import check
+from facm.check import rules
 from facm.data.latents import autoencoder, encoder, statistics
 from facm.data.latents.store import LatentSet
 from facm.metrics import published
@@ -57,7 +58,9 @@ def refuse_missing(p: Params, done: Collection[str] = ()) -> None:
         ("distill", p.distill.init, p.distill.init_sha256),
     ):
         if init is not None and name not in done:
-            _refuse_other(f"{PATH}, {name}.init", located(init) / "model.safetensors", sha256)
+            path = located(init) / "model.safetensors"
+            files.refuse_no_file(path, f"{PATH}, {name}.init: ")
+            files.pinned(path, sha256, f"{PATH}, {name}.init_sha256", "it is another checkpoint")
     if p.teacher.stage == "import_teacher" and "teacher" not in done:
         _converted(p)
 
@@ -83,13 +86,6 @@ def _latents(p: Params) -> None:
     tokens = p.latents.tokens
     if tokens.encoder is not None and tokens.weights is not None:
         encoder.pinned(tokens.weights, tokens.sha256 or "")
-
-
-def _refuse_other(place: str, path: Path, pinned: str | None) -> None:
-    """Raise unless a file is there, and has the sha256 that it should have."""
-    files.refuse_no_file(path, f"{place}: ")
-    if pinned is not None and (found := files.sha256(path)) != pinned:
-        raise ValueError(f"{place}_sha256: pinned is {pinned}, but {path} has {found}: it is another checkpoint")
 
 
 def _converted(p: Params, classes: int | None = None) -> Config:
@@ -164,7 +160,7 @@ def refuse_unfit(p: Params, latents: LatentSet, tokens: tuple[int, int] | None =
         FileNotFoundError: there is no such checkpoint.
     """
     check.fits(p, latents.shape)
-    if p.backbone.precond in check.ONE_STD and p.latents.normalise == "channel" and latents.shape[0] > 1:
+    if p.backbone.precond in rules.ONE_STD and p.latents.normalise == "channel" and latents.shape[0] > 1:
         raise ParamsError(
             f"{PATH}, latents.normalise: precond '{p.backbone.precond}' needs one std for all channels: set one or none"
         )

@@ -11,7 +11,6 @@ its authors' settings it translates, see settings.py) and `read`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,16 +26,18 @@ from facm.networks import checkpoint
 from facm.networks.checkpoint import Config
 from facm.runtime import files
 from facm.runtime.names import refuse_unknown
+from facm.runtime.registry import Registry
 
-FORMATS = {
-    "facm": "FACM",
-    "lightningdit": "LightningDiT",
-    "sit": "SiT",
-    "dit": "DiT",
-    "repa": "REPA",
-    "edm": "EDM",
-}
-
+FORMATS = Registry(
+    __name__,
+    "--from (in params.yaml: imported.format)",
+    facm="FACM",
+    lightningdit="LightningDiT",
+    sit="SiT",
+    dit="DiT",
+    repa="REPA",
+    edm="EDM",
+)
 
 UNTOLD = {"pixel_norm": False, "time_scale": 1.0}
 """Constants that change what a network computes and that no weight tells, as published networks have them; FACM's own
@@ -97,8 +98,7 @@ class Space:
 
 def load_format(name: str) -> Format:
     """The source format; raises ValueError for an unknown name."""
-    refuse_unknown([name], FORMATS, "--from (in params.yaml: imported.format)")
-    made: Format = getattr(import_module(f"{__name__}.{name}"), FORMATS[name])()
+    made: Format = FORMATS.load(name)()
     return made
 
 
@@ -205,7 +205,7 @@ def _verified(source: Source) -> str:
 
 def _describe(source: Source, digest: str, chosen: weights.Weights, found: Found, where: Space) -> Config:
     """The config.json of a converted network."""
-    objective = objectives.load("facm" if source.kind == "student" else "fm")()
+    objective = objectives.OBJECTIVES.load("facm" if source.kind == "student" else "fm")()
     told = {
         "source": source.path.name,
         "format": source.format,
@@ -241,8 +241,7 @@ def _describe(source: Source, digest: str, chosen: weights.Weights, found: Found
 
 def _scale(codec: str) -> float:
     """By which a codec multiplies its autoencoder's latents."""
-    known = getattr(import_module(f"facm.data.codecs.{codec}"), codecs.CODECS[codec])
-    architecture = getattr(known, "architecture", None)
+    architecture = getattr(codecs.CODECS.load(codec), "architecture", None)
     return 1.0 if architecture is None else float(architecture.scale)
 
 

@@ -143,7 +143,8 @@ def constants(
     told |= dict.fromkeys(["classes"], settings.get("classes")) if "classes" in settings.found else {}
     names = {name: settings.named(name) for name in told}
     family, variant = _model(settings)
-    sizes = getattr(backbones.load_class(FAMILIES[family]), "SIZES", {}).get(variant, {}) if family in FAMILIES else {}
+    network = backbones.BACKBONES.load(FAMILIES[family]) if family in FAMILIES else None
+    sizes = getattr(network, "SIZES", {}).get(variant, {})
     told |= sizes
     names |= {name: f"{settings.named('model')}, {name} {size}" for name, size in sizes.items()}
     for name, value in told.items():

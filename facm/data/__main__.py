@@ -6,7 +6,8 @@
 import argparse
 from collections.abc import Sequence
 
-from facm.data.datasets import dataset_of, fingerprint, tell
+from facm.data.datasets import dataset_of, fingerprint
+from facm.data.images.survey import tell
 from facm.runtime import params
 from facm.runtime.log import say
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from facm import samplers
 from facm.data import codecs
+from facm.inference.sampler import for_network
 from facm.networks import checkpoint
 from facm.networks.precision import full
 from facm.runtime import dist
@@ -105,7 +106,7 @@ class Generator:
         if self.config.kind == "teacher":
             checkpoint.refuse_guidance(self.config, "this teacher", fields.get("w") or 1, "w (baseline.w)")
         condition = "fm" if self.config.kind == "student" else "t"
-        return samplers.for_network(name, self.config.conditioning, condition, **fields)
+        return for_network(name, self.config.conditioning, condition, **fields)
 
     def generate(
         self,

@@ -25,7 +25,8 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 from torch.linalg import vector_norm
 
-from facm.runtime.files import load_foreign, sha256
+from facm.runtime import files
+from facm.runtime.files import load_foreign
 from facm.runtime.names import printable
 
 FILES = {  # name -> (where from, sha256, as several independent projects pin them)
@@ -165,10 +166,7 @@ def find_weights() -> tuple[Path, Path]:
                 f"fetch {url} where there is a network and put it there (TORCH_HOME moves that folder), or set l2 or "
                 "pseudo_huber"
             )
-        if (found := sha256(path)) != pinned:
-            raise ValueError(
-                f"{path} has sha256 {found}, needed is {pinned}: remove it and run `python -m facm.networks.lpips`"
-            )
+        files.pinned(path, pinned, "", "remove it and run `python -m facm.networks.lpips`")
     return vgg, lins
 
 

@@ -1,6 +1,7 @@
 """Training objectives, one file each; a new one is a file, a line here and a block of params.
 
-An objective is a frozen dataclass whose fields are its paper's constants. It draws nothing: `times(n, time,
+An objective is a frozen dataclass whose fields are its paper's constants, with their ranges as annotations
+(facm/runtime/ranges.py), which `check_fields` checks. It draws nothing: `times(n, time,
 progress)` turns standard normals n (B, normals) into times, `__call__(F_theta, point)` gives per-sample losses by
 term. Fields called as in SHARED come from `distill` in params.yaml, all others from `objectives.<name>`.
 
@@ -13,26 +14,29 @@ own; `group`, rows that belong together; `parts`, the terms apart, for `train.le
 every step.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
-from importlib import import_module
 from typing import Any
 
-from facm.runtime.names import hint, refuse_unknown
+from facm.runtime import ranges
+from facm.runtime.names import refuse_unknown
+from facm.runtime.registry import Registry
 
-OBJECTIVES = {
-    "cd": "CD",
-    "ect": "ECT",
-    "facm": "FACM",
-    "fm": "FM",
-    "ict": "ICT",
-    "imeanflow": "IMeanFlow",
-    "imm": "IMM",
-    "meanflow": "MeanFlow",
-    "scm": "SCM",
-    "shortcut": "Shortcut",
-    "tract": "TRACT",
-}
+OBJECTIVES = Registry(
+    __name__,
+    "params.yaml, distill.objective",
+    cd="CD",
+    ect="ECT",
+    facm="FACM",
+    fm="FM",
+    ict="ICT",
+    imeanflow="IMeanFlow",
+    imm="IMM",
+    meanflow="MeanFlow",
+    scm="SCM",
+    shortcut="Shortcut",
+    tract="TRACT",
+)
 SHARED = ("conditioning", "alpha", "beta", "p")
 
 
@@ -58,7 +62,7 @@ def build(name: str, constants: Mapping[str, Any], shared: Mapping[str, Any]) ->
     for key in own:
         if key not in constants:
             raise ValueError(f"{place}: '{key}' is missing; presets/base.yaml has its default")
-    return load(name)(**constants, **{key: value for key, value in shared.items() if key in mine})
+    return OBJECTIVES.load(name)(**constants, **{key: value for key, value in shared.items() if key in mine})
 
 
 def learns_velocity(objective: Any) -> bool:
@@ -72,36 +76,12 @@ def ignored(name: str) -> tuple[str, ...]:
     return tuple(key for key in SHARED if key not in mine)
 
 
-def load(name: str) -> Any:
-    """The objective's class, imported only now.
-
-    Raises:
-        ValueError: unknown name.
-    """
-    refuse_unknown([name], OBJECTIVES, "params.yaml, distill.objective")
-    return getattr(import_module(f"{__name__}.{name}"), OBJECTIVES[name])
-
-
 def field_names(name: str) -> list[str]:
     """The fields of an objective."""
-    return [field.name for field in fields(load(name))]
+    return [field.name for field in fields(OBJECTIVES.load(name))]
 
 
-def check_number(value: Any, place: str, low: float, high: float = float("inf"), *, open_low: bool = False) -> None:
-    """Raise ValueError unless `value` is a number in [low, high], or in (low, high] with `open_low`."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        hint = " (in quotes it is text: leave them out)" if isinstance(value, str) else ""
-        raise ValueError(f"params.yaml, {place}: must be a number, got {value!r}{hint}")
-    if not (low < value if open_low else low <= value) or not value <= high:
-        rule = f"{'above' if open_low else 'at least'} {low:g}" + (
-            "" if high == float("inf") else f", at most {high:g}"
-        )
-        raise ValueError(f"params.yaml, {place}: {value!r} must be {rule}")
-
-
-def check_choice(value: Any, place: str, known: Iterable[Any]) -> None:
-    """Raise ValueError unless `value` is one of `known`."""
-    known = list(known)
-    if not any(value is k or (isinstance(k, str) and value == k) for k in known):
-        names = ", ".join(map(str, known))
-        raise ValueError(f"params.yaml, {place}: {value!r} is not one of {names}{hint(value, known)}")
+def check_fields(objective: Any) -> None:
+    """Raise ValueError for the first field of an objective that its annotation forbids; for `__post_init__`."""
+    name = type(objective).__module__.rpartition(".")[2]
+    ranges.check_fields(objective, lambda field: f"{'distill' if field in SHARED else f'objectives.{name}'}.{field}")

@@ -17,15 +17,16 @@ handed in as `point.tools["lpips"]`; not the default, because it needs weights f
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 
 from facm.flow.interface import FTheta, Point, Progress, Query
 from facm.flow.losses import pseudo_huber, rms, squared_error
-from facm.flow.path import c_cm, check_conditioning, endpoint, expand
+from facm.flow.path import c_cm, endpoint, expand
 from facm.flow.time import TimeSampler, karras, time_of, uniform
-from facm.objectives import check_choice, check_number
+from facm.objectives import check_fields
+from facm.runtime.ranges import Conditioning, NonNegative, OneOf, Range
 
 DISTANCES = ("l2", "pseudo_huber", "lpips")
 
@@ -48,28 +49,20 @@ class CD:
         ValueError: a value that breaks its rule; the message names value, rule and key.
     """
 
-    conditioning: str = "expanded"
-    levels: int = 18
-    solver: str = "heun"
-    target: str = "online"
-    decay: float = 0.95
-    distance: str = "l2"
-    c: float = 0.03
+    conditioning: Conditioning = "expanded"
+    levels: Annotated[int, Range(low=2)] = 18
+    solver: Literal["euler", "heun"] = "heun"
+    target: Literal["online", "ema", "target"] = "online"
+    decay: Annotated[float, Range(0, 0.9999)] = 0.95
+    distance: Annotated[str, OneOf(DISTANCES)] = "l2"
+    c: NonNegative = 0.03
 
     normals: ClassVar[int] = 1
     samplers: ClassVar[tuple[str, ...]] = ("consistency",)
     terms: ClassVar[tuple[str, ...]] = ("cd",)
 
     def __post_init__(self) -> None:
-        check_conditioning(self.conditioning, "distill.conditioning")
-        check_number(self.levels, "objectives.cd.levels", 2)
-        if not isinstance(self.levels, int):
-            raise ValueError(f"params.yaml, objectives.cd.levels: {self.levels!r} must be a whole number")
-        check_choice(self.solver, "objectives.cd.solver", ("euler", "heun"))
-        check_choice(self.target, "objectives.cd.target", ("online", "ema", "target"))
-        check_number(self.decay, "objectives.cd.decay", 0, 0.9999)
-        check_choice(self.distance, "objectives.cd.distance", DISTANCES)
-        check_number(self.c, "objectives.cd.c", 0)
+        check_fields(self)
 
     @property
     def target_decay(self) -> float | None:

@@ -13,16 +13,17 @@ exp(-1.1 + 2 n), is distill.time with sampler logit_normal, mean -1.1, std 2.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from facm.flow.interface import FTheta, Point, Progress, Query
 from facm.flow.losses import pseudo_huber, rms
-from facm.flow.path import c_cm, check_conditioning, endpoint, expand
+from facm.flow.path import c_cm, endpoint, expand
 from facm.flow.time import TimeSampler, sigma_of, time_of
-from facm.objectives import check_number
+from facm.objectives import check_fields
+from facm.runtime.ranges import Conditioning, Count, NonNegative, Range
 
 EDGE = 1e-4  # t is kept this far from both ends, where sigma is 0 or infinite
 LEAST = 1e-4  # q^-stages: below, float32 does not tell the two points apart
@@ -45,31 +46,25 @@ class ECT:
         ValueError: a value that breaks its rule; the message names value, rule and key.
     """
 
-    conditioning: str = "expanded"
-    stages: int = 8
-    q: float = 2.0
-    k: float = 8.0
-    b: float = 1.0
-    c: float = 0.0
+    conditioning: Conditioning = "expanded"
+    stages: Count = 8
+    q: Annotated[float, Range(low=1, exclusive_low=True)] = 2.0
+    k: NonNegative = 8.0
+    b: NonNegative = 1.0
+    c: NonNegative = 0.0
 
     normals: ClassVar[int] = 1
     samplers: ClassVar[tuple[str, ...]] = ("consistency",)
     terms: ClassVar[tuple[str, ...]] = ("ct",)
 
     def __post_init__(self) -> None:
-        check_conditioning(self.conditioning, "distill.conditioning")
-        check_number(self.stages, "objectives.ect.stages", 1)
-        if not isinstance(self.stages, int):
-            raise ValueError(f"params.yaml, objectives.ect.stages: {self.stages!r} must be a whole number")
-        check_number(self.q, "objectives.ect.q", 1, open_low=True)
+        check_fields(self)
         if self.q**-self.stages < LEAST:
             raise ValueError(
                 f"params.yaml, objectives.ect: q {self.q!r} in {self.stages} stages ends at a distance of "
                 f"{self.q**-self.stages:.1g}, must be at least {LEAST:g}, what float32 can tell apart: fewer stages "
                 "(1 with q 256), or a smaller q"
             )
-        for name in ("k", "b", "c"):
-            check_number(getattr(self, name), f"objectives.ect.{name}", 0)
 
     def stage(self, progress: Progress) -> int:
         """Stage 0 .. stages - 1."""

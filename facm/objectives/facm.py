@@ -12,16 +12,17 @@ denominator of eq. 18 carry none. Here: as the code, each an option.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from facm.flow.interface import FTheta, Point, Progress, Query
 from facm.flow.losses import Cosine, Reduction, norm_l2, squared_error, velocity_loss
-from facm.flow.path import c_cm, c_fm, check_conditioning, expand
+from facm.flow.path import c_cm, c_fm, expand
 from facm.flow.time import WEIGHTINGS, TimeSampler, weighting
-from facm.objectives import check_choice, check_number
+from facm.objectives import check_fields
+from facm.runtime.ranges import Conditioning, Fraction, NonNegative, OneOf, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,40 +47,28 @@ class FACM:
         ValueError: a value that breaks its rule; the message names value, rule and key.
     """
 
-    conditioning: str = "expanded"
-    alpha: str = "power"
-    beta: str = "cos"
-    p: float = 0.5
-    anchor: float = 1.0
-    clamp: float | None = 1.0
-    norm_c: float = 1e-3
-    norm_q: float = 0.5
+    conditioning: Conditioning = "expanded"
+    alpha: Annotated[str, OneOf(WEIGHTINGS)] = "power"
+    beta: Annotated[str, OneOf(WEIGHTINGS)] = "cos"
+    p: Positive = 0.5
+    anchor: NonNegative = 1.0
+    clamp: Positive | None = 1.0
+    norm_c: Positive = 1e-3
+    norm_q: Fraction = 0.5
     norm_sg_denominator: bool = True
     reduction: Reduction = "mean"
     cosine: Cosine = "auto"
-    cosine_eps: float = 1e-3
+    cosine_eps: Positive = 1e-3
 
     normals: ClassVar[int] = 1
     terms: ClassVar[tuple[str, ...]] = ("fm", "cm")
 
     def __post_init__(self) -> None:
-        check_conditioning(self.conditioning, "distill.conditioning")
+        check_fields(self)
         if self.conditioning == "plain":
             raise ValueError(
                 "params.yaml, distill.conditioning: 'plain' asks v and v_bar alike, FACM needs two formats"
             )
-        check_choice(self.alpha, "distill.alpha", WEIGHTINGS)
-        check_choice(self.beta, "distill.beta", WEIGHTINGS)
-        check_number(self.p, "distill.p", 0, open_low=True)
-        check_number(self.anchor, "objectives.facm.anchor", 0)
-        if self.clamp is not None:
-            check_number(self.clamp, "objectives.facm.clamp (null: no clamp)", 0, open_low=True)
-        check_number(self.norm_c, "objectives.facm.norm_c", 0, open_low=True)
-        check_number(self.norm_q, "objectives.facm.norm_q", 0, 1)
-        check_choice(self.norm_sg_denominator, "objectives.facm.norm_sg_denominator", (True, False))
-        check_choice(self.reduction, "objectives.facm.reduction", ("mean", "sum"))
-        check_choice(self.cosine, "objectives.facm.cosine", ("auto", "channel", "sample", "none"))
-        check_number(self.cosine_eps, "objectives.facm.cosine_eps", 0, open_low=True)
 
     @property
     def samplers(self) -> tuple[str, ...]:

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from facm.flow.interface import FTheta, Point, Progress, Query
 from facm.flow.losses import Cosine, velocity_loss
-from facm.flow.path import Condition, c_cm, c_fm, check_conditioning
+from facm.flow.path import Condition, c_cm, c_fm
 from facm.flow.time import TimeSampler
-from facm.objectives import check_choice, check_number
+from facm.objectives import check_fields
+from facm.runtime.ranges import Conditioning, Fraction, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,20 +36,17 @@ class FM:
         ValueError: a value that breaks its rule; the message names value, rule and key.
     """
 
-    conditioning: str = "expanded"
-    fraction: float = 0.5
+    conditioning: Conditioning = "expanded"
+    fraction: Fraction = 0.5
     cosine: Cosine = "auto"
-    cosine_eps: float = 1e-3
+    cosine_eps: Positive = 1e-3
 
     normals: ClassVar[int] = 2
     samplers: ClassVar[tuple[str, ...]] = ("euler", "heun", "dpmpp", "edm")
     terms: ClassVar[tuple[str, ...]] = ("fm",)
 
     def __post_init__(self) -> None:
-        check_conditioning(self.conditioning)
-        check_number(self.fraction, "teacher.fraction or objectives.fm.fraction", 0, 1)
-        check_choice(self.cosine, "teacher.cosine or objectives.fm.cosine", ("auto", "channel", "sample", "none"))
-        check_number(self.cosine_eps, "teacher.cosine_eps or objectives.fm.cosine_eps", 0, open_low=True)
+        check_fields(self)
 
     def times(self, n: Tensor, time: TimeSampler, progress: Progress) -> dict[str, Tensor]:
         """Standard normals n (B, 2) -> t (B,), and in_fm (B,) bool: asked in the FM format.

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from facm.flow.interface import FTheta, Point, Progress, Query
 from facm.flow.losses import pseudo_huber, rms
-from facm.flow.path import c_cm, check_conditioning, endpoint, expand
+from facm.flow.path import c_cm, endpoint, expand
 from facm.flow.time import TimeSampler, karras, sigma_of, time_of
-from facm.objectives import check_number
+from facm.objectives import check_fields
+from facm.runtime.ranges import Conditioning, Count, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,24 +42,21 @@ class ICT:
         ValueError: a value that breaks its rule; the message names value, rule and key.
     """
 
-    conditioning: str = "expanded"
-    s0: int = 10
-    s1: int = 1280
+    conditioning: Conditioning = "expanded"
+    s0: Count = 10
+    s1: Count = 1280
     mean: float = -1.1
-    std: float = 2.0
-    huber: float = 0.00054
+    std: Positive = 2.0
+    huber: Positive = 0.00054
 
     normals: ClassVar[int] = 1
     samplers: ClassVar[tuple[str, ...]] = ("consistency",)
     terms: ClassVar[tuple[str, ...]] = ("ct",)
 
     def __post_init__(self) -> None:
-        check_conditioning(self.conditioning, "distill.conditioning")
-        check_number(self.s0, "objectives.ict.s0", 1)
-        check_number(self.s1, "objectives.ict.s1 (s0 at least)", self.s0)
-        check_number(self.mean, "objectives.ict.mean", -math.inf)
-        check_number(self.std, "objectives.ict.std", 0, open_low=True)
-        check_number(self.huber, "objectives.ict.huber", 0, open_low=True)
+        check_fields(self)
+        if self.s1 < self.s0:
+            raise ValueError(f"params.yaml, objectives.ict.s1: {self.s1} must be at least s0 {self.s0}")
 
     def intervals(self, progress: Progress) -> int:
         """N(k) - 1 = min(s0 2^floor(k / K'), s1), K' = floor(K / (log2(s1 / s0) + 1)), k from 0."""

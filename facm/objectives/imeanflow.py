@@ -19,7 +19,8 @@ from facm.flow.interface import FTheta, Point, Progress, Query
 from facm.flow.losses import Reduction, norm_l2, rms, squared_error
 from facm.flow.path import expand
 from facm.flow.time import TimeSampler, two_times
-from facm.objectives import check_choice, check_number
+from facm.objectives import check_fields
+from facm.runtime.ranges import Fraction, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +37,10 @@ class IMeanFlow:
         ValueError: a value that breaks its rule; the message names value, rule and key.
     """
 
-    equal: float = 0.5
+    equal: Fraction = 0.5
     reduction: Reduction = "sum"
-    norm_c: float = 0.01
-    norm_q: float = 1.0
+    norm_c: Positive = 0.01
+    norm_q: Fraction = 1.0
 
     conditioning: ClassVar[str] = "auxiliary"
     normals: ClassVar[int] = 3
@@ -47,10 +48,7 @@ class IMeanFlow:
     terms: ClassVar[tuple[str, ...]] = ("imeanflow",)
 
     def __post_init__(self) -> None:
-        check_number(self.equal, "objectives.imeanflow.equal", 0, 1)
-        check_choice(self.reduction, "objectives.imeanflow.reduction", ("sum", "mean"))
-        check_number(self.norm_c, "objectives.imeanflow.norm_c", 0, open_low=True)
-        check_number(self.norm_q, "objectives.imeanflow.norm_q", 0, 1)
+        check_fields(self)
 
     def times(self, n: Tensor, time: TimeSampler, progress: Progress) -> dict[str, Tensor]:
         """Standard normals n (B, 3) -> t (B,) and r (B,), t <= r: two draws in order, r = t for a share."""

@@ -26,7 +26,7 @@ F(x, t, t) is never asked: the network keeps no velocity of its own.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,7 +36,8 @@ from facm.flow.interface import FTheta, Point, Progress, Query
 from facm.flow.losses import rms
 from facm.flow.path import expand
 from facm.flow.time import TimeSampler, sigma_of, time_of, uniform
-from facm.objectives import check_number
+from facm.objectives import check_fields
+from facm.runtime.ranges import Count, Fraction, NonNegative, Positive, Range, Scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +59,14 @@ class IMM:
         ValueError: a value that breaks its rule; the message names value, rule and key.
     """
 
-    group: int = 4
-    tau_low: float = 0.0
-    tau_high: float = 0.994
-    k: float = 12
-    gap: float = 1e-4
-    a: float = 1.0
+    group: Count = 4
+    tau_low: Fraction = 0.0
+    tau_high: Annotated[float, Range(0, 0.9999)] = 0.994
+    k: NonNegative = 12
+    gap: Positive = 1e-4
+    a: Scale = 1.0
     b: float = 4.0
-    eps: float = 1e-8
+    eps: Positive = 1e-8
 
     conditioning: ClassVar[str] = "auxiliary"
     normals: ClassVar[int] = 2
@@ -73,21 +74,12 @@ class IMM:
     terms: ClassVar[tuple[str, ...]] = ("mmd",)
 
     def __post_init__(self) -> None:
-        check_number(self.group, "objectives.imm.group", 1)
-        if not isinstance(self.group, int):
-            raise ValueError(f"params.yaml, objectives.imm.group: {self.group!r} must be a whole number")
-        check_number(self.tau_low, "objectives.imm.tau_low", 0, 1)
-        check_number(self.tau_high, "objectives.imm.tau_high", 0, 0.9999)
-        check_number(self.gap, "objectives.imm.gap", 0, open_low=True)
+        check_fields(self)
         if not self.tau_low + self.gap < self.tau_high:
             raise ValueError(
                 f"params.yaml, objectives.imm: tau_low {self.tau_low!r} plus gap {self.gap!r} must be below "
                 f"tau_high {self.tau_high!r}"
             )
-        check_number(self.k, "objectives.imm.k", 0)
-        check_number(self.a, "objectives.imm.a", 1)
-        check_number(self.b, "objectives.imm.b", -float("inf"))
-        check_number(self.eps, "objectives.imm.eps", 0, open_low=True)
 
     def times(self, n: Tensor, time: TimeSampler, progress: Progress) -> dict[str, Tensor]:
         """Standard normals n (B, 2), B a multiple of `group` -> t, r, s, each (B,), t + gap <= r <= s (Sec. 4.2).

@@ -20,7 +20,8 @@ from facm.flow.interface import FTheta, Point, Progress, Query
 from facm.flow.losses import Reduction, norm_l2, rms, squared_error
 from facm.flow.path import expand
 from facm.flow.time import TimeSampler, two_times
-from facm.objectives import check_choice, check_number
+from facm.objectives import check_fields
+from facm.runtime.ranges import Fraction, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +38,10 @@ class MeanFlow:
         ValueError: a value that breaks its rule; the message names value, rule and key.
     """
 
-    equal: float = 0.0
+    equal: Fraction = 0.0
     reduction: Reduction = "sum"
-    norm_c: float = 1e-3
-    norm_q: float = 1.0
+    norm_c: Positive = 1e-3
+    norm_q: Fraction = 1.0
 
     conditioning: ClassVar[str] = "auxiliary"
     normals: ClassVar[int] = 3
@@ -48,10 +49,7 @@ class MeanFlow:
     terms: ClassVar[tuple[str, ...]] = ("meanflow",)
 
     def __post_init__(self) -> None:
-        check_number(self.equal, "objectives.meanflow.equal", 0, 1)
-        check_choice(self.reduction, "objectives.meanflow.reduction", ("sum", "mean"))
-        check_number(self.norm_c, "objectives.meanflow.norm_c", 0, open_low=True)
-        check_number(self.norm_q, "objectives.meanflow.norm_q", 0, 1)
+        check_fields(self)
 
     def times(self, n: Tensor, time: TimeSampler, progress: Progress) -> dict[str, Tensor]:
         """Standard normals n (B, 3) -> t (B,) and r (B,), t <= r: two draws in order, r = t for a share."""

@@ -22,16 +22,17 @@ learned by logvar(t); FACM's code has none.
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from facm.flow.interface import FTheta, Point, Progress, Query
 from facm.flow.losses import rms, squared_error
-from facm.flow.path import c_cm, check_conditioning, expand
+from facm.flow.path import c_cm, expand
 from facm.flow.time import WEIGHTINGS, TimeSampler, weighting
-from facm.objectives import check_choice, check_number
+from facm.objectives import check_fields
+from facm.runtime.ranges import Conditioning, Count, Fraction, OneOf, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,32 +55,22 @@ class SCM:
         ValueError: a value that breaks its rule; the message names value, rule and key.
     """
 
-    conditioning: str = "expanded"
-    beta: str = "cos"
-    p: float = 0.5
-    warmup: float = 0.08
-    tangent: str = "normalize"
-    norm_c: float = 0.1
-    clamp: float = 1.0
-    weight: str = "sample"
-    width: int = 256
+    conditioning: Conditioning = "expanded"
+    beta: Annotated[str, OneOf(WEIGHTINGS)] = "cos"
+    p: Positive = 0.5
+    warmup: Fraction = 0.08
+    tangent: Literal["normalize", "clamp", "none"] = "normalize"
+    norm_c: Positive = 0.1
+    clamp: Positive = 1.0
+    weight: Literal["sample", "batch", "none"] = "sample"
+    width: Count = 256
 
     normals: ClassVar[int] = 1
     samplers: ClassVar[tuple[str, ...]] = ("consistency",)
     terms: ClassVar[tuple[str, ...]] = ("cm",)
 
     def __post_init__(self) -> None:
-        check_conditioning(self.conditioning, "distill.conditioning")
-        check_choice(self.beta, "distill.beta", WEIGHTINGS)
-        check_number(self.p, "distill.p", 0, open_low=True)
-        check_number(self.warmup, "objectives.scm.warmup", 0, 1)
-        check_choice(self.tangent, "objectives.scm.tangent", ("normalize", "clamp", "none"))
-        check_number(self.norm_c, "objectives.scm.norm_c", 0, open_low=True)
-        check_number(self.clamp, "objectives.scm.clamp", 0, open_low=True)
-        check_choice(self.weight, "objectives.scm.weight", ("sample", "batch", "none"))
-        check_number(self.width, "objectives.scm.width", 1)
-        if not isinstance(self.width, int):
-            raise ValueError(f"params.yaml, objectives.scm.width: {self.width!r} must be a whole number")
+        check_fields(self)
 
     @cached_property
     def module(self) -> "AdaptiveWeight | None":

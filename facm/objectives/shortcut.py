@@ -23,7 +23,7 @@ Published code: clips x_t + d s1 and the target to [-4, 4]. Here: not.
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -32,7 +32,8 @@ from facm.flow.interface import FTheta, Point, Progress, Query
 from facm.flow.losses import rms, squared_error
 from facm.flow.path import expand
 from facm.flow.time import TimeSampler, uniform
-from facm.objectives import check_choice, check_number
+from facm.objectives import check_fields
+from facm.runtime.ranges import Fraction, Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +50,10 @@ class Shortcut:
         ValueError: a value that breaks its rule; the message names value, rule and key.
     """
 
-    bootstrap: float = 0.25
-    levels: int = 7
-    target: str = "ema"
-    flow_times: str = "grid"
+    bootstrap: Fraction = 0.25
+    levels: Annotated[int, Range(1, 20)] = 7
+    target: Literal["ema", "online"] = "ema"
+    flow_times: Literal["grid", "time"] = "grid"
 
     conditioning: ClassVar[str] = "auxiliary"
     ragged: ClassVar[bool] = True
@@ -61,12 +62,7 @@ class Shortcut:
     terms: ClassVar[tuple[str, ...]] = ("fm", "bootstrap")
 
     def __post_init__(self) -> None:
-        check_number(self.bootstrap, "objectives.shortcut.bootstrap", 0, 1)
-        check_number(self.levels, "objectives.shortcut.levels", 1, 20)
-        if not isinstance(self.levels, int):
-            raise ValueError(f"params.yaml, objectives.shortcut.levels: {self.levels!r} must be a whole number")
-        check_choice(self.target, "objectives.shortcut.target", ("ema", "online"))
-        check_choice(self.flow_times, "objectives.shortcut.flow_times", ("grid", "time"))
+        check_fields(self)
 
     def times(self, n: Tensor, time: TimeSampler, progress: Progress) -> dict[str, Tensor]:
         """Standard normals n (B, 3) -> t and d, each (B,); d is 0 or a power of two, t then a multiple of 2d.

@@ -28,16 +28,17 @@ Published code: distils from a teacher only. Here: from scratch too; the first p
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from facm.flow.interface import FTheta, Point, Progress, Query
 from facm.flow.losses import rms, squared_error
-from facm.flow.path import c_cm, check_conditioning, expand
+from facm.flow.path import c_cm, expand
 from facm.flow.time import TimeSampler, uniform
-from facm.objectives import check_choice, check_number
+from facm.objectives import check_fields
+from facm.runtime.ranges import Conditioning, Count, Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,36 +58,29 @@ class TRACT:
         ValueError: a value that breaks its rule; the message names value, rule and key.
     """
 
-    conditioning: str = "expanded"
-    grid: int = 1024
-    segments: tuple[int, ...] = (32, 1)
-    self_teacher: str = "target"
-    decay: float = 0.5
+    conditioning: Conditioning = "expanded"
+    grid: Count = 1024
+    segments: tuple[Count, ...] = (32, 1)
+    self_teacher: Literal["target", "online", "ema"] = "target"
+    decay: Annotated[float, Range(0, 0.9999)] = 0.5
 
     normals: ClassVar[int] = 1
     samplers: ClassVar[tuple[str, ...]] = ("consistency",)
     terms: ClassVar[tuple[str, ...]] = ("tract",)
 
     def __post_init__(self) -> None:
-        check_conditioning(self.conditioning, "distill.conditioning")
-        check_choice(self.self_teacher, "objectives.tract.self_teacher", ("target", "online", "ema"))
-        check_number(self.decay, "objectives.tract.decay", 0, 0.9999)
-        place = "objectives.tract.segments"
-        if not isinstance(self.segments, list | tuple) or not self.segments:
-            raise ValueError(f"params.yaml, {place}: {self.segments!r} must be a list such as 32, 1")
+        check_fields(self)
         object.__setattr__(self, "segments", tuple(self.segments))
-        for value, key in [(self.grid, "objectives.tract.grid"), *((number, place) for number in self.segments)]:
-            check_number(value, key, 1)
-            if not isinstance(value, int):
-                raise ValueError(f"params.yaml, {key}: {value!r} must be a whole number")
         for before, number in pairwise((self.grid, *self.segments)):
             if before <= number or before % number:
                 raise ValueError(
-                    f"params.yaml, {place}: {number} must divide {before} and be smaller, as each number the one "
-                    f"before it, the first objectives.tract.grid ({self.grid})"
+                    f"params.yaml, objectives.tract.segments: {number} must divide {before} and be smaller, as each "
+                    f"number the one before it, the first objectives.tract.grid ({self.grid})"
                 )
         if self.segments[-1] != 1:
-            raise ValueError(f"params.yaml, {place}: {list(self.segments)} must end in 1, the map to the data")
+            raise ValueError(
+                f"params.yaml, objectives.tract.segments: {list(self.segments)} must end in 1, the map to the data"
+            )
 
     @property
     def target_decay(self) -> float | None:

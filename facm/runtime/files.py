@@ -270,6 +270,24 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def pinned(path: Path, expected: str | None, place: str, cure: str) -> str:
+    """The digest of a file whose content is pinned.
+
+    Args:
+        path: the file; it is there.
+        expected: 64 hex digits; None: any content.
+        place: that pins it, such as "params.yaml, latents.vae_sha256"; empty: the code.
+        cure: what to do about another content.
+
+    Raises:
+        ValueError: another content.
+    """
+    found = sha256(path)
+    if expected not in (None, found):
+        raise ValueError(f"{place}{place and ': '}pinned is {expected}, but {path} has {found}: {cure}")
+    return found
+
+
 def save_csv(path: Path, columns: Mapping[str, Sequence[float]]) -> None:
     """Write equally long columns."""
     rows = [",".join(columns), *(",".join(map(str, row)) for row in zip(*columns.values(), strict=True))]

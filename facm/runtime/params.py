@@ -12,64 +12,36 @@ YAML is read and written as DVC does (dvc/utils/serialize/_yaml.py: ruamel.yaml,
 import copy
 import datetime
 import io
-import math
 import re
-import types
 import typing
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from facm.runtime.names import hint, refuse_unknown
+from facm.runtime.names import refuse_unknown
+from facm.runtime.ranges import (
+    PATH,
+    Count,
+    Decay,
+    Fraction,
+    NonNegative,
+    ParamsError,
+    Positive,
+    Range,
+    Scale,
+    Seed,
+    checked,
+)
 
 if TYPE_CHECKING:
     from ruamel.yaml.constructor import DuplicateKeyError
     from ruamel.yaml.error import MarkedYAMLError
 
-PATH = "params.yaml"
 UNSEEN = ("size", "nfiles")  # keys that are not in the key of DVC's run cache, wherever they stand (dvc/stage/cache.py)
-KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 PLAIN = int | float | bool | str | None
 _SAVE = "save it as UTF-8 (`iconv -f UTF-16 -t UTF-8`, or the editor's menu)"
 
 
-class ParamsError(ValueError):
-    """A value in params.yaml that cannot be run; the message names value, rule and place."""
-
-
-@dataclass(frozen=True)
-class Range:
-    """Closed interval; `exclusive_low` leaves the lower end out, `exclusive_high` the upper one."""
-
-    low: float | None = None
-    high: float | None = None
-    exclusive_low: bool = False
-    exclusive_high: bool = False
-
-    def __contains__(self, value: float) -> bool:
-        above = self.low is None or (value > self.low if self.exclusive_low else value >= self.low)
-        below = self.high is None or (value < self.high if self.exclusive_high else value <= self.high)
-        return above and below
-
-    def __str__(self) -> str:
-        low = "-inf" if self.low is None else _number(self.low)
-        high = "inf" if self.high is None else _number(self.high)
-        opening = "(" if self.exclusive_low or self.low is None else "["
-        return f"{opening}{low}, {high}{')' if self.exclusive_high or self.high is None else ']'}"
-
-
-def _number(value: float) -> str:
-    """A bound as it is read: whole numbers with all their digits."""
-    return str(value) if isinstance(value, int) else f"{value:g}"
-
-
-Count = Annotated[int, Range(low=1)]
-Seed = Annotated[int, Range(low=0, high=2**63 - 1)]  # what numpy's Philox and torch's generators all take
-Fraction = Annotated[float, Range(0.0, 1.0)]
-Decay = Annotated[float, Range(0.0, 1.0, exclusive_high=True)]
-Positive = Annotated[float, Range(low=0.0, exclusive_low=True)]
-NonNegative = Annotated[float, Range(low=0.0)]
-Scale = Annotated[float, Range(low=1.0)]
 Cosine = Literal["auto", "channel", "sample", "none"]
 
 
@@ -398,7 +370,7 @@ def tracked(mapping: dict[str, Any], stage: str) -> dict[str, Any]:
 def parse(mapping: dict[str, Any]) -> Params:
     """Plain mappings -> Params; raises ParamsError as `read` does."""
     _refuse_strange(mapping, "", set())
-    return _convert(mapping, Params, "")
+    return typing.cast(Params, _block(mapping, Params, ""))
 
 
 def _refuse_strange(value: Any, where: str, blocks: set[int]) -> None:
@@ -423,32 +395,34 @@ def _refuse_strange(value: Any, where: str, blocks: set[int]) -> None:
             _refuse_strange(inner, f"{where}.{key}" if where else str(key), blocks)
 
 
-def _convert(value: Any, kind: Any, where: str) -> Any:
-    """One value to its declared type, or a ParamsError that names `where`."""
+def _block(value: Any, kind: type, where: str) -> Any:
+    """One block of keys as its dataclass, or a ParamsError that names `where`."""
+    if not isinstance(value, dict):
+        raise ParamsError(f"{PATH}, {where}: must be a block of keys, got {value!r}")
+    place = f"{PATH}, {where or 'top level'}"
+    hints = typing.get_type_hints(kind, include_extras=True)
+    names = [field.name for field in fields(kind)]
+    try:
+        refuse_unknown(value, names, place)
+    except ValueError as error:
+        raise ParamsError(str(error)) from None
+    for name in names:
+        if name not in value:
+            raise ParamsError(f"{place}: '{name}' is missing; presets/base.yaml has its default")
+    return kind(**{name: _value(value[name], hints[name], f"{where}.{name}" if where else name) for name in names})
+
+
+def _value(value: Any, kind: Any, where: str) -> Any:
+    """A block, the constants of several methods or networks by name, or a value."""
     if is_dataclass(kind):
-        return _convert_mapping(value, typing.cast(type, kind), where)
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Annotated:
-        converted = _convert(value, arguments[0], where)
-        if converted not in arguments[1]:
-            raise ParamsError(f"{PATH}, {where}: {value!r} is outside {arguments[1]}")
-        return converted
-    if origin in (types.UnionType, typing.Union):
-        return None if value is None else _convert(value, next(a for a in arguments if a is not type(None)), where)
-    if origin is Literal:
-        if not isinstance(value, str) or value not in arguments:
-            known = f"{', '.join(arguments)}{hint(value, arguments)}"
-            raise ParamsError(f"{PATH}, {where}: {value!r} is not one of {known}")
-        return value
-    if origin is tuple:
-        return _convert_list(value, arguments, where)
-    if origin is dict:
-        if not isinstance(value, dict) or not all(isinstance(v, dict) for v in value.values()):
-            raise ParamsError(f"{PATH}, {where}: must hold one block of constants per name, got {value!r}")
-        for name, block in value.items():
-            _refuse_unseen(block, f"{where}.{name}")
-        return value
-    return _convert_scalar(value, kind, where)
+        return _block(value, typing.cast(type, kind), where)
+    if typing.get_origin(kind) is not dict:
+        return checked(value, kind, where)
+    if not isinstance(value, dict) or not all(isinstance(v, dict) for v in value.values()):
+        raise ParamsError(f"{PATH}, {where}: must hold one block of constants per name, got {value!r}")
+    for name, block in value.items():
+        _refuse_unseen(block, f"{where}.{name}")
+    return value
 
 
 def _refuse_unseen(value: Any, where: str) -> None:
@@ -460,49 +434,3 @@ def _refuse_unseen(value: Any, where: str) -> None:
                 "run of the same params, and would give back what another value has made: choose another name"
             )
         _refuse_unseen(inner, f"{where}.{key}")
-
-
-def _convert_mapping(value: Any, kind: type, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise ParamsError(f"{PATH}, {where}: must be a block of keys, got {value!r}")
-    hints = typing.get_type_hints(kind, include_extras=True)
-    names = [field.name for field in fields(kind)]
-    try:
-        refuse_unknown(value, names, f"{PATH}, {where or 'top level'}")
-    except ValueError as error:
-        raise ParamsError(str(error)) from None
-    for name in names:
-        if name not in value:
-            raise ParamsError(f"{PATH}, {where or 'top level'}: '{name}' is missing; presets/base.yaml has its default")
-    return kind(**{name: _convert(value[name], hints[name], f"{where}.{name}" if where else name) for name in names})
-
-
-def _convert_list(value: Any, arguments: tuple[Any, ...], where: str) -> tuple[Any, ...]:
-    if not isinstance(value, (list, tuple)) or not value:
-        raise ParamsError(f"{PATH}, {where}: must be a list with at least one entry, got {value!r}")
-    if arguments[-1] is Ellipsis:
-        arguments = (arguments[0],) * len(value)
-    if len(value) != len(arguments):
-        raise ParamsError(f"{PATH}, {where}: must have {len(arguments)} entries, got {value!r}")
-    return tuple(_convert(v, a, f"{where}[{i}]") for i, (v, a) in enumerate(zip(value, arguments, strict=True)))
-
-
-def _convert_scalar(value: Any, kind: type, where: str) -> Any:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ParamsError(f"{PATH}, {where}: must be {KINDS[kind]}, got {value!r}{_cure(value, kind)}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ParamsError(f"{PATH}, {where}: must be a finite number, got {value}")
-    return value
-
-
-def _cure(value: Any, kind: type) -> str:
-    """What to write in place of a value of another type, in brackets, where that can be told."""
-    if kind is str and isinstance(value, bool | int | float):
-        return " (write it in quotes)"
-    if kind is int and isinstance(value, float) and value.is_integer():
-        return f" (write {int(value)})"
-    if kind in (int, float) and isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", value.lower()):
-        return " (in quotes it is text: leave them out)"
-    return ""

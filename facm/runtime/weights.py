@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from facm.runtime.files import load_tensors, save_tensors, sha256
+from facm.runtime import files
+from facm.runtime.files import load_tensors, save_tensors
 
 
 def find(features: str, file: str, url: str, pinned: str) -> Path:
@@ -35,8 +36,7 @@ def find(features: str, file: str, url: str, pinned: str) -> Path:
                 f"reference.features '{features}' needs {file}, and it could not be downloaded ({error}): "
                 f"fetch {url} where there is a network and put it at {path} (TORCH_HOME moves that folder)"
             ) from None
-    if (found := sha256(path)) != pinned:
-        raise ValueError(f"{path} has sha256 {found}, needed is {pinned}: remove it, it is fetched again from {url}")
+    files.pinned(path, pinned, "", f"remove it, it is fetched again from {url}")
     return path
 
 

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from facm.flow.path import c_cm, c_fm, check_conditioning, endpoint
+from facm.flow.path import c_cm, c_fm, endpoint
+from facm.runtime.ranges import Conditioning, Count, Fraction, check_fields
 
 
 @dataclass(frozen=True)
@@ -70,17 +71,17 @@ class Anchored:
         ValueError: a value that breaks its rule, or a schedule that takes another number of evaluations.
     """
 
-    nfe: int = 3
+    nfe: Count = 3
     flow: tuple[float, ...] | None = None
     order: int | None = None
     jumps: tuple[float, ...] | None = None
-    renoise: float | None = None
-    conditioning: str = "expanded"
+    renoise: Fraction | None = None
+    conditioning: Conditioning = "expanded"
 
     length: ClassVar[str] = "nfe"
 
     def __post_init__(self) -> None:
-        check_conditioning(self.conditioning)
+        check_fields(self, lambda field: f"sample (anchored), {field}")
         where = "params.yaml, sample (anchored)"
         if self.conditioning == "plain":
             raise ValueError(f"{where}: a network of conditioning 'plain' knows no anchor: set sampler consistency")
@@ -154,5 +155,3 @@ def _check(schedule: Schedule, where: str) -> None:
         raise ValueError(f"{where}: order {schedule.order!r} must be 1 (Euler) or 2 (midpoint)")
     if any(not 0 < s < 1 for s in jumps) or any(not a < b for a, b in pairwise(jumps)):
         raise ValueError(f"{where}: jumps {list(jumps)} must increase within (0, 1)")
-    if not 0 <= schedule.renoise <= 1:
-        raise ValueError(f"{where}: renoise {schedule.renoise!r} must be within [0, 1]")

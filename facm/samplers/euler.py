@@ -7,13 +7,14 @@ channels. LightningDiT's sampler guides the first three only and needs a larger 
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from facm.flow.path import Condition, c_fm, check_conditioning
+from facm.flow.path import Condition, c_fm
 from facm.flow.time import shift
+from facm.runtime.ranges import Conditioning, Count, Fraction, NonNegative, Scale, check_fields
 
 
 @dataclass(frozen=True)
@@ -34,32 +35,24 @@ class Euler:
         ValueError: a value outside its range; the message names value and rule.
     """
 
-    steps: int = 50
-    w: float = 1.0
-    t_low: float = 0.0
-    t_high: float = 1.0
-    shift: float = 1.0
-    conditioning: str = "expanded"
-    condition: str = "t"
+    steps: Count = 50
+    w: Scale = 1.0
+    t_low: Fraction = 0.0
+    t_high: Fraction = 1.0
+    shift: NonNegative = 1.0
+    conditioning: Conditioning = "expanded"
+    condition: Literal["t", "fm"] = "t"
 
     length: ClassVar[str] = "steps"
     draws: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        where = "params.yaml, baseline or sample"
-        if self.steps < 1:
-            raise ValueError(f"{where}: steps {self.steps} must be at least 1")
-        if not 1 <= self.w < float("inf"):
-            raise ValueError(f"{where}: w {self.w} must be at least 1 (1: no guidance) and finite")
-        if not 0 <= self.t_low <= self.t_high <= 1:
+        check_fields(self, lambda field: f"baseline or sample, {field}")
+        if self.t_low > self.t_high:
             raise ValueError(
-                f"{where}: t_low {self.t_low}, t_high {self.t_high} must satisfy 0 <= t_low <= t_high <= 1"
+                f"params.yaml, baseline or sample: t_low {self.t_low}, t_high {self.t_high} must satisfy "
+                "0 <= t_low <= t_high <= 1"
             )
-        if not 0 <= self.shift < float("inf"):
-            raise ValueError(f"{where}: shift {self.shift} must not be negative (0 or 1: uniform) nor infinite")
-        if self.condition not in ("t", "fm"):
-            raise ValueError(f"{where}: condition {self.condition!r} must be t or fm")
-        check_conditioning(self.conditioning)
 
     @staticmethod
     def length_for(nfe: int) -> int:

@@ -269,17 +269,17 @@ def test_everything_is_finite_in_single_precision_at_the_ends_of_all_times():
 @pytest.mark.parametrize(
     ("constants", "message"),
     [
-        ({"group": 0}, r"objectives.imm.group: 0 must be at least 1"),
-        ({"group": 4.0}, r"objectives.imm.group: 4.0 must be a whole number"),
-        ({"tau_low": -0.1}, r"objectives.imm.tau_low: -0.1 must be at least 0, at most 1"),
-        ({"tau_high": 1.0}, r"objectives.imm.tau_high: 1.0 must be at least 0, at most 0.9999"),
-        ({"gap": 0}, r"objectives.imm.gap: 0 must be above 0"),
+        ({"group": 0}, r"objectives.imm.group: 0 is outside \[1, inf\)"),
+        ({"group": 4.0}, r"objectives.imm.group: must be a whole number, got 4.0 \(write 4\)"),
+        ({"tau_low": -0.1}, r"objectives.imm.tau_low: -0.1 is outside \[0, 1\]"),
+        ({"tau_high": 1.0}, r"objectives.imm.tau_high: 1.0 is outside \[0, 0.9999\]"),
+        ({"gap": 0}, r"objectives.imm.gap: 0 is outside \(0, inf\)"),
         ({"tau_low": 0.5, "tau_high": 0.6, "gap": 0.1}, r"tau_low 0.5 plus gap 0.1 must be below tau_high 0.6"),
-        ({"k": -1}, r"objectives.imm.k: -1 must be at least 0"),
-        ({"a": 0.5}, r"objectives.imm.a: 0.5 must be at least 1"),
-        ({"b": float("nan")}, r"objectives.imm.b: nan must be at least -inf"),
+        ({"k": -1}, r"objectives.imm.k: -1 is outside \[0, inf\)"),
+        ({"a": 0.5}, r"objectives.imm.a: 0.5 is outside \[1, inf\)"),
+        ({"b": float("nan")}, r"objectives.imm.b: must be a finite number, got nan"),
         ({"b": "4"}, r"objectives.imm.b: must be a number, got '4'"),
-        ({"eps": 0.0}, r"objectives.imm.eps: 0.0 must be above 0"),
+        ({"eps": 0.0}, r"objectives.imm.eps: 0.0 is outside \(0, inf\)"),
     ],
 )
 def test_wrong_constants_are_refused_with_value_rule_and_key(constants, message):

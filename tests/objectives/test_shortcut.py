@@ -229,10 +229,10 @@ def test_a_network_that_is_trained_on_both_learns_jumps_that_compose():
 @pytest.mark.parametrize(
     ("constants", "message"),
     [
-        ({"bootstrap": 1.5}, r"objectives.shortcut.bootstrap: 1.5 must be at least 0, at most 1"),
-        ({"levels": 0}, r"objectives.shortcut.levels: 0 must be at least 1, at most 20"),
-        ({"levels": 7.0}, r"objectives.shortcut.levels: 7.0 must be a whole number"),
-        ({"levels": True}, r"objectives.shortcut.levels: must be a number, got True"),
+        ({"bootstrap": 1.5}, r"objectives.shortcut.bootstrap: 1.5 is outside \[0, 1\]"),
+        ({"levels": 0}, r"objectives.shortcut.levels: 0 is outside \[1, 20\]"),
+        ({"levels": 7.0}, r"objectives.shortcut.levels: must be a whole number, got 7.0 \(write 7\)"),
+        ({"levels": True}, r"objectives.shortcut.levels: must be a whole number, got True"),
         ({"target": "student"}, r"objectives.shortcut.target: 'student' is not one of ema, online"),
         ({"flow_times": "times"}, r"objectives.shortcut.flow_times: 'times' is not one of grid, time"),
     ],

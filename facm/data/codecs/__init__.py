@@ -1,12 +1,13 @@
 """Codecs between pictures and the space of training, one file each; a new one is a file and a line in CODECS."""
 
-from importlib import import_module
 from typing import Any
 
 from facm.data.latents.codec import Codec
-from facm.runtime.names import refuse_unknown
+from facm.runtime.registry import Registry
 
-CODECS = {"identity": "Identity", "points": "Points", "sd_vae": "SdVae", "va_vae": "VaVae"}
+CODECS = Registry(
+    __name__, "params.yaml, latents.codec", identity="Identity", points="Points", sd_vae="SdVae", va_vae="VaVae"
+)
 POINTS = ("points",)  # which of them take points
 WEIGHTS = ("sd_vae", "va_vae")  # which of them are networks, whose weights `latents.vae` names
 
@@ -21,6 +22,5 @@ def build(name: str, **options: Any) -> Codec:
     Raises:
         ValueError: unknown name.
     """
-    refuse_unknown([name], CODECS, "params.yaml, latents.codec")
-    codec: Codec = getattr(import_module(f"{__name__}.{name}"), CODECS[name])(**options)
+    codec: Codec = CODECS.load(name)(**options)
     return codec

@@ -29,10 +29,10 @@ from pathlib import Path
 
 import torch
 
-from facm.data.datasets import SPLITS, Survey, tell
 from facm.data.images.decode import Unreadable, highest, levels
 from facm.data.images.files import Disk, Files, Place, Zip, in_threads
 from facm.data.images.images import Images
+from facm.data.images.survey import SPLITS, Survey, tell
 from facm.runtime import dist
 from facm.runtime.log import progress
 

@@ -19,8 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from facm.data.datasets import TOLD
 from facm.data.images.images import Images
+from facm.data.images.survey import TOLD
 from facm.runtime.files import read_tensors, refuse_no_file, sha256
 from facm.runtime.log import progress
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from facm.data.latents import ldm
 from facm.data.latents.levels import from_levels, refuse_rounding, to_levels
 from facm.runtime import dist
-from facm.runtime.files import load_foreign, load_json, load_tensors, sha256
+from facm.runtime.files import load_foreign, load_json, load_tensors, pinned
 from facm.runtime.names import refuse_unknown
 from facm.runtime.params import PATH
 from facm.runtime.paths import repository_root
@@ -175,14 +175,9 @@ def find_pinned(vae: str, vae_sha256: str | None) -> tuple[Path, str]:
         ValueError: other weights than the pinned ones.
     """
     path = find(vae)
-    found = sha256(path)
-    if vae_sha256 not in (None, found):
-        raise ValueError(
-            f"{PATH}, latents.vae_sha256 (or a checkpoint's config.json): pinned is {vae_sha256}, but {path} has "
-            f"{found}: latents can be encoded and decoded by the same weights only; restore them, or pin the others "
-            "and run `dvc repro`"
-        )
-    return path, found
+    place = f"{PATH}, latents.vae_sha256 (or a checkpoint's config.json)"
+    cure = "latents can be encoded and decoded by the same weights only: restore them, or pin the others"
+    return path, pinned(path, vae_sha256, place, f"{cure} and run `dvc repro`")
 
 
 def is_hub_name(vae: str) -> bool:

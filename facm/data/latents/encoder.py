@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from facm.runtime.files import load_foreign, load_tensors, sha256
+from facm.runtime import files
+from facm.runtime.files import load_foreign, load_tensors
 from facm.runtime.params import PATH
 from facm.runtime.paths import repository_root
 
@@ -84,9 +85,7 @@ def pinned(path: str, expected: str) -> Path:
     file = repository_root() / path
     if not file.is_file():
         raise FileNotFoundError(f"{PLACE}.weights: {file} is missing: put the encoder's weights there")
-    found = sha256(file)
-    if found != expected:
-        raise ValueError(f"{PLACE}.sha256: {file} has {found}, pinned is {expected}: other weights give other tokens")
+    files.pinned(file, expected, f"{PLACE}.sha256", "other weights give other tokens")
     return file
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from facm.runtime.files import load_foreign, refuse_no_file, sha256
+from facm.runtime import files
+from facm.runtime.files import load_foreign, refuse_no_file
 
 
 def statistics(measured: dict[str, Tensor], how: str, given: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -52,8 +53,7 @@ def refuse_channels(given: dict[str, Tensor], channels: int) -> None:
 def pinned(path: Path, expected: str | None) -> dict[str, Tensor]:
     """Statistics of a file whose content is pinned; raises as `read`, and ValueError for another content."""
     refuse_no_file(path, "params.yaml, latents.stats: ")
-    if sha256(path) != expected:
-        raise ValueError(f"params.yaml, latents.stats_sha256: pinned is {expected}, but {path} has {sha256(path)}")
+    files.pinned(path, expected or "", "params.yaml, latents.stats_sha256", "restore it, or pin this one")
     return read(path)
 
 

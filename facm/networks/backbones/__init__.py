@@ -1,38 +1,33 @@
 """Networks F(x, t, y, r=None) -> like x, one file each; a new one is a file, a line here and a block of params.
 
-A backbone is a plain nn.Module whose keyword arguments are the constants of its block `backbones.<name>` and `shape`,
-`num_classes`, `auxiliary`, `dropout`. It uses plain operations (see transformer.py), so that it runs on dual numbers.
-Its class may have `SIZES`, what `variant` in its block stands for, and `STUDENT`, constants that a student has besides.
+A backbone is a plain nn.Module whose keyword arguments are the constants of its block `backbones.<name>`, with their
+ranges as annotations (facm/runtime/ranges.py), and `shape`, `num_classes`, `auxiliary`, `dropout`. It uses plain
+operations (see transformer.py), so that it runs on dual numbers. Its class may have `SIZES`, what `variant` in its
+block stands for, and `STUDENT`, constants that a student has besides.
 """
 
 import inspect
-import math
-import types
-import typing
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from typing import Any
 
 from torch import nn
 
 from facm.runtime.names import refuse_unknown
+from facm.runtime.ranges import checked
+from facm.runtime.registry import Registry
 
-BACKBONES = {
-    "ddpmpp": "DDPMpp",
-    "dit": "DiT",
-    "lightningdit": "LightningDiT",
-    "mlp": "MLP",
-    "repa": "REPA",
-    "sit": "SiT",
-}
+BACKBONES = Registry(
+    __name__,
+    "params.yaml, backbone.name",
+    ddpmpp="DDPMpp",
+    dit="DiT",
+    lightningdit="LightningDiT",
+    mlp="MLP",
+    repa="REPA",
+    sit="SiT",
+)
 POINTS = ("mlp",)  # which of them take points (B, D)
 GIVEN = ("self", "shape", "num_classes", "auxiliary", "dropout")
-NAMED = {  # types of constants: one, several
-    bool: ("true or false", "true or false"),
-    int: ("a whole number of at least 1", "whole numbers of at least 1"),
-    float: ("a number", "numbers"),
-    types.NoneType: ("null", "nulls"),
-}
 BY_SIZE = ("patch_size", "hidden", "depth", "heads")
 
 
@@ -58,8 +53,9 @@ def build(
     Raises:
         ValueError: unknown name or constant, missing constant, wrong type, sizes that do not fit; it names the place.
     """
-    network, constants = load_class(name), refuse_constants(name, constants)
-    return network(**constants, shape=tuple(shape), num_classes=num_classes, auxiliary=auxiliary, dropout=dropout)
+    network: type[nn.Module] = BACKBONES.load(name)
+    given = {"shape": tuple(shape), "num_classes": num_classes, "auxiliary": auxiliary, "dropout": dropout}
+    return network(**refuse_constants(name, constants), **given)
 
 
 def refuse_constants(name: str, constants: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,14 +67,13 @@ def refuse_constants(name: str, constants: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: unknown name, variant or constant, missing constant, or one of a wrong type; it names the place.
     """
-    place, network = f"params.yaml, backbones.{name}", load_class(name)
+    place, network = f"params.yaml, backbones.{name}", BACKBONES.load(name)
     constants = resolve(name, constants)
-    parameters = {k: p for k, p in inspect.signature(network).parameters.items() if k not in GIVEN}
+    parameters = {k: p for k, p in inspect.signature(network, eval_str=True).parameters.items() if k not in GIVEN}
     refuse_unknown(constants, parameters, place)
-    hints = typing.get_type_hints(network.__init__)
     for key, parameter in parameters.items():
         if key in constants:
-            refuse_type(constants[key], hints[key], f"{place}.{key}")
+            checked(constants[key], parameter.annotation, f"backbones.{name}.{key}")
         elif parameter.default is parameter.empty:
             raise ValueError(f"{place}: '{key}' is missing; presets/base.yaml has its default")
     return constants
@@ -94,7 +89,7 @@ def resolve(name: str, constants: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: unknown name or variant, or a number that contradicts the variant.
     """
-    sizes, place = getattr(load_class(name), "SIZES", None), f"params.yaml, backbones.{name}"
+    sizes, place = getattr(BACKBONES.load(name), "SIZES", None), f"params.yaml, backbones.{name}"
     if sizes is None:
         return dict(constants)
     variant = constants.get("variant")
@@ -113,38 +108,4 @@ def resolve(name: str, constants: Mapping[str, Any]) -> dict[str, Any]:
 
 def of_student(name: str, constants: Mapping[str, Any]) -> dict[str, Any]:
     """Constants of the same network where it is no longer pretrained; raises ValueError for an unknown name."""
-    return {**constants, **getattr(load_class(name), "STUDENT", {})}
-
-
-def load_class(name: str) -> type[nn.Module]:
-    """The class of a network; raises ValueError for an unknown name."""
-    refuse_unknown([name], BACKBONES, "params.yaml, backbone.name")
-    network: type[nn.Module] = getattr(import_module(f"{__name__}.{name}"), BACKBONES[name])
-    return network
-
-
-def refuse_type(value: Any, kind: Any, place: str) -> None:
-    """Raise ValueError unless a constant is of its declared type; whole numbers are counts, from 1 on."""
-    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    if not any(_is(value, one) for one in kinds):
-        raise ValueError(f"{place}: must be {', or '.join(map(_described, kinds))}, got {value!r}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{place}: must be finite, got {value!r}")
-
-
-def _is(value: Any, kind: Any) -> bool:
-    """Whether a value is of one of the types that constants have."""
-    if typing.get_origin(kind) is Sequence:
-        return isinstance(value, list | tuple) and all(_is(entry, typing.get_args(kind)[0]) for entry in value)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, kind)
-
-
-def _described(kind: Any) -> str:
-    """What such a type is called."""
-    if typing.get_origin(kind) is Sequence:
-        return f"a list of {NAMED[typing.get_args(kind)[0]][1]}"
-    return NAMED[kind][0]
+    return {**constants, **getattr(BACKBONES.load(name), "STUDENT", {})}

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from facm.networks.layers.dropout import Dropout, number_layers
 from facm.networks.layers.pixel_norm import pixel_norm
+from facm.runtime.ranges import Count
 
 PLACE = "params.yaml, backbones.ddpmpp"
 TINY = 1e-5  # gain of the layers that end a residual branch, and of the last one
@@ -62,14 +63,14 @@ class DDPMpp(nn.Module):
         *,
         shape: Sequence[int],
         num_classes: int,
-        model_channels: int,
-        channel_mult: Sequence[int],
-        num_blocks: int,
-        attn_resolutions: Sequence[int],
+        model_channels: Count,
+        channel_mult: Sequence[Count],
+        num_blocks: Count,
+        attn_resolutions: Sequence[Count],
         resample_filter: Sequence[float] = (1, 1),
-        channel_mult_noise: int = 1,
+        channel_mult_noise: Count = 1,
         adaptive_scale: bool = False,
-        augment_dim: int | None = None,
+        augment_dim: Count | None = None,
         time_scale: float = 1.0,
         pixel_norm: bool = False,
         auxiliary: bool = False,
@@ -78,7 +79,7 @@ class DDPMpp(nn.Module):
         super().__init__()
         if time_scale == 0:
             raise ValueError(f"{PLACE}.time_scale: 0 leaves the network without its time: set it above 0")
-        check_sizes(shape, model_channels, channel_mult, attn_resolutions, resample_filter, augment_dim)
+        check_sizes(shape, model_channels, channel_mult, attn_resolutions, resample_filter)
         self.frequencies, self.time_scale = model_channels * channel_mult_noise, time_scale
         self.num_classes = num_classes
         width = 4 * model_channels
@@ -365,15 +366,12 @@ def check_sizes(
     channel_mult: Sequence[int],
     attn_resolutions: Sequence[int],
     resample_filter: Sequence[float],
-    augment_dim: int | None,
 ) -> None:
     """Raise ValueError, naming value, rule and place, for sizes that do not fit together."""
     if len(shape) != 3:
         raise ValueError(f"ddpmpp needs pictures (C, S, S), got shape {tuple(shape)}: set backbone.name to mlp")
     if model_channels % 4:
         raise ValueError(f"{PLACE}.model_channels: must be a multiple of 4, got {model_channels}")
-    if augment_dim is not None and not is_count(augment_dim):
-        raise ValueError(f"{PLACE}.augment_dim: must be a whole number of at least 1, or null, got {augment_dim!r}")
     for rule in broken(shape, channel_mult, attn_resolutions, resample_filter):
         raise ValueError(f"{PLACE}.{rule}")
 
@@ -385,12 +383,10 @@ def broken(
     resample_filter: Sequence[float],
 ) -> Iterator[str]:
     """Rules of the lists that are broken, each with its key; those of the side last, see `facm.check.buildable`."""
-    numbers = is_list(resample_filter) and all(isinstance(tap, int | float) for tap in resample_filter)
-    if not numbers or not resample_filter or len(resample_filter) % 2 or sum(resample_filter) <= 0:
+    if not resample_filter or len(resample_filter) % 2 or sum(resample_filter) <= 0:
         yield f"resample_filter: must be a list of an even number of taps, of a sum above 0, got {resample_filter!r}"
-    if not is_list(channel_mult) or not channel_mult or not all(map(is_count, channel_mult)):
+    if not channel_mult:
         yield f"channel_mult: must be a list of whole numbers of at least 1, one per level, got {channel_mult!r}"
-        return
     levels = len(channel_mult)
     if shape[1] != shape[2] or shape[1] % 2 ** (levels - 1):
         yield (
@@ -398,15 +394,5 @@ def broken(
             f"got {shape[1]}x{shape[2]}"
         )
     sides = [shape[1] >> level for level in range(levels)]
-    if not is_list(attn_resolutions) or not set(attn_resolutions) <= set(sides):
+    if not set(attn_resolutions) <= set(sides):
         yield f"attn_resolutions: must be a list of some of the levels' sides {sides}, got {attn_resolutions!r}"
-
-
-def is_list(value: object) -> bool:
-    """Whether a constant is a list."""
-    return isinstance(value, list | tuple)
-
-
-def is_count(value: object) -> bool:
-    """Whether a constant is a whole number of at least 1."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

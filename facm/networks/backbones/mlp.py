@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from facm.networks.layers.dropout import Dropout, number_layers
 from facm.networks.layers.pixel_norm import pixel_norm
+from facm.runtime.ranges import Count
 
 HARMONICS = 4
 
@@ -39,8 +40,8 @@ class MLP(nn.Module):
         *,
         shape: Sequence[int],
         num_classes: int,
-        hidden: int,
-        depth: int,
+        hidden: Count,
+        depth: Count,
         pixel_norm: bool = False,
         auxiliary: bool = False,
         dropout: float = 0.0,

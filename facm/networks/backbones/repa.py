@@ -14,6 +14,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from facm.networks.layers.transformer import DIT_SIZES, AdaLNTransformer
+from facm.runtime.ranges import Count, NonNegative, Positive
 
 
 class REPA(AdaLNTransformer):
@@ -47,21 +48,21 @@ class REPA(AdaLNTransformer):
         *,
         shape: Sequence[int],
         num_classes: int,
-        patch_size: int,
-        hidden: int,
-        depth: int,
-        heads: int,
-        mlp_ratio: float = 4.0,
+        patch_size: Count,
+        hidden: Count,
+        depth: Count,
+        heads: Count,
+        mlp_ratio: Positive = 4.0,
         qk_norm: bool = False,
-        label_std: float = 0.02,
-        t_std: float | Sequence[float] = 0.02,
+        label_std: NonNegative = 0.02,
+        t_std: NonNegative | Sequence[NonNegative] = 0.02,
         gate_bias: float = 0.0,
         pixel_norm: bool = False,
         learn_sigma: bool = False,
-        encoder_depth: int = 8,
-        coefficient: float = 0.5,
-        projector_width: int = 2048,
-        features: int = 768,
+        encoder_depth: Count = 8,
+        coefficient: NonNegative = 0.5,
+        projector_width: Count = 2048,
+        features: Count = 768,
         projector: bool = True,
         auxiliary: bool = False,
         dropout: float = 0.0,
@@ -85,8 +86,6 @@ class REPA(AdaLNTransformer):
         place = f"params.yaml, backbones.{self.NAME}"
         if encoder_depth > depth:
             raise ValueError(f"{place}.encoder_depth: {encoder_depth} must be one of the blocks 1..{depth} (depth)")
-        if coefficient < 0:
-            raise ValueError(f"{place}.coefficient: {coefficient} must be at least 0 (0: no alignment)")
         self.encoder_depth, self.coefficient, self.features = encoder_depth, coefficient, features
         self.projectors: nn.ModuleList | None = None
         if projector and coefficient > 0:

@@ -5,22 +5,23 @@ place of Inception, and its distances are comparable within one data/reference o
 """
 
 from collections.abc import Callable, Iterable
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor
 
 from facm.data.images.images import Images
-from facm.runtime.names import refuse_unknown
+from facm.runtime.registry import Registry
 
-FEATURES = {
-    "digits_cnn": "DigitsCNN",
-    "dinov2": "DINOv2",
-    "exact_map": "ExactMap",
-    "inception": "Inception",
-    "pictures_cnn": "PicturesCNN",
-}
+FEATURES = Registry(
+    __name__,
+    "params.yaml, reference.features",
+    digits_cnn="DigitsCNN",
+    dinov2="DINOv2",
+    exact_map="ExactMap",
+    inception="Inception",
+    pictures_cnn="PicturesCNN",
+)
 POINTS = ("exact_map",)  # which of them look at points
 
 
@@ -68,20 +69,14 @@ class FeatureNetwork(Protocol):
 
 
 def network_class(name: str) -> type[FeatureNetwork]:
-    """The class of a key of FEATURES.
-
-    Raises:
-        ValueError: unknown name.
-    """
-    refuse_unknown([name], FEATURES, "params.yaml, reference.features")
-    network: type[FeatureNetwork] = getattr(import_module(f"{__name__}.{name}"), FEATURES[name])
+    """The class of a key of FEATURES; raises ValueError for an unknown one."""
+    network: type[FeatureNetwork] = FEATURES.load(name)
     return network
 
 
 def find_weights(names: Iterable[str]) -> None:
     """Find, or fetch, the published weights of networks that have some; raises as `facm.runtime.weights.find`."""
     for name in names:
-        refuse_unknown([name], FEATURES, "params.yaml, reference.features")
-        find = getattr(import_module(f"{__name__}.{name}"), "find_weights", None)
+        find = getattr(FEATURES.module(name), "find_weights", None)
         if find is not None:
             find()

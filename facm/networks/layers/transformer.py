@@ -10,9 +10,8 @@ as well.
 Plain operations only (lists in cat and stack, nothing in-place, no einops): the network also runs on dual numbers.
 """
 
-import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +29,7 @@ from facm.networks.layers.blocks import (
     sincos_positions,
 )
 from facm.networks.layers.dropout import number_layers
+from facm.runtime.ranges import Count, NonNegative, Positive
 
 WIDTHS = {
     "S": {"hidden": 384, "depth": 12, "heads": 6},
@@ -95,11 +95,11 @@ class Transformer(nn.Module):
         *,
         shape: Sequence[int],
         num_classes: int,
-        patch_size: int,
-        hidden: int,
-        depth: int,
-        heads: int,
-        mlp_ratio: float = 4.0,
+        patch_size: Count,
+        hidden: Count,
+        depth: Count,
+        heads: Count,
+        mlp_ratio: Positive = 4.0,
         qk_norm: bool = True,
         rms_norm: bool = True,
         swiglu: bool = True,
@@ -107,9 +107,9 @@ class Transformer(nn.Module):
         shift: bool = True,
         pos_embed: bool = True,
         pos_learned: bool = False,
-        pos_std: float = 0.02,
-        label_std: float = 0.02,
-        t_std: float | Sequence[float] = 0.02,
+        pos_std: NonNegative = 0.02,
+        label_std: NonNegative = 0.02,
+        t_std: NonNegative | Sequence[NonNegative] = 0.02,
         gate_bias: float = 0.0,
         pixel_norm: bool = False,
         learn_sigma: bool = False,
@@ -119,7 +119,8 @@ class Transformer(nn.Module):
         super().__init__()
         t_stds = (t_std, t_std) if isinstance(t_std, int | float) else tuple(t_std)
         check_sizes(self.NAME, shape, patch_size, hidden, heads)
-        check_stds(self.NAME, label_std, t_stds, gate_bias)
+        if len(t_stds) != 2:
+            raise ValueError(f"params.yaml, backbones.{self.NAME}.t_std: one number or two, a layer each, got {t_stds}")
         grid = (shape[1] // patch_size, shape[2] // patch_size)
         self.channels, self.learn_sigma = shape[0], learn_sigma
 
@@ -243,14 +244,14 @@ class AdaLNTransformer(Transformer):
         *,
         shape: Sequence[int],
         num_classes: int,
-        patch_size: int,
-        hidden: int,
-        depth: int,
-        heads: int,
-        mlp_ratio: float = 4.0,
+        patch_size: Count,
+        hidden: Count,
+        depth: Count,
+        heads: Count,
+        mlp_ratio: Positive = 4.0,
         qk_norm: bool = False,
-        label_std: float = 0.02,
-        t_std: float | Sequence[float] = 0.02,
+        label_std: NonNegative = 0.02,
+        t_std: NonNegative | Sequence[NonNegative] = 0.02,
         gate_bias: float = 0.0,
         pixel_norm: bool = False,
         learn_sigma: bool = True,
@@ -294,14 +295,3 @@ def check_sizes(name: str, shape: Sequence[int], patch_size: int, hidden: int, h
             f"{place}.hidden: must be a multiple of 4 x heads (each head turns pairs along two axes), "
             f"got {hidden} with {heads} heads"
         )
-
-
-def check_stds(name: str, label_std: float, t_stds: Sequence[Any], gate_bias: float) -> None:
-    """Raise ValueError, naming value, rule and place, for what no weight can be drawn from."""
-    place = f"params.yaml, backbones.{name}"
-    if len(t_stds) != 2 or not all(isinstance(std, int | float) and 0 <= std < math.inf for std in t_stds):
-        raise ValueError(f"{place}.t_std: one number or two (one per layer), at least 0, got {list(t_stds)}")
-    if not 0 <= label_std < math.inf:
-        raise ValueError(f"{place}.label_std: must be a number of at least 0, got {label_std}")
-    if not math.isfinite(gate_bias):
-        raise ValueError(f"{place}.gate_bias: must be finite, got {gate_bias}")

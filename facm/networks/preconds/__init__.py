@@ -10,17 +10,19 @@ through both. r, where there is one, is handed on as it is: no published network
 """
 
 import inspect
-import typing
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from typing import Any
 
 from torch import nn
 
 from facm.runtime.names import refuse_unknown
+from facm.runtime.ranges import checked
+from facm.runtime.registry import Registry
 
-PRECONDS = {"none": "plain", "simple_edm": "SimpleEDM", "edm": "EDM", "ddpm": "DDPM"}
-GIVEN = ("self", "model", "mean", "std")
+PRECONDS = Registry(
+    __name__, "params.yaml, backbone.precond", none="plain", simple_edm="SimpleEDM", edm="EDM", ddpm="DDPM"
+)
+GIVEN = ("model", "mean", "std")
 
 
 def build(
@@ -39,7 +41,7 @@ def build(
         ValueError: unknown name or constant, a value out of range, statistics that do not fit; it names the place.
     """
     check(name, constants)
-    precond = _of(name)
+    precond = PRECONDS.load(name)
     statistics = {"mean": mean, "std": std}
     taken = inspect.signature(precond).parameters
     network: nn.Module = precond(model, **constants, **{k: v for k, v in statistics.items() if k in taken})
@@ -47,23 +49,22 @@ def build(
 
 
 def check(name: str, constants: Mapping[str, Any]) -> None:
-    """Raise ValueError, naming the place, for an unknown name or constant, or a constant that is no number above 0."""
-    refuse_unknown([name], PRECONDS, "params.yaml, backbone.precond")
-    place = f"params.yaml, preconds.{name}"
-    refuse_unknown(constants, defaults(name), place)
+    """Raise ValueError, naming the place, for an unknown name or constant, or a value that its annotation forbids."""
+    refuse_unknown(constants, kinds(name), f"params.yaml, preconds.{name}")
     for key, value in constants.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not value > 0:
-            raise ValueError(f"{place}.{key}: must be a number above 0, got {value!r}")
-        if isinstance(defaults(name)[key], int) and not isinstance(value, int):
-            raise ValueError(f"{place}.{key}: must be a whole number, got {value!r}")
+        checked(value, kinds(name)[key], f"preconds.{name}.{key}")
+
+
+def kinds(name: str) -> dict[str, Any]:
+    """The constants of a preconditioning and what they may be."""
+    return {key: parameter.annotation for key, parameter in _parameters(name).items()}
 
 
 def defaults(name: str) -> dict[str, Any]:
     """The constants of a preconditioning and their defaults."""
-    parameters = inspect.signature(_of(name)).parameters
-    return {key: parameter.default for key, parameter in parameters.items() if key not in GIVEN}
+    return {key: parameter.default for key, parameter in _parameters(name).items()}
 
 
-def _of(name: str) -> typing.Any:
-    return getattr(import_module(f"{__name__}.{name}"), PRECONDS[name])
+def _parameters(name: str) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(PRECONDS.load(name), eval_str=True).parameters
+    return {key: parameter for key, parameter in parameters.items() if key not in GIVEN}

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from facm.flow.path import expand
 from facm.networks.layers.precond import Units, Wrapper, halves, physical
+from facm.runtime.ranges import Count, Positive
 
 
 class DDPM(Wrapper):
@@ -56,10 +57,10 @@ class DDPM(Wrapper):
         *,
         mean: Sequence[float],
         std: Sequence[float],
-        beta_start: float = 1e-4,
-        beta_end: float = 2e-2,
-        steps: int = 1000,
-        scale: float = 1.0,
+        beta_start: Positive = 1e-4,
+        beta_end: Positive = 2e-2,
+        steps: Count = 1000,
+        scale: Positive = 1.0,
     ) -> None:
         super().__init__(model)
         if not beta_start <= beta_end < 1 or steps < 2:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from facm.flow.path import expand
 from facm.networks.layers.precond import Units, Wrapper, halves, physical
+from facm.runtime.ranges import Positive
 
 
 class EDM(Wrapper):
@@ -48,10 +49,10 @@ class EDM(Wrapper):
         *,
         mean: Sequence[float],
         std: Sequence[float],
-        sigma_data: float = 0.5,
-        sigma_min: float = 0.002,
-        sigma_max: float = 80.0,
-        scale: float = 1.0,
+        sigma_data: Positive = 0.5,
+        sigma_min: Positive = 0.002,
+        sigma_max: Positive = 80.0,
+        scale: Positive = 1.0,
     ) -> None:
         super().__init__(model)
         if sigma_min >= sigma_max:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from facm.flow.path import expand
 from facm.networks.layers.precond import Wrapper, physical
+from facm.runtime.ranges import Positive
 
 
 class SimpleEDM(Wrapper):
@@ -27,7 +28,7 @@ class SimpleEDM(Wrapper):
         sigma_data: sd, std of the data where the noise has 1.
     """
 
-    def __init__(self, model: nn.Module, *, sigma_data: float = 1.0) -> None:
+    def __init__(self, model: nn.Module, *, sigma_data: Positive = 1.0) -> None:
         super().__init__(model)
         self.sigma_data = sigma_data
 
