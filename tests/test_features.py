@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from facm.data import datasets
 from facm.data.images.images import Images
-from facm.metrics.scores import Yardstick
+from facm.metrics.scores import ReferenceStatistics
 from facm.networks import features
 from facm.networks.features import digits_cnn, inception
 from facm.networks.features.digits_cnn import DigitsCNN
@@ -131,13 +131,13 @@ def test_torch_fidelity_itself_measures_the_same_over_our_network(short: None, t
         save_cpu_ram=True,
         verbose=False,
     )
-    yardstick, extracted = Yardstick.of(network, two), network.extract(one)
+    statistics, extracted = ReferenceStatistics.of(network, two), network.extract(one)
     # torch-fidelity averages the float32 features in float32, as it does KID's kernels, which are about 1
-    assert yardstick.distance(extracted) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
-    kid = kernel_distance(extracted, yardstick.features, subsets=3)
+    assert statistics.distance(extracted) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
+    kid = kernel_distance(extracted, statistics.features, subsets=3)
     assert kid == pytest.approx(theirs["kernel_inception_distance_mean"], abs=5e-7)
     expected = pytest.approx((theirs["precision"], theirs["recall"]), rel=1e-6)  # theirs are of float32
-    assert precision_recall(extracted, yardstick.features) == expected
+    assert precision_recall(extracted, statistics.features) == expected
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def test_the_archive_holds_points_in_the_datas_units_and_the_error_is_theirs(mad
     student = facm.load("data/student")
     drawn = student.generate(None, num=6, nfe=1, seed=1)
     assert drawn.dtype == np.float32 and np.array_equal(points, drawn)
-    network = Reference.open("data/reference").yardsticks[0].network
+    network = Reference.open("data/reference").statistics[0].network
     scores = json.loads(Path("metrics/evaluate.json").read_text())["student"]["nfe1"]
     assert map_error(torch.from_numpy(drawn), network, 1) == {name: scores[name] for name in ("map_rmse", "map_median")}
     set_ = LatentSet.open("data/latents")

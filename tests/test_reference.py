@@ -187,7 +187,7 @@ def test_features_are_kept_of_the_first_samples_and_of_a_seeded_choice_of_the_re
     monkeypatch.setattr(evaluate, "KEPT", 20)
     train, samples = split(90), pictures(60, 2)
     reference = Reference.of(train, features="inception", seed=0)
-    features = reference.yardsticks[0].features
+    features = reference.statistics[0].features
     assert features is not None and features.shape == (20, 4)
     chosen = evaluate.chosen(90)
     assert torch.equal(features, NETWORKS["inception"]().extract(train.images)[chosen])

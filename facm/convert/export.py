@@ -13,7 +13,7 @@ from facm.convert import statistics
 from facm.convert.pickles import ForeignError
 from facm.networks import checkpoint
 from facm.networks.checkpoint import Config
-from facm.runtime.files import whole
+from facm.runtime.files import atomic_write
 
 TARGETS = ("facm",)
 
@@ -39,7 +39,7 @@ def export(folder: Path, out: Path, *, sigma_rel: float | None = None, stats: Pa
     network, _ = checkpoint.load(folder, sigma_rel)
     length = config.sigma_rel if sigma_rel is None else sigma_rel
     told = f"{config.kind} by {config.objective}, step {config.step}, sigma_rel {length}, sha256 {config.sha256}"
-    with whole(out) as file:
+    with atomic_write(out) as file:
         torch.save({"ema": {k: v.contiguous() for k, v in network.state_dict().items()}, "_extracted_from": told}, file)
     if stats is not None:
         statistics.write(stats, config.mean, config.std)

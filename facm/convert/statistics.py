@@ -10,7 +10,7 @@ import torch
 
 from facm.convert import pickles
 from facm.convert.pickles import ForeignError
-from facm.runtime.files import whole
+from facm.runtime.files import atomic_write
 
 NAMES = ("mean", "std")
 
@@ -51,5 +51,5 @@ def _numbers(value: Any, name: str, path: Path) -> list[float]:
 def write(path: Path, mean: list[float], std: list[float]) -> None:
     """The authors' file of these, float32 (1, C, 1, 1)."""
     stats = {name: torch.tensor(values).view(1, -1, 1, 1) for name, values in zip(NAMES, (mean, std), strict=True)}
-    with whole(path) as file:
+    with atomic_write(path) as file:
         torch.save(stats, file)

@@ -199,7 +199,7 @@ def _move(new: Path, out: Path, before: Path) -> None:
     """
     if not out.exists():
         os.replace(new, out)
-        files.settle(out.parent)
+        files.fsync_dir(out.parent)
         return
     before.mkdir()
     moved: list[tuple[Path, Path]] = []
@@ -212,11 +212,11 @@ def _move(new: Path, out: Path, before: Path) -> None:
         for source, target in reversed(moved):
             os.replace(target, source)
         raise
-    files.settle(out)
+    files.fsync_dir(out)
 
 
 def _text(path: Path, text: str) -> None:
-    with files.whole(path) as file:
+    with files.atomic_write(path) as file:
         file.write(text.encode())
 
 

@@ -1,6 +1,6 @@
 """What a sampler goes through on its way from noise to data, decoded: frames of a refinement.
 
-The samplers are not touched: the network is asked through a `Watch`, which keeps where it was asked. A frame is the
+The samplers are not touched: the network is asked through a `Recorder`, which keeps where it was asked. A frame is the
 state x_t at an evaluation (of several at one time, as Heun's rule has them, the last); where an evaluation is a jump to
 the data (eq. 19, the anchored sampler), the end of the jump is one more. The last frame is the result.
 """
@@ -19,7 +19,7 @@ from facm.flow.path import endpoint
 from facm.inference import grid
 from facm.inference.generator import Generator
 from facm.networks.precision import full
-from facm.runtime.files import whole
+from facm.runtime.files import atomic_write
 from facm.samplers.anchored import Anchored
 from facm.samplers.consistency import Consistency
 
@@ -29,7 +29,7 @@ FEW = 10
 
 
 @dataclass
-class Watch:
+class Recorder:
     """A network that keeps where it was asked.
 
     Attributes:
@@ -73,11 +73,11 @@ def frames(generator: Generator, sampler: Any, y: Tensor | None, num: int, seed:
         uint8 (num, H, W, C) each, or points float32 (num, D); and the NFE.
     """
     noise = samplers.noise(seed, range(num), sampler.draws, generator.config.shape)
-    watch = Watch(generator.network, num, isinstance(sampler, Consistency | Anchored))
+    recorder = Recorder(generator.network, num, isinstance(sampler, Consistency | Anchored))
     labels = None if y is None else y.to(generator.device)
     with full():
-        x1, nfe = sampler(watch, noise.to(generator.device), labels, generator.config.num_classes)
-        states = watch.states[:-1] if watch.states[-1][0] == 1 else watch.states
+        x1, nfe = sampler(recorder, noise.to(generator.device), labels, generator.config.num_classes)
+        states = recorder.states[:-1] if recorder.states[-1][0] == 1 else recorder.states
         return [generator.decode(x.float()) for x in (*(x_t for _, x_t in states), x1)], nfe
 
 
@@ -92,5 +92,5 @@ def save_gif(path: str | Path, shown: list[np.ndarray], columns: int) -> None:
     sheets = [grid.sheet(images, columns) for images in shown]
     every = FEW_MS if len(sheets) <= FEW else FRAME_MS
     times = [every] * (len(sheets) - 1) + [LAST_MS]
-    with whole(Path(path)) as file:
+    with atomic_write(Path(path)) as file:
         sheets[0].save(file, format="GIF", save_all=True, append_images=sheets[1:], duration=times, loop=0)

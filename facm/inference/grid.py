@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from facm.data.images.images import kind
-from facm.runtime.files import whole
+from facm.runtime.files import atomic_write
 
 LEAST_SIDE = 64  # pixels; smaller pictures are enlarged by whole factors
 FRAME = 2
@@ -58,5 +58,5 @@ def scatter(points: np.ndarray) -> Image.Image:
 
 def save(image: Image.Image, path: str | Path) -> None:
     """Write a PNG under a temporary name, then move it into place."""
-    with whole(Path(path)) as file:
+    with atomic_write(Path(path)) as file:
         image.save(file, format="PNG")

@@ -19,7 +19,7 @@ from torch import Tensor
 from facm.data.images.images import KINDS
 from facm.inference import grid
 from facm.runtime import dist
-from facm.runtime.files import whole
+from facm.runtime.files import atomic_write
 
 GRID = 10  # rows and columns of a grid, at most
 NOT_FINITE = "not_finite.json"  # beside pictures of a student that was recorded as diverged: how many, by nfe<N>
@@ -56,7 +56,7 @@ def saving_samples(folder: str | Path, name: str, num: int, labels: Tensor | Non
 @contextmanager
 def saving_arrays(path: str | Path, num: int, labels: np.ndarray | None) -> Iterator[Take]:
     """Write an npz of `num` pictures, given part by part, and labels where there are any; whole or not at all."""
-    with whole(Path(path)) as file, ZipFile(file, "w", ZIP_STORED) as archive:
+    with atomic_write(Path(path)) as file, ZipFile(file, "w", ZIP_STORED) as archive:
         with archive.open(PICTURES, "w", force_zip64=True) as member:
             writer = _Writer(member, num)
             yield writer.take

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from facm.metrics.copies import Copies
-from facm.metrics.frechet import Gathered, Statistics
+from facm.metrics.frechet import RunningMoments, Statistics
 from facm.metrics.inception_score import PARTS, InceptionScore
 from facm.networks.features import FeatureNetwork
 from facm.runtime import dist
@@ -36,7 +36,7 @@ class Pictures(Protocol):
     def __getitem__(self, rows: slice) -> Tensor: ...
 
 
-class Seen:
+class FeatureStatistics:
     """What a network saw of pictures that it is shown part by part.
 
     Args:
@@ -47,7 +47,7 @@ class Seen:
 
     def __init__(self, network: FeatureNetwork, num: int, keep: Tensor | None):
         self.network = network
-        self.gathered = {name: Gathered() for name in network.widths if name != "logits"}
+        self.moments = {name: RunningMoments() for name in network.widths if name != "logits"}
         self.score = InceptionScore(num) if "logits" in network.widths and num >= PARTS else None
         self.keep, self.taken, self._kept = keep, 0, list[Tensor]()
 
@@ -57,9 +57,9 @@ class Seen:
         Raises:
             ValueError: features that are not finite, of which no score could be told from a good one.
         """
-        for name, gathered in self.gathered.items():
+        for name, moments in self.moments.items():
             self._refuse_not_finite(name, views[name])
-            gathered.add(views[name])
+            moments.add(views[name])
         if self.score is not None:
             self.score.add(views["logits"])
         num = len(views["features"])
@@ -82,7 +82,7 @@ class Seen:
 
     def spatial(self) -> Statistics | None:
         """Mean and covariance of the spatial features; None where the network has none."""
-        return self.gathered["spatial"].statistics() if "spatial" in self.gathered else None
+        return self.moments["spatial"].statistics() if "spatial" in self.moments else None
 
 
 def look(
@@ -90,13 +90,13 @@ def look(
     networks: Sequence[FeatureNetwork],
     keep: Sequence[Tensor | None],
     copies: Copies | None = None,
-) -> tuple[list[Seen], Tensor | None]:
+) -> tuple[list[FeatureStatistics], Tensor | None]:
     """Look at pictures once, for all that is wanted of them; the ranks share them, rank 0 has the result.
 
     Args:
         images: uint8 (N, H, W, C).
         networks: that look at them.
-        keep: of whom each network's features are kept, see `Seen`.
+        keep: of whom each network's features are kept, see `FeatureStatistics`.
         copies: whose distances are wanted; None: none.
 
     Returns:
@@ -111,7 +111,7 @@ def look(
     mine = dist.share(len(parts))
     read = ahead(lambda number: images[parts[number].start : parts[number].stop], mine, depth=1)
     shown = progress(read, len(mine), "looking") if len(parts) > FEW else read
-    seen = [Seen(network, len(images), kept) for network, kept in zip(networks, keep, strict=True)]
+    seen = [FeatureStatistics(network, len(images), kept) for network, kept in zip(networks, keep, strict=True)]
     distances = []
     for found, nearest in dist.in_order(map(views, shown), len(parts)):
         for one, view in zip(seen, found, strict=True):

@@ -20,7 +20,7 @@ Statistics = tuple[np.ndarray, np.ndarray]
 """Mean (D,) and covariance (D, D), float64."""
 
 
-class Gathered:
+class RunningMoments:
     """Mean and covariance of rows that come in parts of any size, without keeping them.
 
     Rows are reduced in chunks of CHUNK, whatever the parts, and the chunks are merged in their order (Chan, Golub and

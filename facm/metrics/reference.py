@@ -22,7 +22,7 @@ from facm.data.images.images import Images
 from facm.metrics.copies import Copies
 from facm.metrics.extract import look
 from facm.metrics.published import Archive
-from facm.metrics.scores import NEIGHBOURS, Yardstick, chosen, score
+from facm.metrics.scores import NEIGHBOURS, ReferenceStatistics, chosen, score
 from facm.metrics.trivial_baselines import Ends
 from facm.networks.features import FeatureNetwork, network_class
 from facm.runtime import dist
@@ -39,12 +39,12 @@ class Reference:
     """A train split, measured; see facm.metrics.scores.Measured.
 
     Attributes:
-        yardsticks: the first network, its second, seeded otherwise, where it is trained here, and further ones.
+        statistics: the first network, its second, seeded otherwise, where it is trained here, and further ones.
         copies: the train pictures; None above 1 GiB of them, and of points.
         archive: the published reference that the first network's statistics are from; None: the train split.
     """
 
-    yardsticks: tuple[Yardstick, ...]
+    statistics: tuple[ReferenceStatistics, ...]
     copies: Copies | None
     archive: Archive | None = None
 
@@ -72,11 +72,11 @@ class Reference:
         measured = [(key, network) for key, network in networks if key not in published]
         keep = [not key for key, _ in measured]
         found = iter(_measured([network for _, network in measured], train, keep))
-        yardsticks = [
+        statistics = [
             next(found) if archive is None or key not in published else _published(archive, network, key)
             for key, network in networks
         ]
-        return cls(tuple(yardsticks), _copies(train), archive)
+        return cls(tuple(statistics), _copies(train), archive)
 
     @classmethod
     def open(cls, folder: str | Path) -> "Reference":
@@ -89,19 +89,19 @@ class Reference:
         folder = Path(folder)
         cure = f"remove {folder} and run `dvc repro`"
         meta = load_json(folder / "meta.json", cure)
-        yardsticks = []
+        statistics = []
         named = [(suffix, meta["features"]) for suffix in SUFFIXES[: meta["networks"]]]
         for suffix, name in [*named, *((f"_{name}", name) for name in meta.get("also", ()))]:
             network = network_class(name).load(folder / f"network{suffix}.safetensors").to(dist.device())
             stored = load_tensors(folder / f"statistics{suffix}.safetensors", cure)
             spatial = (stored["mu_s"].numpy(), stored["sigma_s"].numpy()) if "mu_s" in stored else None
             mu, sigma = stored["mu"].numpy(), stored["sigma"].numpy()
-            yardsticks.append(Yardstick(network, mu, sigma, stored.get("features"), spatial))
+            statistics.append(ReferenceStatistics(network, mu, sigma, stored.get("features"), spatial))
         copies = None
         if meta["copies_threshold"] is not None:
             pictures = load_tensors(folder / "pictures.safetensors", cure)["pictures"]
             copies = Copies(pictures, meta["copies_threshold"])
-        return cls(tuple(yardsticks), copies)
+        return cls(tuple(statistics), copies)
 
     def save(self, folder: str | Path) -> None:
         """Write to a folder, each file whole, meta.json last."""
@@ -109,23 +109,23 @@ class Reference:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "meta.json").unlink(missing_ok=True)
         files = []
-        first, also = self.yardsticks[0].network.name, []
-        for number, yardstick in enumerate(self.yardsticks):
-            name = yardstick.network.name
+        first, also = self.statistics[0].network.name, []
+        for number, one in enumerate(self.statistics):
+            name = one.network.name
             suffix = SUFFIXES[number] if name == first else f"_{name}"
             also += [] if name == first else [name]
-            files.append(yardstick.network.save(folder / f"network{suffix}.safetensors"))
-            stored = {"mu": torch.from_numpy(yardstick.mu), "sigma": torch.from_numpy(yardstick.sigma)}
-            if yardstick.features is not None:
-                stored["features"] = yardstick.features
-            if yardstick.spatial is not None:
-                stored |= dict(zip(("mu_s", "sigma_s"), map(torch.from_numpy, yardstick.spatial), strict=True))
+            files.append(one.network.save(folder / f"network{suffix}.safetensors"))
+            stored = {"mu": torch.from_numpy(one.mu), "sigma": torch.from_numpy(one.sigma)}
+            if one.features is not None:
+                stored["features"] = one.features
+            if one.spatial is not None:
+                stored |= dict(zip(("mu_s", "sigma_s"), map(torch.from_numpy, one.spatial), strict=True))
             files.append(save_tensors(folder / f"statistics{suffix}.safetensors", stored))
         if self.copies is not None:
             files.append(save_tensors(folder / "pictures.safetensors", {"pictures": self.copies.pictures}))
         meta: dict[str, Any] = {
             "features": first,
-            "networks": len(self.yardsticks) - len(also),
+            "networks": len(self.statistics) - len(also),
             "copies_threshold": None if self.copies is None else self.copies.threshold,
             "files": files,
         }
@@ -257,16 +257,18 @@ def _networks(train: Images | None, features: str, seed: int, also: Sequence[str
     return [("", first.create(train, s)) for s in seeds] + further
 
 
-def _measured(networks: Sequence[FeatureNetwork], train: Images | None, keep: Sequence[bool]) -> list[Yardstick]:
+def _measured(
+    networks: Sequence[FeatureNetwork], train: Images | None, keep: Sequence[bool]
+) -> list[ReferenceStatistics]:
     """The train split as these networks see it, in one pass; none where there are none."""
-    return Yardstick.all_of(networks, train.images, keep) if networks and train is not None else []
+    return ReferenceStatistics.all_of(networks, train.images, keep) if networks and train is not None else []
 
 
-def _published(archive: Archive, network: FeatureNetwork, key: str) -> Yardstick:
-    """A network's yardstick from a published reference; the first one's with features of its pictures, if any."""
+def _published(archive: Archive, network: FeatureNetwork, key: str) -> ReferenceStatistics:
+    """A network's statistics from a published reference; the first one's with features of its pictures, if any."""
     features = None
     if archive.pictures is not None and not key:
         ((seen,), _) = look(archive.pictures, [network], [chosen(len(archive.pictures))])
         features = dist.from_main(seen.features)
     spatial = archive.statistics.get("s") if "spatial" in network.widths and not key else None
-    return Yardstick(network, *archive.statistics[key], features, spatial)
+    return ReferenceStatistics(network, *archive.statistics[key], features, spatial)

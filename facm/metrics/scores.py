@@ -23,8 +23,8 @@ from torch import Tensor
 from facm.data.images.images import kind
 from facm.flow.noise import noise
 from facm.metrics.copies import Copies
-from facm.metrics.extract import Pictures, Seen, look
-from facm.metrics.frechet import Gathered, Statistics, frechet_distance
+from facm.metrics.extract import FeatureStatistics, Pictures, look
+from facm.metrics.frechet import RunningMoments, Statistics, frechet_distance
 from facm.networks.features import FeatureNetwork
 from facm.runtime import dist
 
@@ -38,7 +38,7 @@ PRC_ROWS = 2000  # features whose distances to all others are held at once
 
 
 @dataclass(frozen=True)
-class Yardstick:
+class ReferenceStatistics:
     """The train split as one feature network sees it.
 
     Attributes:
@@ -56,12 +56,14 @@ class Yardstick:
     spatial: Statistics | None = None
 
     @classmethod
-    def of(cls, network: FeatureNetwork, images: Pictures) -> "Yardstick":
+    def of(cls, network: FeatureNetwork, images: Pictures) -> "ReferenceStatistics":
         """Measure a train split, see `all_of`."""
         return cls.all_of([network], images, [True])[0]
 
     @classmethod
-    def all_of(cls, networks: Sequence[FeatureNetwork], images: Pictures, keep: Sequence[bool]) -> list["Yardstick"]:
+    def all_of(
+        cls, networks: Sequence[FeatureNetwork], images: Pictures, keep: Sequence[bool]
+    ) -> list["ReferenceStatistics"]:
         """Measure a train split, uint8 (N, H, W, C), in one pass, its pictures shared among the ranks.
 
         Args:
@@ -72,28 +74,28 @@ class Yardstick:
         kept = chosen(len(images))
         seen, _ = look(images, networks, [kept if wanted else None for wanted in keep])
 
-        def measured(one: Seen) -> tuple[np.ndarray, np.ndarray, Tensor | None, Statistics | None]:
-            return *one.gathered["features"].statistics(), one.features(), one.spatial()
+        def measured(one: FeatureStatistics) -> tuple[np.ndarray, np.ndarray, Tensor | None, Statistics | None]:
+            return *one.moments["features"].statistics(), one.features(), one.spatial()
 
         parts = dist.from_main(lambda: [measured(one) for one in seen])
         return [cls(network, *part) for network, part in zip(networks, parts, strict=True)]
 
     def distance(self, features: Tensor) -> float:
         """Fréchet distance of features (N, D) from the train split's."""
-        gathered = Gathered()
-        gathered.add(features)
-        return self.distance_of(gathered)
+        moments = RunningMoments()
+        moments.add(features)
+        return self.distance_of(moments)
 
-    def distance_of(self, gathered: Gathered) -> float:
+    def distance_of(self, moments: RunningMoments) -> float:
         """Fréchet distance of features of which mean and covariance were gathered."""
-        return frechet_distance(gathered.statistics(), (self.mu, self.sigma))
+        return frechet_distance(moments.statistics(), (self.mu, self.sigma))
 
 
 class Measured(Protocol):
     """What `score` measures against (facm.metrics.reference.Reference): networks that agree on nothing but the data."""
 
     @property
-    def yardsticks(self) -> Sequence[Yardstick]:
+    def statistics(self) -> Sequence[ReferenceStatistics]:
         """The first gives all scores, its second, if any, repeats distance and accuracy, others add a distance."""
 
     @property
@@ -138,16 +140,16 @@ def score(
     labels = None if labels is None else torch.as_tensor(labels)
     _check(pictures, labels, reference, copies)
     looked_for = reference.copies if copies else None
-    first = reference.yardsticks[0]
+    first = reference.statistics[0]
     kept = torch.arange(min(len(pictures), SAMPLES_KEPT))
-    keep = [None if yardstick.features is None else kept for yardstick in reference.yardsticks]
-    seen, distances = look(pictures, [yardstick.network for yardstick in reference.yardsticks], keep, looked_for)
+    keep = [None if train.features is None else kept for train in reference.statistics]
+    seen, distances = look(pictures, [train.network for train in reference.statistics], keep, looked_for)
     if not dist.is_main():
         return {}
     scores: dict[str, float] = {}
-    for number, (yardstick, one) in enumerate(zip(reference.yardsticks, seen, strict=True)):
-        again = "_second" if yardstick.network.name == first.network.name else f"_{yardstick.network.name}"
-        scores |= _under(yardstick, one, labels, again if number else "", kid_subsets)
+    for number, (train, one) in enumerate(zip(reference.statistics, seen, strict=True)):
+        again = "_second" if train.network.name == first.network.name else f"_{train.network.name}"
+        scores |= _under(train, one, labels, again if number else "", kid_subsets)
     if looked_for is not None and distances is not None:
         scores["copies"] = looked_for.rate(distances)
     return scores if seed is None else scores | map_error(pictures, first.network, seed)
@@ -212,21 +214,23 @@ def precision_recall(samples: Tensor, real: Tensor) -> tuple[float, float]:
     return round(precision * len(samples)) / len(samples), round(recall * len(real)) / len(real)
 
 
-def _under(yardstick: Yardstick, seen: Seen, labels: Tensor | None, suffix: str, kid_subsets: int) -> dict[str, float]:
+def _under(
+    train: ReferenceStatistics, seen: FeatureStatistics, labels: Tensor | None, suffix: str, kid_subsets: int
+) -> dict[str, float]:
     """What pictures score under one network; `suffix` of names is empty for the first, which alone gives all scores."""
-    network, features, num = yardstick.network, seen.features(), seen.taken
+    network, features, num = train.network, seen.features(), seen.taken
     key = distance_key(network.name, num)
-    scores = {f"fd{suffix}" if key == "fd" else key: yardstick.distance_of(seen.gathered["features"])}
+    scores = {f"fd{suffix}" if key == "fd" else key: train.distance_of(seen.moments["features"])}
     if seen.score is not None:
         scores[f"is{_number(num)}"] = seen.score.value()
     spatial = seen.spatial()
-    if spatial is not None and yardstick.spatial is not None:
-        scores[f"sfid{_number(num)}"] = frechet_distance(spatial, yardstick.spatial)
-    if features is None or yardstick.features is None:
+    if spatial is not None and train.spatial is not None:
+        scores[f"sfid{_number(num)}"] = frechet_distance(spatial, train.spatial)
+    if features is None or train.features is None:
         return scores
     if not suffix:
-        scores["kid"] = kernel_distance(features, yardstick.features, subsets=kid_subsets)
-        scores["precision"], scores["recall"] = precision_recall(features, yardstick.features)
+        scores["kid"] = kernel_distance(features, train.features, subsets=kid_subsets)
+        scores["precision"], scores["recall"] = precision_recall(features, train.features)
     return scores | _accuracy(f"accuracy{suffix}", network, features, None if labels is None else labels[:SAMPLES_KEPT])
 
 

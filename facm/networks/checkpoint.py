@@ -166,11 +166,11 @@ def save(folder: str | Path, weights: dict[str, Tensor], config: Config, snapsho
     left_out = [name for name in OPTIONAL if described[name] == LATER[name]]
     files.save_json(temporary / "config.json", {k: v for k, v in described.items() if k not in left_out})
     for snapshot in snapshots or []:
-        with snapshot.open("rb") as source, files.whole(temporary / "ema" / snapshot.name) as copy:
+        with snapshot.open("rb") as source, files.atomic_write(temporary / "ema" / snapshot.name) as copy:
             shutil.copyfileobj(source, copy)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
-    files.settle(folder.parent)
+    files.fsync_dir(folder.parent)
 
 
 def refuse_own(folder: str | Path, out: str | Path, option: str = "--out") -> None:

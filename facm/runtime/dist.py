@@ -10,7 +10,7 @@ import torch.distributed as torch_dist
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-PATIENCE = timedelta(hours=2)  # for one rank that works while the others wait (feature network, scores)
+COLLECTIVE_TIMEOUT = timedelta(hours=2)  # for one rank that works while the others wait (feature network, scores)
 
 
 def setup(threads: int) -> None:
@@ -26,7 +26,7 @@ def setup(threads: int) -> None:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        torch_dist.init_process_group(backend, timeout=PATIENCE)
+        torch_dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
 
 
 def teardown() -> None:
@@ -83,7 +83,7 @@ def shard(module: nn.Module, blocks: Sequence[nn.Module]) -> None:
         fully_shard(part, mesh=mesh)
 
 
-def whole(tree: Any, *, everywhere: bool = False) -> Any:
+def gather_full(tree: Any, *, everywhere: bool = False) -> Any:
     """A copy of nested dicts and lists in which sharded tensors are whole and on the CPU; all ranks must call it.
 
     Ranks other than 0 get None for a sharded tensor, unless `everywhere`.

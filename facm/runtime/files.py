@@ -36,7 +36,7 @@ DTYPES = {
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """A new binary file that becomes `path` when the block ends, and is gone where the block raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
@@ -49,10 +49,10 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
         raise
     os.replace(temporary, path)
-    settle(path.parent)
+    fsync_dir(path.parent)
 
 
-def settle(folder: Path) -> None:
+def fsync_dir(folder: Path) -> None:
     """Bring a folder's names to the disk: what was moved into it is still there after a power loss."""
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -78,7 +78,7 @@ def save_tensors(
         ValueError: a dtype that is not among DTYPES.
     """
     digest, size = hashlib.sha256(), 0
-    with whole(path) as file:
+    with atomic_write(path) as file:
         for part in _safetensors(tensors, metadata):
             digest.update(part)
             size += file.write(part)
@@ -189,7 +189,7 @@ def unflatten(text: str, tensors: Mapping[str, Tensor]) -> Any:
 
 def save_json(path: Path, value: Any) -> None:
     """Write JSON."""
-    with whole(path) as file:
+    with atomic_write(path) as file:
         file.write((json.dumps(value, indent=1) + "\n").encode())
 
 
@@ -212,7 +212,7 @@ def sha256(path: Path) -> str:
 def save_csv(path: Path, columns: Mapping[str, Sequence[float]]) -> None:
     """Write equally long columns."""
     rows = [",".join(columns), *(",".join(map(str, row)) for row in zip(*columns.values(), strict=True))]
-    with whole(path) as file:
+    with atomic_write(path) as file:
         file.write(("\n".join(rows) + "\n").encode())
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from facm.data.images.images import Images
 from facm.data.latents.codec import Codec
 from facm.runtime import dist
-from facm.runtime.files import load_json, load_tensors, save_json, save_tensors, sha256, whole
+from facm.runtime.files import atomic_write, load_json, load_tensors, save_json, save_tensors, sha256
 from facm.runtime.log import progress, say
 from facm.runtime.prefetch import ahead
 
@@ -363,7 +363,7 @@ def place(path: Path, folder: Path) -> None:
     try:
         os.link(path, folder / path.name)
     except OSError:  # another file system, or one without links
-        with path.open("rb") as source, whole(folder / path.name) as copy:
+        with path.open("rb") as source, atomic_write(folder / path.name) as copy:
             shutil.copyfileobj(source, copy)
 
 

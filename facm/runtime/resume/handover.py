@@ -53,7 +53,7 @@ def take(folder: Path, outputs: list[str]) -> bool:
     for output, temporary in temporaries.items():
         _clear(output)
         os.replace(temporary, output)
-        files.settle(output.parent)
+        files.fsync_dir(output.parent)
     return True
 
 
@@ -77,7 +77,7 @@ def _files(path: Path) -> list[Path]:
 
 def _copy(source: Path, target: Path) -> str:
     """Copy a file, whole or not at all; returns its sha256."""
-    with source.open("rb") as read, files.whole(target) as written:
+    with source.open("rb") as read, files.atomic_write(target) as written:
         shutil.copyfileobj(read, written)
     return files.sha256(target)
 
