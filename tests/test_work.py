@@ -19,7 +19,7 @@ from miniature import truncate
 
 import facm.flow.path
 import facm.runtime.log
-from facm.runtime import files, resume
+from facm.runtime import files, foreign, resume
 from facm.runtime.resume import Busy, Work, locks
 from facm.runtime.resume.unfinished import look
 
@@ -518,7 +518,7 @@ def test_a_full_disk_leaves_the_file_before_and_nothing_else(name: str, tmp_path
 
 def test_a_foreign_file_of_tensors_is_read(tmp_path: Path) -> None:
     torch.save({"ema": {"w": torch.ones(2)}, "step": 3}, tmp_path / "x.pt")
-    read = files.load_foreign(tmp_path / "x.pt")
+    read = foreign.read(tmp_path / "x.pt")
     assert torch.equal(read["ema"]["w"], torch.ones(2)) and read["step"] == 3
 
 
@@ -534,14 +534,14 @@ def test_a_foreign_file_that_needs_more_is_refused_with_a_command_that_works(zip
     with pytest.raises(
         ValueError, match=r"x\.pt holds more than tensors and plain values \(unsupported GLOBAL "
     ) as caught:
-        files.load_foreign(path)
+        foreign.read(path)
     assert not ran.exists(), "the refused code was not run"
     assert "may run code hidden in it" in str(caught.value)
     torch.save({"state_dict": {"w": torch.ones(2)}, "args": argparse.Namespace(lr=1)}, path)
     with pytest.raises(ValueError, match="Namespace was not an allowed global") as caught:
-        files.load_foreign(path)
+        foreign.read(path)
     _, code, _ = str(caught.value).split('"')
-    code = code.replace("weights_only=False)", "weights_only=False)['state_dict']")
+    code = code.replace("trust=True)", "trust=True)['state_dict']")
     subprocess.run([sys.executable, "-c", code], check=True)
     assert torch.equal(files.load_tensors(tmp_path / "x.safetensors", "")["w"], torch.ones(2))
 
@@ -549,7 +549,7 @@ def test_a_foreign_file_that_needs_more_is_refused_with_a_command_that_works(zip
 @pytest.mark.parametrize("content", [b"", b"abcdefgh" * 9, b"PK\x03\x04"])
 def test_a_damaged_foreign_file_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.pt").write_bytes(content)
-    with pytest.raises(ValueError, match=r"x\.pt is damaged \(.+\): fetch it again"):
-        files.load_foreign(tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"x\.pt is damaged, or no checkpoint \(.+\): fetch it again"):
+        foreign.read(tmp_path / "x.pt")
     with pytest.raises(FileNotFoundError, match=r"y\.pt is missing"):
-        files.load_foreign(tmp_path / "y.pt")
+        foreign.read(tmp_path / "y.pt")

@@ -4,9 +4,7 @@
     python -m facm.convert data/student --to facm --out student.pt
 
 A converted network answers with the velocity v of x_t = (1 - t) x0 + t x1, t = 1 for data, whatever its authors'
-convention. A new format is a file and a line in FORMATS: a class with `codec`, `normalised` (whether its latents are
-normalised by statistics of their own file), `students` (whether it publishes few-step students), `settings` (which of
-its authors' settings it translates, see settings.py) and `read`.
+convention. A new format is a file and a line in FORMATS.
 """
 
 from collections.abc import Mapping
@@ -19,13 +17,14 @@ import torch
 from torch import Tensor
 
 from facm import objectives
-from facm.convert import keys, layouts, pickles, settings, statistics, weights
-from facm.convert.found import Found
-from facm.convert.pickles import ForeignError
+from facm.convert import layouts, settings, weights
+from facm.convert.export import read_statistics
+from facm.convert.weights import Found
 from facm.data import codecs
 from facm.networks import checkpoint
 from facm.networks.checkpoint import Config
-from facm.runtime import files
+from facm.runtime import files, foreign
+from facm.runtime.foreign import ForeignError
 from facm.runtime.names import refuse_unknown
 
 FORMATS = {
@@ -37,14 +36,19 @@ FORMATS = {
     "edm": "EDM",
 }
 
-
+TRUSTING = (
+    "add --trust-pickle (in params.yaml: imported.trust_pickle: true): its tensors are then read, with stand-ins for "
+    "all else, none of whose code is run"
+)
 UNTOLD = {"pixel_norm": False, "time_scale": 1.0}
 """Constants that change what a network computes and that no weight tells, as published networks have them; FACM's own
 may have had pixel_norm (its sCM needs an edit of the source)."""
 
 
 class Format(Protocol):
-    """What the class of a source format has."""
+    """A source format. `normalised`: its latents are normalised by statistics of their own file. `students`: it
+    publishes few-step students. `settings`: which of its authors' settings it translates (settings.py).
+    """
 
     codec: str
     normalised: bool
@@ -52,7 +56,7 @@ class Format(Protocol):
     settings: Mapping[str, tuple[Any, ...]]
 
     def read(self, weights: weights.Weights, given: Mapping[str, Any], path: Path) -> Found:
-        """What the weights are; `given` are constants that the user knows. Raises ForeignError."""
+        """The network; `given` are constants that the user knows. Raises ForeignError."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +64,12 @@ class Source:
     """A foreign file, and how to read it.
 
     Attributes:
-        path: the file.
         format: a key of FORMATS.
         which: ema (averaged weights) | model (raw ones).
         profile: of several averages (FACM's training files) the one of this sigma_rel.
-        trust: read it although it holds more than tensors and plain values, see `pickles.read`.
+        trust: read it although it holds more than tensors and plain values, see `foreign.read`.
         kind: teacher | student.
-        sha256: of the file, where it is pinned: another content is refused before it is read.
+        sha256: pinned: another content is refused before it is read.
     """
 
     path: Path
@@ -80,13 +83,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Space:
-    """Where a network lives.
-
-    Attributes:
-        codec: key of facm.data.codecs.
-        mean: per channel, of the codec's output, which normalises it; empty: 0.
-        std: likewise; empty: 1.
-        options: what the codec is built with, as data/latents records it.
+    """Where a network lives: the codec, mean and std per channel that normalise its output (empty: 0 and 1), and what
+    the codec is built with, as data/latents records it.
     """
 
     codec: str
@@ -96,19 +94,14 @@ class Space:
 
 
 def load_format(name: str) -> Format:
-    """The source format; raises ValueError for an unknown name."""
+    """The source format; ValueError for an unknown name."""
     refuse_unknown([name], FORMATS, "--from (in params.yaml: imported.format)")
     made: Format = getattr(import_module(f"{__name__}.{name}"), FORMATS[name])()
     return made
 
 
 def space(format: str, *, codec: str | None = None, stats: Path | None = None) -> Space:
-    """The space of a format's latents.
-
-    Args:
-        format: a key of FORMATS.
-        codec: a key of facm.data.codecs; None: the format's.
-        stats: its latents_stats.pt.
+    """The space of a format's latents, of its own codec or another, with the statistics of a latents_stats.pt.
 
     Raises:
         ForeignError: statistics are needed and not given.
@@ -117,7 +110,7 @@ def space(format: str, *, codec: str | None = None, stats: Path | None = None) -
     known = load_format(format)
     refuse_unknown([codec or known.codec], codecs.CODECS, "--codec")
     if stats is not None:
-        return Space(codec or known.codec, *statistics.read(stats))
+        return Space(codec or known.codec, *read_statistics(stats))
     if known.normalised:
         raise ForeignError(
             f"'{format}' normalises its latents: give the latents_stats.pt that belongs to the checkpoint with --stats "
@@ -140,8 +133,6 @@ def convert(
     """Weights and description of a foreign checkpoint, ready for `checkpoint.save`.
 
     Args:
-        source: the file.
-        where: its space.
         given: constants of the backbone that shapes do not tell, or all of them; they win. `side`: pixels of a latent;
             `classes`: how many, see labels.py.
         expected: backbone and precond that it must have; None: any.
@@ -149,14 +140,14 @@ def convert(
     Raises:
         FileNotFoundError: there is no such file.
         ForeignError: it is another format, its settings cannot be translated or contradict what is given, or it does
-            not fit: every missing, unexpected and mis-shaped name is told.
+            not fit: the message has every missing, unexpected and mis-shaped name.
         ValueError: an unknown format, or constants that no network has.
     """
     known = load_format(source.format)
     if source.kind == "student" and not known.students:
         raise ForeignError(f"'{source.format}' publishes no few-step students: set --kind teacher")
     digest = _verified(source)
-    content = pickles.read(source.path, trust=source.trust)
+    content = foreign.read(source.path, trust=source.trust, trusting=TRUSTING)
     chosen = weights.choose(content, source.path, which=source.which, profile=source.profile)
     layouts.refuse_names(chosen.tensors, source.path)
     settings.refuse_other(chosen.settings, source.format, known.settings, source.path)
@@ -182,16 +173,11 @@ def convert(
     where = replace(where, mean=mean or [0.0] * channels, std=std or [1.0] * channels)
     config = _describe(source, digest, chosen, found, where)
     prefix = "" if found.precond == "none" else "model."  # of the network within a preconditioning
-    return keys.fit({prefix + name: tensor for name, tensor in found.weights.items()}, config, source.path), config
+    return weights.fit({prefix + name: tensor for name, tensor in found.weights.items()}, config, source.path), config
 
 
 def _verified(source: Source) -> str:
-    """sha256 of the file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ForeignError: it is not the pinned one.
-    """
+    """sha256 of the file, compared with the pinned one; raises FileNotFoundError, ForeignError."""
     layouts.refuse_path(source.path)
     files.refuse_no_file(source.path)
     digest = files.sha256(source.path)

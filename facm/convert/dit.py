@@ -1,7 +1,7 @@
 """DiT (Peebles & Xie 2023, arXiv 2212.09748; facebookresearch/DiT): a bare average, or {model, ema, opt, args}.
 
-It is asked at a discrete time k = 0 .. 999 (k = 0 is nearly data) and answers the noise epsilon, beside a variance
-(`learn_sigma`, read from the shapes; the network drops it). Precond `ddpm` makes of it the velocity at t:
+It predicts the noise epsilon at a discrete time k = 0 .. 999 (k = 0 is nearly data), beside a variance (`learn_sigma`,
+read from the shapes; the network drops it). Precond `ddpm` makes of it the velocity at t:
 
     t = sqrt(abar_k) / (sqrt(abar_k) + sqrt(1 - abar_k)),   x_k = (sqrt(abar_k) + sqrt(1 - abar_k)) x_t,
     v = x1_hat - eps,   x1_hat = (x_k - sqrt(1 - abar_k) eps) / sqrt(abar_k).
@@ -12,10 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from facm.convert.found import Found
 from facm.convert.settings import PLAIN
 from facm.convert.transformer import describe
-from facm.convert.weights import Weights
+from facm.convert.weights import Found, Weights
 
 
 class DiT:
@@ -33,5 +32,5 @@ class DiT:
     }
 
     def read(self, weights: Weights, given: Mapping[str, Any], path: Path) -> Found:
-        """What the weights are; `given` are constants that the user knows. Raises ForeignError."""
+        """See `Format`."""
         return replace(describe("dit", weights.tensors, weights.settings, given, path), precond="ddpm")

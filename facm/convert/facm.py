@@ -11,10 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from facm.convert.found import Found
 from facm.convert.lightningdit import SETTINGS, describe_all
 from facm.convert.transformer import without
-from facm.convert.weights import Weights
+from facm.convert.weights import Found, Weights
 
 
 class FACM:
@@ -26,7 +25,7 @@ class FACM:
     settings: ClassVar[dict[str, tuple[Any, ...]]] = SETTINGS
 
     def read(self, weights: Weights, given: Mapping[str, Any], path: Path) -> Found:
-        """What the weights are; `given` are constants that the user knows. Raises ForeignError."""
+        """See `Format`."""
         tensors = without(weights.tensors, ("AdaLoss.",))
         found = describe_all(tensors, weights.settings, given, path)
         auxiliary = any(name.startswith("r_embedder.") for name in tensors)

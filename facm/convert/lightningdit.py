@@ -11,11 +11,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from facm.convert.found import Found
-from facm.convert.pickles import ForeignError
 from facm.convert.settings import EITHER, SWITCHES, Settings
 from facm.convert.transformer import describe, refuse_other
-from facm.convert.weights import Weights
+from facm.convert.weights import Found, Weights
+from facm.runtime.foreign import ForeignError
 
 SETTINGS: dict[str, tuple[Any, ...]] = {
     "path": ("Linear",),
@@ -34,7 +33,7 @@ class LightningDiT:
     settings: ClassVar[dict[str, tuple[Any, ...]]] = SETTINGS
 
     def read(self, weights: Weights, given: Mapping[str, Any], path: Path) -> Found:
-        """What the weights are; `given` are constants that the user knows. Raises ForeignError."""
+        """See `Format`."""
         return describe_all(weights.tensors, weights.settings, given, path)
 
 

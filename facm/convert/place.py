@@ -1,6 +1,6 @@
-"""A converted network in the teacher's place: it must be what params.yaml and data/latents say the teacher is.
+"""A converted network as the pipeline's teacher: it must be what params.yaml and data/latents say the teacher is.
 
-Which codec, and which of its weights, a network was trained on no file tells: those of data/latents are taken.
+No file tells which codec, and which of its weights, a network was trained on: those of data/latents are taken.
 """
 
 from dataclasses import replace
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from facm import convert
 from facm.convert import labels, layouts
-from facm.convert.pickles import ForeignError
 from facm.data.latents.store import LatentSet
 from facm.networks import checkpoint, preconds
 from facm.networks.checkpoint import Config
 from facm.runtime.files import refuse_no_file
+from facm.runtime.foreign import ForeignError
 from facm.runtime.params import Imported
 from facm.runtime.paths import located
 
@@ -29,7 +29,6 @@ def read(
     """The checkpoint that params.yaml names, converted; it needs no latents.
 
     Args:
-        imported: the block of that name.
         codec: key of facm.data.codecs.
         backbone: name and constants that it must have.
         precond: key of facm.networks.preconds that it must have.
@@ -57,13 +56,8 @@ def read(
 
 
 def refuse_other(config: Config, conditioning: str, precond: dict[str, Any], path: Path) -> None:
-    """Raise ForeignError where params.yaml says another conditioning, or other constants of the precond.
-
-    Args:
-        config: as `read` gives it.
-        conditioning: of params.yaml, teacher.conditioning.
-        precond: constants of the precond, of params.yaml.
-        path: of the source, for messages.
+    """Raise ForeignError where params.yaml says another conditioning (teacher.conditioning), or other constants of the
+    precond.
     """
     if conditioning != config.conditioning:
         cure = (
@@ -86,14 +80,7 @@ def refuse_other(config: Config, conditioning: str, precond: dict[str, Any], pat
 
 
 def place(config: Config, latents: LatentSet, conditioning: str, precond: dict[str, Any], path: Path) -> Config:
-    """The description under which a converted network is the pipeline's teacher.
-
-    Args:
-        config: as `convert` gives it.
-        latents: the pipeline's.
-        conditioning: of params.yaml, teacher.conditioning.
-        precond: constants of the precond, of params.yaml.
-        path: of the source, for messages.
+    """The description under which a converted network is the pipeline's teacher; arguments as `refuse_other`'s.
 
     Raises:
         ForeignError: as `refuse_other`.

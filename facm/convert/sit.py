@@ -1,17 +1,16 @@
 """SiT (Ma et al. 2024, arXiv 2401.08740; willisma/SiT): a bare average, or {model, ema, opt, args}.
 
-Raw t in [0, 1], t = 1 for data, answers data - noise: our convention. The published files have 2C channels in their
-last layer, of which the first C are the velocity (`learn_sigma`, read from the shapes; the network drops the others).
+Raw t in [0, 1], t = 1 for data, answers data - noise: our convention. Of the 2C channels in the last layer of the
+published files the first C are the velocity (`learn_sigma`, read from the shapes; the network drops the others).
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from facm.convert.found import Found
 from facm.convert.settings import PLAIN
 from facm.convert.transformer import describe
-from facm.convert.weights import Weights
+from facm.convert.weights import Found, Weights
 
 
 class SiT:
@@ -27,5 +26,5 @@ class SiT:
     }
 
     def read(self, weights: Weights, given: Mapping[str, Any], path: Path) -> Found:
-        """What the weights are; `given` are constants that the user knows. Raises ForeignError."""
+        """See `Format`."""
         return describe("sit", weights.tensors, weights.settings, given, path)

@@ -25,7 +25,8 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 from torch.linalg import vector_norm
 
-from facm.runtime.files import load_foreign, sha256
+from facm.runtime import foreign
+from facm.runtime.files import sha256
 from facm.runtime.names import printable
 
 FILES = {  # name -> (where from, sha256, as several independent projects pin them)
@@ -135,7 +136,7 @@ def from_weights(vgg: Path, lins: Path) -> LPIPS:
     network = LPIPS()
     needed = network.state_dict()
     for path, mine, dropped in ((vgg, "features.", CLASSIFIER), (lins, "lin", set[str]())):
-        state = load_foreign(path)
+        state = foreign.read(path)
         wanted = {name: tensor for name, tensor in needed.items() if name.startswith(mine)}
         if not isinstance(state, dict) or state.keys() != wanted.keys() | dropped:
             odd = sorted(map(str, state.keys() ^ (wanted.keys() | dropped))) if isinstance(state, dict) else []

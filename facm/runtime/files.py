@@ -7,8 +7,6 @@ either the file before or the new one.
 import hashlib
 import json
 import os
-import pickle
-import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -147,29 +145,6 @@ def refuse_no_target(path: Path, option: str = "--out") -> None:
     refuse_unwritable(path, option)
 
 
-def load_foreign(path: Path) -> Any:
-    """Read another project's `.pt` file on the CPU: tensors and plain values only, since pickle can run any code.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds more than that, or is damaged.
-    """
-    refuse_no_file(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError) as error:
-        unsafe = re.search(r"unsupported (global|class).*?(?=\. |\.?$)", str(error), re.IGNORECASE | re.MULTILINE)
-        if unsafe is None:
-            raise ValueError(f"{path} is damaged ({_first_line(error)}): fetch it again") from None
-        raise ValueError(
-            f"{path} holds more than tensors and plain values ({unsafe[0]}), and reading that may run code hidden in "
-            "it. If you trust its source, take the tensors out in a place where nothing can be lost, and use the new "
-            'file: python -c "import torch, safetensors.torch as s; '
-            f"s.save_file(torch.load('{path}', map_location='cpu', weights_only=False), "
-            f"'{path.with_suffix('.safetensors')}')\"; where the weights lie deeper, add their key: ['state_dict']"
-        ) from None
-
-
 def flatten(value: Any) -> tuple[str, dict[str, Tensor]]:
     """Take nested plain values and tensors apart: JSON that names each tensor, and the tensors by name.
 
@@ -268,8 +243,3 @@ def _unflatten(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if kind == "tuple":
         return tuple(_unflatten(part, tensors) for part in parts)
     return {key: _unflatten(part, tensors) for key, part in parts}
-
-
-def _first_line(error: Exception) -> str:
-    """Of one of torch's long messages."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from facm.data.latents import ldm
 from facm.data.latents.levels import from_levels, refuse_rounding, to_levels
-from facm.runtime import dist
-from facm.runtime.files import load_foreign, load_json, load_tensors, sha256
+from facm.runtime import dist, foreign
+from facm.runtime.files import load_json, sha256
 from facm.runtime.names import refuse_unknown
 from facm.runtime.params import PATH
 from facm.runtime.paths import repository_root
@@ -251,9 +251,7 @@ def load(path: Path, architecture: Architecture) -> Any:
 
 def _weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, those under `state_dict` where it has one."""
-    if path.suffix == ".safetensors":
-        return load_tensors(path, "fetch it again")
-    found = load_foreign(path)
+    found = foreign.read(path)
     found = found.get("state_dict", found) if isinstance(found, dict) else {}
     weights = {name: value for name, value in found.items() if isinstance(value, Tensor)}
     if not weights:

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from facm.runtime.files import load_foreign, load_tensors, sha256
+from facm.runtime import foreign
+from facm.runtime.files import sha256
 from facm.runtime.params import PATH
 from facm.runtime.paths import repository_root
 
@@ -104,7 +105,7 @@ def load(name: str, path: str, expected: str, side: int) -> Encoder:
         ValueError: another file than the pinned one, or as `Encoder` does.
     """
     file = pinned(path, expected)
-    weights = load_tensors(file, f"fetch {file} again") if file.suffix == ".safetensors" else load_foreign(file)
+    weights = foreign.read(file)
     if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
         raise ValueError(f"{PLACE}.weights: {file} holds no bare state dict")
     return Encoder(name, weights, side=side)

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from facm.runtime.files import load_foreign, refuse_no_file, sha256
+from facm.runtime import foreign
+from facm.runtime.files import refuse_no_file, sha256
 
 
 def statistics(measured: dict[str, Tensor], how: str, given: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -64,7 +65,7 @@ def read(path: Path) -> dict[str, Tensor]:
         FileNotFoundError: there is no such file.
         ValueError: of another form, no real numbers, not finite, or a std that is not above 0.
     """
-    found = load_foreign(path)
+    found = foreign.read(path)
     if not isinstance(found, dict) or not all(isinstance(found.get(name), Tensor) for name in ("mean", "std")):
         raise ValueError(f"{path} must hold tensors 'mean' and 'std'")
     if any(found[name].is_complex() or found[name].dtype == torch.bool for name in ("mean", "std")):

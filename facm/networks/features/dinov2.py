@@ -18,8 +18,7 @@ from torch import Tensor
 
 from facm.data.images.images import Images
 from facm.networks import precision
-from facm.runtime import weights
-from facm.runtime.files import load_foreign
+from facm.runtime import foreign, weights
 
 FILE = "dinov2_vitl14_pretrain.pth"
 URL = f"https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/{FILE}"
@@ -48,7 +47,7 @@ class DINOv2:
             ValueError: damaged, or more than tensors.
             RuntimeError: weights of another network.
         """
-        stored = load_foreign(path)
+        stored = foreign.read(path)
         stored.pop("mask_token", None)  # of training only
         stored["pos_embed"] = resized(stored["pos_embed"])
         self.network = build()
