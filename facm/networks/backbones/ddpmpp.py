@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from facm.networks.layers.blocks import pixel_norm
 from facm.networks.layers.dropout import Dropout, number_layers
-from facm.networks.layers.pixel_norm import pixel_norm
 
 PLACE = "params.yaml, backbones.ddpmpp"
 TINY = 1e-5  # gain of the layers that end a residual branch, and of the last one

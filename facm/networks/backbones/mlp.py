@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from facm.networks.layers.blocks import pixel_norm
 from facm.networks.layers.dropout import Dropout, number_layers
-from facm.networks.layers.pixel_norm import pixel_norm
 
 HARMONICS = 4
 

@@ -15,7 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facm.networks.layers.dropout import Dropout
-from facm.networks.layers.pixel_norm import pixel_norm
+
+PIXEL_EPS = 1e-8
+
+
+def pixel_norm(x: Tensor) -> Tensor:
+    """x / sqrt(mean x^2 + PIXEL_EPS) over the last axis, (..., D) (Karras et al. 2018, arXiv 1710.10196, Sec. 4.2).
+
+    sCM needs it of the vectors that AdaLN and FiLM scale and shift by.
+    """
+    return torch.rms_norm(x, x.shape[-1:], None, PIXEL_EPS)
 
 
 class Block(nn.Module):
