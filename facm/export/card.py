@@ -58,13 +58,19 @@ def render(config: Config, known: Provenance, exported: Exported) -> str:
 
 
 def _front(config: Config, exported: Exported) -> str:
+    """The hub's front matter."""
+    from huggingface_hub import ModelCardData
+
     tags = ["image-generation", "flow-matching", config.kind, config.objective, config.backbone, "diffusers"]
     tags += ["consistency-model", "few-step"] if config.kind == "student" else []
     tags += ["class-conditional"] if config.num_classes else []
-    lines = ["---", f"license: {_quoted(exported.license)}", f"library_name: {LIBRARY}"]
-    lines += ["pipeline_tag: unconditional-image-generation"] if config.codec not in codecs.POINTS else []
-    lines += ["tags:", *(f"- {_quoted(tag)}" for tag in dict.fromkeys(tags))]
-    return "\n".join([*lines, "---"])
+    data = ModelCardData(
+        license=exported.license,
+        library_name=LIBRARY,
+        pipeline_tag=None if config.codec in codecs.POINTS else "unconditional-image-generation",
+        tags=list(dict.fromkeys(tags)),
+    )
+    return f"---\n{data.to_yaml()}\n---"
 
 
 def _title(config: Config, known: Provenance, exported: Exported) -> str:
@@ -124,7 +130,7 @@ torch by {exported.onnx_error:.1e} of the largest value (onnxruntime, CPU)."""
 
 
 def _calls(config: Config, known: Provenance) -> tuple[str, str]:
-    """Arguments that tell how to draw, of `generate` and of the pipeline: as the run drew, where that is known."""
+    """Arguments of `generate` and of the pipeline that sample as the run did, where that is known."""
     name = known.drawn.get("sampler", config.samplers[0])
     if config.kind == "student":
         nfes = known.drawn.get("nfe") or [2]
@@ -142,7 +148,7 @@ def _calls(config: Config, known: Provenance) -> tuple[str, str]:
 
 
 def of_nfe(known: Provenance, sampler: str, nfe: int) -> dict[str, Any]:
-    """Fields with which the run drew from a student at an NFE; the default's where it is not known."""
+    """Fields with which the run sampled from a student at an NFE; the default's where it is not known."""
     grids = {len(grid): tuple(grid) for grid in known.drawn.get("t_grid") or ()}
     length, _ = samplers.length(sampler)
     if length == "t_grid" and nfe in grids:
@@ -153,7 +159,7 @@ def of_nfe(known: Provenance, sampler: str, nfe: int) -> dict[str, Any]:
 
 
 def guided(known: Provenance) -> dict[str, Any]:
-    """Fields with which the run drew from a teacher; unguided where it is not known."""
+    """Fields with which the run sampled from a teacher; unguided where it is not known."""
     kept = ("steps", "w", "t_low", "t_high", "shift")
     found = {key: known.drawn[key] for key in kept if key in known.drawn}
     return {key: value for key, value in found.items() if key != "shift" or value} or {"steps": 50}
@@ -286,9 +292,3 @@ def _cell(value: float | None) -> str:
     if value is None:
         return "-"
     return str(value) if isinstance(value, int) else f"{value:.4f}"
-
-
-def _quoted(text: str) -> str:
-    """A scalar of YAML, quoted only where it must be."""
-    plain = text.replace("-", "").replace(".", "").replace("_", "").isalnum()
-    return text if plain and not text.replace(".", "").isdigit() else json.dumps(text)
