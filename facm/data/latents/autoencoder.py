@@ -86,14 +86,16 @@ class Autoencoder:
         posterior: str = "sample",
         seed: int = 0,
         rounding: str = "round",
+        network: Any = None,
     ):
         """
         Args:
             vae: folder, hub name or file of the weights; a path is looked for here, then under the repository's root.
             vae_sha256: of the weights' file; None: any.
             posterior: sample | mode, what of the posterior a latent is.
-            seed: of the draws.
+            seed: of the posterior's noise.
             rounding: round | floor, of decoded levels.
+            network: an AutoencoderKL that is loaded already, in place of `vae`; it stays on its device.
 
         Raises:
             FileNotFoundError: no such weights.
@@ -102,9 +104,10 @@ class Autoencoder:
         refuse_unknown([posterior], POSTERIORS, f"{PATH}, latents.posterior")
         refuse_rounding(rounding)
         self.rounding, self.posterior, self.seed = rounding, posterior, seed
-        path, self.sha256 = find_pinned(vae, vae_sha256)
-        self._vae = vae
-        self.network = load(path, self.architecture).to(dist.device())
+        self._vae, self.sha256, self.network = vae, vae_sha256, network
+        if network is None:
+            path, self.sha256 = find_pinned(vae, vae_sha256)
+            self.network = load(path, self.architecture).to(dist.device())
 
     @property
     def options(self) -> dict[str, Any]:
@@ -144,7 +147,7 @@ class Autoencoder:
         return self.architecture.channels, height // factor, width // factor
 
     def _encode(self, images: Tensor, streams: Sequence[int]) -> Tensor:
-        x = from_levels(images.to(dist.device()))
+        x = from_levels(images.to(self.network.device))
         with _float32():
             found = self.network.encode(x).latent_dist
         z = found.mean
@@ -153,7 +156,7 @@ class Autoencoder:
         return z * self.architecture.scale
 
     def _decode(self, latents: Tensor) -> Tensor:
-        z = latents.to(dist.device(), torch.float32) / self.architecture.scale
+        z = latents.to(self.network.device, torch.float32) / self.architecture.scale
         with _float32():
             return to_levels(self.network.decode(z).sample, self.rounding)
 
