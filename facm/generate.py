@@ -1,4 +1,4 @@
-"""`python -m facm.generate data/student --labels 0-9 --nfe 2 --out digits.png`: pictures from a checkpoint.
+"""`python -m facm.generate data/student --labels 0-9 --nfe 2 --out digits.png`: images from a checkpoint.
 
 A sheet, an animation of the refinement, or arrays; from a folder, a repository or the hub, as `facm.load` takes them:
 
@@ -41,14 +41,12 @@ RANGE = re.compile(r" *([0-9]{1,30}) *(?:- *([0-9]{1,30}) *)?")  # \d would take
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be drawn, checked before it is.
+    """What is to be sampled, checked before it is.
 
     Attributes:
-        generator: what draws.
         rules: a sampler for each NFE.
         y: (num,) labels of a row, None without classes.
-        num: pictures of one sampler and one seed.
-        seeds: of the noise.
+        num: images of one sampler and one seed.
         columns: of a sheet.
     """
 
@@ -61,7 +59,7 @@ class Plan:
 
     @property
     def total(self) -> int:
-        """Pictures in all."""
+        """Images in all."""
         return len(self.rules) * len(self.seeds) * self.num
 
 
@@ -151,7 +149,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:
-    """Load the checkpoint and build every sampler; raises what cannot be drawn."""
+    """Load the checkpoint and build every sampler; raises for what cannot be sampled."""
     generator = facm.load(
         arguments.where, arguments.sigma_rel, path=arguments.path, rev=arguments.rev, vae=arguments.vae
     )
@@ -194,7 +192,7 @@ def _fields(arguments: argparse.Namespace, sampler: str) -> dict[str, Any]:
 
 
 def _draw(plan: Plan, out: Path) -> list[int]:
-    """Draw and write; returns the NFE that each sampler counted."""
+    """Sample and write; returns the NFE that each sampler counted."""
     if out.suffix == ".gif":
         (rule,) = plan.rules
         each = [frames.frames(plan.generator, rule, plan.y, plan.num, seed) for seed in plan.seeds]

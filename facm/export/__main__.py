@@ -80,16 +80,7 @@ def export(
     name: str | None = None,
     license: str = LICENSE,
 ) -> None:
-    """Write the folder.
-
-    Args:
-        folder: of the checkpoint.
-        out: the folder to make.
-        onnx: with the one-step graph.
-        sigma_rel: post-hoc EMA length; None: the weights as stored.
-        vae: where the codec's weights are here.
-        name: of the model; None: out's.
-        license: of the weights, an identifier of the hub.
+    """Write the folder; see `main` for the options.
 
     Raises:
         ValueError: what cannot be exported, or would be overwritten; nothing is changed then.
@@ -142,13 +133,10 @@ def _write(
 
 
 def samples(generator: Generator, known: Provenance) -> tuple[np.ndarray, str]:
-    """What the card shows, and the sentence that says what it is.
+    """What the card shows, uint8 (N, H, W, C) or points float32 (N, D), and the sentence that says what it is.
 
     A student: a row for each of NFES, the same noise; a teacher: rows of its sampler as the run had it, if that is
     known, else unguided.
-
-    Returns:
-        uint8 (N, H, W, C), or points float32 (N, D).
     """
     config = generator.config
     points = config.codec in codecs.POINTS
@@ -190,12 +178,10 @@ def _refuse(folder: Path, out: Path) -> None:
 
 
 def _move(new: Path, out: Path, before: Path) -> None:
-    """Put a whole folder in its place, or what it holds in the place of what an earlier export holds.
+    """Put a new folder in its place, or what it holds in the place of what an earlier export holds.
 
-    Args:
-        new: what was written.
-        out: where to; the folder itself stays if it is there, as it may be a repository, or where somebody is.
-        before: folder to make for what is replaced; from there it is put back if something fails.
+    `out` itself stays if it is there, as it may be a repository, or somebody's current folder. What is replaced goes to
+    `before`, and comes back from there if something fails.
     """
     if not out.exists():
         os.replace(new, out)

@@ -1,8 +1,8 @@
 """What a sampler goes through on its way from noise to data, decoded: frames of a refinement.
 
-The samplers are not touched: the network is asked through a `Recorder`, which keeps where it was asked. A frame is the
-state x_t at an evaluation (of several at one time, as Heun's rule has them, the last); where an evaluation is a jump to
-the data (eq. 19, the anchored sampler), the end of the jump is one more. The last frame is the result.
+The samplers are not touched: they call the network through a `Recorder`, which keeps the states. A frame is the state
+x_t at an evaluation (of several at one time, as Heun's rule has them, the last); where an evaluation is a jump to the
+data (Eq. 19, the anchored sampler), the end of the jump is one more. The last frame is the result.
 """
 
 from collections.abc import Callable
@@ -30,11 +30,10 @@ FEW = 10
 
 @dataclass
 class Recorder:
-    """A network that keeps where it was asked.
+    """A network F(x, t, y, r) that keeps where it was evaluated.
 
     Attributes:
-        network: F(x, t, y, r).
-        rows: pictures; a guided call has as many again, of the same points, behind them.
+        rows: images; a guided call has as many again, of the same points, behind them.
         jumps: whether a call at c_CM is a jump to the data.
         states: (t, x_t) in the order of the calls, t in [0, 1]; jumps' ends at t = 1.
     """
@@ -60,14 +59,7 @@ class Recorder:
 
 @torch.no_grad()
 def frames(generator: Generator, sampler: Any, y: Tensor | None, num: int, seed: int) -> tuple[list[np.ndarray], int]:
-    """Decoded states, the last of them the pictures that `Generator.draw` gives.
-
-    Args:
-        generator: what draws.
-        sampler: of `generator.sampler`.
-        y: (num,) labels or None.
-        num: pictures, all at once.
-        seed: of the noise.
+    """Decoded states, the last of them the images that `Generator.draw` gives; all `num` at once.
 
     Returns:
         uint8 (num, H, W, C) each, or points float32 (num, D); and the NFE.
@@ -82,13 +74,7 @@ def frames(generator: Generator, sampler: Any, y: Tensor | None, num: int, seed:
 
 
 def save_gif(path: str | Path, shown: list[np.ndarray], columns: int) -> None:
-    """Write frames as an animation that repeats; the last one stays longer.
-
-    Args:
-        path: the .gif.
-        shown: of `frames`.
-        columns: pictures per row.
-    """
+    """Write the images of `frames` as an animation that repeats; the last frame stays longer."""
     sheets = [grid.sheet(images, columns) for images in shown]
     every = FEW_MS if len(sheets) <= FEW else FRAME_MS
     times = [every] * (len(sheets) - 1) + [LAST_MS]

@@ -1,10 +1,10 @@
 """The one-step generator as one ONNX graph, x1 = x0 + F(x0, c_CM(0), y): noise and labels in, latents out.
 
-The file `onestep.onnx` asks for neither torch nor facm. Inputs: `noise` float32 (B, ...), standard normal, and, where
-there are K classes, `labels` int64 (B,), 0 .. K - 1, which the metadata `facm.labels` names; B is free. Output `x1`:
-float32 (B, ...), what the codec decodes: levels / 127.5 - 1 of pixels, the latents of a VAE (times its scaling_factor),
-points as they are. Where a label lies outside it is NaN: ONNX counts negative rows of a table from its end, and row K
-is the null class. The file is written only where onnxruntime answers as torch does.
+`onestep.onnx` needs neither torch nor facm. Inputs: `noise` float32 (B, ...), standard normal, and, where there are K
+classes, `labels` int64 (B,), 0 .. K - 1, which the metadata `facm.labels` names; B is free. Output `x1`: float32 (B,
+...), what the codec decodes: levels / 127.5 - 1 of pixels, the latents of a VAE (times its scaling_factor), points as
+they are. Where a label lies outside it is NaN: ONNX counts negative rows of a table from its end, and row K is the null
+class. The file is written only where onnxruntime answers as torch does.
 """
 
 import os
@@ -34,11 +34,8 @@ class OnnxError(ValueError):
 
 
 class OneStep(nn.Module):
-    """x0 (B, ...) float32, y (B,) int64 or None -> what the codec decodes, like x0.
-
-    Args:
-        network: of a student, in eval mode.
-        config: its description.
+    """x0 (B, ...) float32, y (B,) int64 or None -> what the codec decodes, like x0, by a student's network in eval
+    mode.
     """
 
     mean: Tensor
@@ -75,10 +72,6 @@ def check(config: Config) -> None:
 
 def write(folder: Path, generator: Generator) -> float:
     """Write `onestep.onnx` (weights beyond 2 GB beside it) into a folder that exists.
-
-    Args:
-        folder: where to.
-        generator: a student.
 
     Returns:
         The largest difference from torch, relative to the largest absolute value.

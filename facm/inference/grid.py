@@ -1,4 +1,4 @@
-"""Grids of pictures, and scatter plots of points, as PNG files."""
+"""Grids of images, and scatter plots of points, as PNG files."""
 
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,9 @@ PLOT_SIDE = 320  # pixels of a scatter plot
 
 
 def sheet(samples: Any, columns: int, rows: int | None = None) -> Image.Image:
-    """Samples as one picture: pictures as a `grid`, points as a `scatter` plot of all of them.
+    """Samples as one image: of images the first `columns` x `rows` (None: all) as a `grid`, of points a `scatter` plot.
 
-    Args:
-        samples: uint8 (N, H, W, C) or float32 (N, D), an array or an archive's.
-        columns: pictures per row.
-        rows: of pictures, at most; None: all.
+    They are uint8 (N, H, W, C) or float32 (N, D), an array or an archive's.
     """
     if kind(samples.dtype, samples.shape) == "points":
         return scatter(np.asarray(samples))
@@ -28,12 +25,7 @@ def sheet(samples: Any, columns: int, rows: int | None = None) -> Image.Image:
 
 
 def grid(images: np.ndarray, columns: int) -> Image.Image:
-    """Pictures side by side, row by row.
-
-    Args:
-        images: uint8 (N, H, W, C), C 1 or 3.
-        columns: pictures per row.
-    """
+    """Images uint8 (N, H, W, C), C 1 or 3, side by side, row by row."""
     num, height, width, channels = images.shape
     factor = max(1, -(-LEAST_SIDE // height))
     tall, wide = height * factor + FRAME, width * factor + FRAME

@@ -1,7 +1,7 @@
-"""What feature networks saw of pictures: gathered in one pass, part by part, whatever the number of processes.
+"""Statistics of images under feature networks, from one pass, part by part, whatever the number of processes.
 
-Pictures are read in one fixed partition, and nothing is kept that grows with their pixels: mean and covariance and the
-sums of the Inception Score are gathered, features are kept of as many pictures as the caller names.
+Images are read in one fixed partition, and nothing is kept that grows with their pixels: mean, covariance and the sums
+of the Inception Score, and features of as many images as the caller names.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ FEW = 20  # parts without a progress bar
 
 
 class Pictures(Protocol):
-    """Pictures to look at: a uint8 tensor (N, H, W, C), or an archive's, which are read part by part; or points."""
+    """Images to look at: a uint8 tensor (N, H, W, C), or an archive's, which are read part by part; or points."""
 
     @property
     def shape(self) -> Sequence[int]: ...
@@ -37,12 +37,8 @@ class Pictures(Protocol):
 
 
 class FeatureStatistics:
-    """What a network saw of pictures that it is shown part by part.
-
-    Args:
-        network: the feature network.
-        num: pictures in all.
-        keep: whose features are kept, indices in ascending order; None: nobody's.
+    """Of `num` images under a network, given part by part; features are kept of those in `keep` (ascending; None:
+    nobody's).
     """
 
     def __init__(self, network: FeatureNetwork, num: int, keep: Tensor | None):
@@ -52,7 +48,7 @@ class FeatureStatistics:
         self.keep, self.taken, self._kept = keep, 0, list[Tensor]()
 
     def take(self, views: dict[str, Tensor]) -> None:
-        """Take in what `FeatureNetwork.look` gave of the next pictures.
+        """Add what `FeatureNetwork.look` gave of the next images.
 
         Raises:
             ValueError: features that are not finite, of which no score could be told from a good one.
@@ -91,16 +87,14 @@ def look(
     keep: Sequence[Tensor | None],
     copies: Copies | None = None,
 ) -> tuple[list[FeatureStatistics], Tensor | None]:
-    """Look at pictures once, for all that is wanted of them; the ranks share them, rank 0 has the result.
+    """Look at images uint8 (N, H, W, C) once, under all networks; the ranks share them, rank 0 has the result.
 
     Args:
-        images: uint8 (N, H, W, C).
-        networks: that look at them.
-        keep: of whom each network's features are kept, see `FeatureStatistics`.
+        keep: whose features are kept, for each network, see `FeatureStatistics`.
         copies: whose distances are wanted; None: none.
 
     Returns:
-        What each network saw, and, with `copies`, distances (N,); on other ranks nothing that is complete.
+        The statistics under each network, and, with `copies`, distances (N,); incomplete on other ranks.
     """
     batch = networks[0].batch
     parts = dist.batches(len(images), batch * max(1, PICTURES // batch))

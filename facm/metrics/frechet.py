@@ -34,7 +34,7 @@ class RunningMoments:
         self._merged: Statistics | None = None
 
     def add(self, features: Tensor) -> None:
-        """Take in the next rows, (B, D)."""
+        """Add the next rows, (B, D)."""
         self._waiting.append(features)
         self._rows += len(features)
         while self._rows >= CHUNK:
@@ -44,11 +44,7 @@ class RunningMoments:
             self._rows = len(self._waiting[0])
 
     def statistics(self) -> Statistics:
-        """Mean and covariance of all rows so far, of which there must be two.
-
-        Raises:
-            ValueError: fewer.
-        """
+        """Mean and covariance of all rows so far; ValueError for fewer than two."""
         if self._rows:
             self._reduce(torch.cat(self._waiting))
             self._waiting, self._rows = [], 0

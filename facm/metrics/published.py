@@ -36,11 +36,9 @@ PICTURES = "arr_0"
 
 @dataclass(frozen=True)
 class Member:
-    """Pictures of an archive, compressed or not, read when they are asked for, from the front to the back.
+    """Images of an archive, compressed or not, read when they are asked for, from the front to the back.
 
     Attributes:
-        path: the archive.
-        name: of the member.
         shape: (N, H, W, C).
         start: bytes of the header.
     """
@@ -52,7 +50,7 @@ class Member:
 
     @classmethod
     def of(cls, path: Path, name: str) -> Self:
-        """Find a member; raises ValueError where it is not pictures."""
+        """Find a member; raises ValueError where it is not images."""
         with ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
             version = npy.read_magic(member)
             read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
@@ -83,10 +81,8 @@ class Archive:
     """A published reference.
 
     Attributes:
-        path: of the npz.
-        sha256: of the file.
-        statistics: mean and covariance, float64, by what stands behind `mu`: "" (pool features), "s" (spatial ones), or
-            the name of a feature network.
+        statistics: mean and covariance, float64, by what follows `mu`: "" (pool features), "s" (spatial ones), or the
+            name of a feature network.
         pictures: None where there are none.
     """
 

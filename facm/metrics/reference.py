@@ -1,10 +1,10 @@
-"""data/reference: the data set as samples are measured against it, and the ends of the scale.
+"""data/reference: the dataset as samples are measured against it, and the ends of the scale.
 
 * network.safetensors, network_second.safetensors: feature networks (of published ones only which weights)
-* statistics.safetensors, statistics_second.safetensors: mu, sigma float64 of the train split; features float32;
-  mu_s, sigma_s of Inception's spatial features
+* statistics.safetensors, statistics_second.safetensors: mu, sigma float64 of the train split; features float32; mu_s,
+  sigma_s of Inception's spatial features
 * network_<name>.safetensors, statistics_<name>.safetensors: the same, without features, of each further network
-* pictures.safetensors: the train pictures, for copies; left out above 1 GiB, and of points
+* pictures.safetensors: the train images, for copies; left out above 1 GiB, and of points
 * meta.json: threshold of copies, further networks, the published reference where one stands in for the train split,
   and, per file, bytes and sha256; written last: without it the folder is unfinished
 """
@@ -39,8 +39,8 @@ class Reference:
     """A train split, measured; see facm.metrics.scores.Measured.
 
     Attributes:
-        statistics: the first network, its second, seeded otherwise, where it is trained here, and further ones.
-        copies: the train pictures; None above 1 GiB of them, and of points.
+        statistics: the first network's, its second's, seeded otherwise, where it is trained here, and further ones.
+        copies: the train images; None above 1 GiB of them, and of points.
         archive: the published reference that the first network's statistics are from; None: the train split.
     """
 
@@ -55,15 +55,14 @@ class Reference:
         """Make the feature networks, on rank 0, and measure a train split, on all ranks.
 
         Args:
-            train: the split; None where the data set has no pictures, only latents: then all must be in `archive`.
-            features: a key of facm.networks.features.FEATURES.
+            train: the split; None where the dataset has no images, only latents: then all must be in `archive`.
+            features: a key of facm.networks.features.FEATURES; `also`: further ones.
             seed: of the first network's training; the second has the next one.
-            also: further keys.
-            archive: a published reference, which takes the split's place for the first network, and for further ones
-                of which it has statistics.
+            archive: a published reference, which takes the split's place for the first network, and for further ones of
+                which it has statistics.
 
         Raises:
-            ValueError: statistics of another width than the network's features, or neither they nor pictures.
+            ValueError: statistics of another width than the network's features, or neither they nor images.
         """
         _check_source(train, archive, features, also)
         made = dist.from_main(functools.partial(_networks, train, features, seed, also))
@@ -80,11 +79,8 @@ class Reference:
 
     @classmethod
     def open(cls, folder: str | Path) -> "Reference":
-        """Read what `save` wrote; features are computed where this rank computes.
-
-        Raises:
-            FileNotFoundError: a file is missing.
-            ValueError: a file is damaged.
+        """Read what `save` wrote; features are computed where this rank computes. Raises FileNotFoundError, or
+        ValueError for a damaged file.
         """
         folder = Path(folder)
         cure = f"remove {folder} and run `dvc repro`"
@@ -148,25 +144,20 @@ def build(
     kid_subsets: int = KID_SUBSETS,
     copies: bool = False,
 ) -> dict[str, Any]:
-    """Write data/reference and return its metrics: what held-out pictures score, and the ends of the scale.
+    """Write data/reference and return its metrics: what held-out images score, and the ends of the scale.
 
-    All ranks must call it; rank 0 writes and has the scores.
+    All ranks must call it; rank 0 writes and has the scores. Other arguments: see `Reference.of`.
 
     Args:
-        folder: where to.
-        train: the split that samples are measured against; None: see `Reference.of`; there are no ends then.
+        train: the split that samples are measured against; without one there are no ends.
         heldout: the split that sets `floor`, what a perfect generator may reach.
-        features: a key of facm.networks.features.FEATURES.
-        seed: of the first network and of the noise.
-        num: pictures in the scores `class_mean` (without classes `pixel_mean`, of points the mean point) and `noise`.
-        also: further keys, whose distances stand beside the first network's.
-        archive: a published reference, see `Reference.of`.
+        num: images in the scores `class_mean` (without classes `pixel_mean`, of points the mean point) and `noise`.
         kid_subsets: subsets of KID.
-        copies: whether samples will be looked through for copies.
+        copies: whether samples will be searched for copies.
 
     Raises:
-        ValueError: the feature network does not fit the data, or the published reference the network; copies of
-            pictures that are too many to be kept, or not there; a split of too few pictures.
+        ValueError: the feature network does not fit the data, or the published reference the network; copies of images
+            that are too many to be kept, or not there; a split of too few images.
     """
     _refuse_few(train, heldout)
     if copies and not _keeps(train):
@@ -240,12 +231,12 @@ def _check_widths(archive: Archive, features: str, also: Sequence[str]) -> None:
 
 
 def _keeps(train: Images | None) -> bool:
-    """Whether there are train pictures, and not too many to look through."""
+    """Whether there are train images, and not too many to search."""
     return train is not None and train.kind == "pictures" and math.prod(train.images.shape) <= PICTURES_GIB * 2**30
 
 
 def _copies(train: Images | None) -> Copies | None:
-    """The train pictures, unless there are none, or too many."""
+    """The train images, unless there are none, or too many."""
     return Copies.of(train.images[:]) if train is not None and _keeps(train) else None
 
 

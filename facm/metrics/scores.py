@@ -1,4 +1,4 @@
-"""Scores of samples against a data set's train split, by torch-fidelity's functions.
+"""Scores of samples against a dataset's train split, by torch-fidelity's functions.
 
 Fréchet distance (facm/metrics/frechet.py), KID (Binkowski et al. 2018), precision and recall with k = 3 (Kynkäänniemi
 et al. 2019; at most 10,000 reference features, as in ADM's evaluator), Inception Score
@@ -6,10 +6,8 @@ et al. 2019; at most 10,000 reference features, as in ADM's evaluator), Inceptio
 in ADM's evaluator). Where the exact map of noise to data is known (facm/networks/features/exact_map.py), samples are
 also measured against it.
 
-Pictures are looked at part by part (facm/metrics/extract.py); features are kept, for KID, precision, recall and
-accuracy, of the first 50,000 samples.
-All of it is float64, from the features on.
-Nothing here draws a random number that is not seeded.
+Images are looked at part by part (facm/metrics/extract.py); features are kept, for KID, precision, recall and accuracy,
+of the first 50,000 samples. All of it is float64, from the features on, and every random number is seeded.
 """
 
 from collections.abc import Sequence
@@ -39,10 +37,9 @@ PRC_ROWS = 2000  # features whose distances to all others are held at once
 
 @dataclass(frozen=True)
 class ReferenceStatistics:
-    """The train split as one feature network sees it.
+    """The train split under one feature network.
 
     Attributes:
-        network: the feature network.
         mu: float64 (D,), mean of all its features.
         sigma: float64 (D, D), their covariance.
         features: float32 (M, D), at most KEPT of them; None: no KID, precision, recall and accuracy.
@@ -64,12 +61,9 @@ class ReferenceStatistics:
     def all_of(
         cls, networks: Sequence[FeatureNetwork], images: Pictures, keep: Sequence[bool]
     ) -> list["ReferenceStatistics"]:
-        """Measure a train split, uint8 (N, H, W, C), in one pass, its pictures shared among the ranks.
+        """Measure a train split, uint8 (N, H, W, C), in one pass, its images shared among the ranks.
 
-        Args:
-            networks: the feature networks.
-            images: the split.
-            keep: per network, whether features are kept too.
+        `keep` says for each network whether features are kept too.
         """
         kept = chosen(len(images))
         seen, _ = look(images, networks, [kept if wanted else None for wanted in keep])
@@ -87,7 +81,7 @@ class ReferenceStatistics:
         return self.distance_of(moments)
 
     def distance_of(self, moments: RunningMoments) -> float:
-        """Fréchet distance of features of which mean and covariance were gathered."""
+        """Fréchet distance of features by their mean and covariance."""
         return frechet_distance(moments.statistics(), (self.mu, self.sigma))
 
 
@@ -100,11 +94,11 @@ class Measured(Protocol):
 
     @property
     def copies(self) -> Copies | None:
-        """The train pictures; None where they are too many to keep."""
+        """The train images; None where they are too many to keep."""
 
 
 def chosen(num: int) -> Tensor:
-    """Which of `num` reference pictures have their features kept, in ascending order: KEPT, seeded, or all of them."""
+    """Which of `num` reference images have their features kept, in ascending order: KEPT, seeded, or all of them."""
     return torch.randperm(num, generator=torch.Generator().manual_seed(0))[:KEPT].sort().values
 
 
@@ -117,24 +111,22 @@ def score(
     copies: bool = True,
     seed: int | None = None,
 ) -> dict[str, float]:
-    """Score pictures by every measure that reference and labels allow; all ranks must call it.
+    """Score images by every measure that reference and labels allow; all ranks must call it.
 
     Args:
         images: uint8 (N, H, W, C), or points float32 (N, D), N at least 4.
         labels: (N,) the classes that were asked for; None: no accuracy.
-        reference: the data set's train split.
-        kid_subsets: subsets of KID.
-        copies: look for copies of training pictures.
+        copies: look for copies of training images.
         seed: of the noise of which they are a map; None: of none.
 
     Returns:
         `fd` (or `fid`, see `distance_key`), `kid`, `precision`, `recall`, `accuracy`, `fd_second`, `accuracy_second`,
-        `copies`; with Inception `is` and, where the reference has it, `sfid` (`is_10k` and so on for fewer pictures);
-        `fd_<network>` for each further one; `map_rmse` and `map_median` where the exact map is known (`map_error`).
-        Nothing on ranks other than 0.
+            `copies`; with Inception `is` and, where the reference has it, `sfid` (`is_10k` and so on for fewer images);
+            `fd_<network>` for each further one; `map_rmse` and `map_median` where the exact map is known (`map_error`).
+            Nothing on ranks other than 0.
 
     Raises:
-        ValueError: pictures or labels of a wrong kind, or copies asked of a reference without pictures.
+        ValueError: images or labels of a wrong kind, or copies asked of a reference without images.
     """
     pictures: Pictures = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
     labels = None if labels is None else torch.as_tensor(labels)
@@ -164,9 +156,7 @@ def map_error(samples: Pictures, network: FeatureNetwork, seed: int) -> dict[str
     """Distance of samples from where the exact flow takes their own noise; nothing where that is not known.
 
     Args:
-        samples: points (N, D), in the data's units; point i was drawn from the noise of (seed, i).
-        network: tells the exact map.
-        seed: of the noise.
+        samples: points (N, D), in the data's units; point i is from the noise of (seed, i).
 
     Returns:
         `map_rmse` and `map_median`, root mean square and median of the distances |x - exact(x0)|.
@@ -217,7 +207,7 @@ def precision_recall(samples: Tensor, real: Tensor) -> tuple[float, float]:
 def _under(
     train: ReferenceStatistics, seen: FeatureStatistics, labels: Tensor | None, suffix: str, kid_subsets: int
 ) -> dict[str, float]:
-    """What pictures score under one network; `suffix` of names is empty for the first, which alone gives all scores."""
+    """What images score under one network; `suffix` of names is empty for the first, which alone gives all scores."""
     network, features, num = train.network, seen.features(), seen.taken
     key = distance_key(network.name, num)
     scores = {f"fd{suffix}" if key == "fd" else key: train.distance_of(seen.moments["features"])}
