@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch import Tensor
 from facm import objectives
 from facm.convert import layouts, settings, weights
 from facm.convert.export import read_statistics
-from facm.convert.weights import Found
+from facm.convert.weights import Format, Found
 from facm.data import codecs
 from facm.networks import checkpoint
 from facm.networks.checkpoint import Config
@@ -45,40 +45,17 @@ UNTOLD = {"pixel_norm": False, "time_scale": 1.0}
 may have had pixel_norm (its sCM needs an edit of the source)."""
 
 
-class Format(Protocol):
-    """A source format. `normalised`: its latents are normalised by statistics of their own file. `students`: it
-    publishes few-step students. `settings`: which of its authors' settings it translates (settings.py).
-    """
-
-    codec: str
-    normalised: bool
-    students: bool
-    settings: Mapping[str, tuple[Any, ...]]
-
-    def read(self, weights: weights.Weights, given: Mapping[str, Any], path: Path) -> Found:
-        """The network; `given` are constants that the user knows. Raises ForeignError."""
-
-
 @dataclass(frozen=True)
 class Source:
-    """A foreign file, and how to read it.
-
-    Attributes:
-        format: a key of FORMATS.
-        which: ema (averaged weights) | model (raw ones).
-        profile: of several averages (FACM's training files) the one of this sigma_rel.
-        trust: read it although it holds more than tensors and plain values, see `foreign.read`.
-        kind: teacher | student.
-        sha256: pinned: another content is refused before it is read.
-    """
+    """A foreign file, and how to read it."""
 
     path: Path
-    format: str
-    which: str = "ema"
-    profile: float = 0.2
-    trust: bool = False
-    kind: str = "teacher"
-    sha256: str | None = None
+    format: str  # a key of FORMATS
+    which: str = "ema"  # ema (averaged weights) | model (raw ones)
+    profile: float = 0.2  # of several averages (FACM's training files) the one of this sigma_rel
+    trust: bool = False  # read it although it holds more than tensors and plain values, see `foreign.read`
+    kind: str = "teacher"  # teacher | student
+    sha256: str | None = None  # pinned: another content is refused before it is read
 
 
 @dataclass(frozen=True)
@@ -190,7 +167,6 @@ def _verified(source: Source) -> str:
 
 
 def _describe(source: Source, digest: str, chosen: weights.Weights, found: Found, where: Space) -> Config:
-    """The config.json of a converted network."""
     objective = objectives.load("facm" if source.kind == "student" else "fm")()
     told = {
         "source": source.path.name,

@@ -52,8 +52,7 @@ def main() -> None:
 def constant(text: str) -> tuple[str, Any]:
     """ "heads=16" -> ("heads", 16): whole numbers, numbers, true, false, none, text; commas make a list.
 
-    Raises:
-        ValueError: no '='.
+    Raises ValueError: no '='.
     """
     name, equals, value = text.partition("=")
     if not equals or not name:

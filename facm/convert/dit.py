@@ -10,20 +10,17 @@ read from the shapes; the network drops it). Precond `ddpm` makes of it the velo
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from facm.convert.settings import PLAIN
 from facm.convert.transformer import describe
-from facm.convert.weights import Found, Weights
+from facm.convert.weights import Format, Found, Weights
 
 
-class DiT:
-    """The format. Codec: SD-VAE f8d4, latents times 0.18215 and not normalised further."""
+class DiT(Format):
+    """Codec: SD-VAE f8d4, latents times 0.18215 and not normalised further."""
 
-    codec: ClassVar[str] = "sd_vae"
-    normalised: ClassVar[bool] = False
-    students: ClassVar[bool] = False
-    settings: ClassVar[dict[str, tuple[Any, ...]]] = PLAIN | {
+    settings = PLAIN | {
         "prediction": ("epsilon", "eps", "noise"),
         "noise_schedule": ("linear",),
         "predict_xstart": (False,),
@@ -32,5 +29,4 @@ class DiT:
     }
 
     def read(self, weights: Weights, given: Mapping[str, Any], path: Path) -> Found:
-        """See `Format`."""
         return replace(describe("dit", weights.tensors, weights.settings, given, path), precond="ddpm")

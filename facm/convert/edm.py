@@ -10,25 +10,21 @@ label dropout (`label_dropout` of the pickle's network), so that nothing guides 
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
 from facm.convert import labels
-from facm.convert.weights import Found, Layout, Weights, is_plain, refuse_misshapen
+from facm.convert.weights import Format, Found, Layout, Weights, is_plain, refuse_misshapen
 from facm.runtime.foreign import ForeignError
 
 
-class EDM:
-    """The format. Codec: identity, pixels in [-1, 1], not normalised further."""
+class EDM(Format):
+    """Codec: identity, pixels in [-1, 1], not normalised further."""
 
-    codec: ClassVar[str] = "identity"
-    normalised: ClassVar[bool] = False
-    students: ClassVar[bool] = False
-    settings: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    codec = "identity"
 
     def read(self, weights: Weights, given: Mapping[str, Any], path: Path) -> Found:
-        """See `Format`."""
         kind = weights.attributes.get("class", "EDMPrecond")
         if kind != "EDMPrecond":
             raise ForeignError(f"{path} holds a {kind}: only EDMPrecond is known, not the VP, VE or iDDPM ones")

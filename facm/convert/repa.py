@@ -9,29 +9,25 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
 from facm.convert.settings import PLAIN
 from facm.convert.transformer import describe, number_of_blocks, reverse_time, without
-from facm.convert.weights import Found, Weights
+from facm.convert.weights import Format, Found, Weights
 
 
-class REPA:
-    """The format. Codec: SD-VAE f8d4, latents times 0.18215 and not normalised further."""
+class REPA(Format):
+    """Codec: SD-VAE f8d4, latents times 0.18215 and not normalised further."""
 
-    codec: ClassVar[str] = "sd_vae"
-    normalised: ClassVar[bool] = False
-    students: ClassVar[bool] = False
-    settings: ClassVar[dict[str, tuple[Any, ...]]] = PLAIN | {
+    settings = PLAIN | {
         "path": ("linear",),
         "prediction": ("v",),
         "families": ("SiT",),
     }
 
     def read(self, weights: Weights, given: Mapping[str, Any], path: Path) -> Found:
-        """See `Format`."""
         tensors = renamed(without(weights.tensors, ("projectors.",)))
         found = describe("repa", tensors, weights.settings, given, path)
         depth = min(8, found.constants["depth"])

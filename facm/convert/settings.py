@@ -66,14 +66,12 @@ class Settings:
     """The settings of a file that are known.
 
     Attributes:
-        told: by their full names in the file, such as args.path_type.
         found: by what they are called here; a switch is what the constant of the backbone is.
-        names: the full name of each of these.
     """
 
-    told: dict[str, Any] = field(default_factory=dict)
+    told: dict[str, Any] = field(default_factory=dict)  # by their full names in the file, such as args.path_type
     found: dict[str, Any] = field(default_factory=dict)
-    names: dict[str, str] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)  # the full name of each of these
 
     def get(self, name: str) -> Any:
         """A setting, None where the file does not tell it."""

@@ -6,25 +6,21 @@ published files the first C are the velocity (`learn_sigma`, read from the shape
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from facm.convert.settings import PLAIN
 from facm.convert.transformer import describe
-from facm.convert.weights import Found, Weights
+from facm.convert.weights import Format, Found, Weights
 
 
-class SiT:
-    """The format. Codec: SD-VAE f8d4, latents times 0.18215 and not normalised further."""
+class SiT(Format):
+    """Codec: SD-VAE f8d4, latents times 0.18215 and not normalised further."""
 
-    codec: ClassVar[str] = "sd_vae"
-    normalised: ClassVar[bool] = False
-    students: ClassVar[bool] = False
-    settings: ClassVar[dict[str, tuple[Any, ...]]] = PLAIN | {
+    settings = PLAIN | {
         "path": ("Linear",),
         "prediction": ("velocity",),
         "families": ("SiT",),
     }
 
     def read(self, weights: Weights, given: Mapping[str, Any], path: Path) -> Found:
-        """See `Format`."""
         return describe("sit", weights.tensors, weights.settings, given, path)

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -40,23 +40,14 @@ Layout = tuple[str, ...]  # a word per axis, such as ("hidden", "channels", "pat
 
 @dataclass(frozen=True)
 class Weights:
-    """A network's weights as they were found.
+    """A network's weights as they were found."""
 
-    Attributes:
-        tensors: by the authors' names, without the prefixes of wrappers.
-        averaged: True: averaged over training; False: raw; None: the file does not tell.
-        sigma_rel: length of a power-function average, where it is one.
-        step: of the training, where the file tells it.
-        attributes: plain attributes of a whole module (EDM), else empty.
-        settings: what the file says of its training.
-    """
-
-    tensors: dict[str, Tensor]
-    averaged: bool | None
-    sigma_rel: float | None
-    step: int | None
-    attributes: dict[str, Any]
-    settings: Settings = field(default_factory=Settings)
+    tensors: dict[str, Tensor]  # by the authors' names, without the prefixes of wrappers
+    averaged: bool | None  # True: averaged over training; False: raw; None: the file does not tell
+    sigma_rel: float | None  # length of a power-function average, where it is one
+    step: int | None  # of the training, where the file tells it
+    attributes: dict[str, Any]  # plain attributes of a whole module (EDM), else empty
+    settings: Settings = field(default_factory=Settings)  # what the file says of its training
 
 
 @dataclass(frozen=True)
@@ -64,26 +55,32 @@ class Found:
     """A network in this project's terms, as a format reads it.
 
     Attributes:
-        shape: (C, H, W) of a latent.
-        num_classes: 0: none.
-        weights: by our names, conventions folded in.
-        conditioning: plain | expanded | auxiliary: what the network knows.
-        fraction: share of the FM format in its training, 0 where it knows t only.
         precond: key of facm.networks.preconds: what makes a velocity of the network's answer; none: it is one.
-        precond_constants: those of it that the file tells.
-        null_label: whether it was trained with a label that means none, so that it can be guided.
     """
 
     backbone: str
     constants: dict[str, Any]
-    shape: tuple[int, ...]
-    num_classes: int
-    weights: dict[str, Tensor] = field(repr=False)
-    conditioning: str = "plain"
-    fraction: float = 0.0
+    shape: tuple[int, ...]  # (C, H, W) of a latent
+    num_classes: int  # 0: none
+    weights: dict[str, Tensor] = field(repr=False)  # by our names, conventions folded in
+    conditioning: str = "plain"  # plain | expanded | auxiliary: what the network knows
+    fraction: float = 0.0  # share of the FM format in its training, 0 where it knows t only
     precond: str = "none"
-    precond_constants: dict[str, Any] = field(default_factory=dict)
-    null_label: bool = True
+    precond_constants: dict[str, Any] = field(default_factory=dict)  # those of it that the file tells
+    null_label: bool = True  # whether it was trained with a label that means none, so that it can be guided
+
+
+class Format:
+    """A source format."""
+
+    codec: ClassVar[str] = "sd_vae"
+    normalised: ClassVar[bool] = False  # its latents are normalised by statistics of their own file
+    students: ClassVar[bool] = False  # it publishes few-step students
+    settings: ClassVar[dict[str, tuple[Any, ...]]] = {}  # which of its authors' settings it translates, see settings.py
+
+    def read(self, weights: Weights, given: Mapping[str, Any], path: Path) -> Found:
+        """The network; `given` are constants that the user knows. Raises ForeignError."""
+        raise NotImplementedError
 
 
 def choose(content: Any, path: Path, *, which: str = "ema", profile: float = DEFAULT_PROFILE) -> Weights:
@@ -225,8 +222,7 @@ def is_plain(tensor: Tensor) -> bool:
 def fit(weights: Mapping[str, Tensor], config: Config, path: Path) -> dict[str, Tensor]:
     """The weights as the network of `config` has them: float32, with buffers that the file lacks made anew.
 
-    Raises:
-        ForeignError: as `compare`, or names with values that are not finite.
+    Raises ForeignError: as `compare`, or names with values that are not finite.
     """
     expected, lacking = compare(weights, config, path)
     fitted = {name: weights[name].to(torch.float32) for name in expected if name not in lacking}
@@ -239,8 +235,7 @@ def fit(weights: Mapping[str, Tensor], config: Config, path: Path) -> dict[str, 
 def compare(weights: Mapping[str, Tensor], config: Config, path: Path) -> tuple[list[str], list[str]]:
     """Names that the network of `config` has, and those of them that may be and are missing.
 
-    Raises:
-        ForeignError: every missing, unexpected and mis-shaped name, and what is not dense or not of FLOATS.
+    Raises ForeignError: every missing, unexpected and mis-shaped name, and what is not dense or not of FLOATS.
     """
     with torch.device("meta"):
         network = config.build()
