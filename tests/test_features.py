@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from facm.data import datasets
@@ -14,6 +15,42 @@ from facm.networks import features
 from facm.networks.features import digits_cnn, inception
 from facm.networks.features.digits_cnn import DigitsCNN
 from facm.runtime import files
+
+
+def register() -> str:
+    """Register the network with torch-fidelity, so that its own `calculate_metrics` runs over it; returns the name.
+
+    The weights are given as `feature_extractor_weights_path`, inputs are datasets of uint8 (1, 8, 8).
+    """
+    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+    from torch_fidelity.registry import (
+        FEATURE_EXTRACTORS_REGISTRY,
+        register_feature_extractor,
+    )
+
+    class Extractor(FeatureExtractorBase):
+        def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str, **_: Any):
+            super().__init__(name, features_list)
+            self.network = DigitsCNN.load(Path(feature_extractor_weights_path))
+
+        @staticmethod
+        def get_provided_features_list() -> tuple[str, ...]:
+            return ("penultimate",)
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(metric: str) -> str:
+            return "penultimate"
+
+        @staticmethod
+        def can_be_compiled() -> bool:
+            return False
+
+        def forward(self, images: Tensor) -> tuple[Tensor]:
+            return (self.network.extract(images.permute(0, 2, 3, 1)),)
+
+    if DigitsCNN.name not in FEATURE_EXTRACTORS_REGISTRY:
+        register_feature_extractor(DigitsCNN.name, Extractor)
+    return DigitsCNN.name
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +157,7 @@ def test_torch_fidelity_itself_measures_the_same_over_our_network(short: None, t
     theirs = torch_fidelity.calculate_metrics(
         input1=Channelled(one),
         input2=Channelled(two),
-        feature_extractor=digits_cnn.register(),
+        feature_extractor=register(),
         feature_extractor_weights_path=str(tmp_path / "network.safetensors"),
         fid=True,
         kid=True,

@@ -563,7 +563,7 @@ def test_no_locale_is_too_small_for_names_of_classes_and_files(tmp_path: Path, e
     fill(tmp_path / "val" / COMPOSED, 1, first=10)
     (tmp_path / "train" / COMPOSED / "\u00fc.jpg").touch()
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))}
-    command = [sys.executable, "-m", "facm.data.datasets", "--name", "folder", "--root", str(tmp_path), "--look"]
+    command = [sys.executable, "-m", "facm.data", "--name", "folder", "--root", str(tmp_path), "--look"]
     done = subprocess.run(command, env=kept | environment, capture_output=True, check=False)
     told = done.stdout.decode()
     assert done.returncode == 0, done.stderr.decode()

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from miniature import MIXTURE, truncate, write_params
+from miniature import MIXTURE, save_arrays, truncate, write_params
 from PIL import Image
 
 import facm
@@ -14,7 +14,7 @@ from facm.data.datasets import mixture
 from facm.data.images.images import Images, kind
 from facm.data.latents.store import LatentSet
 from facm.inference import grid
-from facm.inference.samples import load_samples, save_arrays
+from facm.inference.samples import load_samples
 from facm.metrics.reference import Reference
 from facm.metrics.scores import map_error
 from stages import baseline, distill, evaluate, latents, reference, sample, teacher

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import NETWORKS
-from miniature import SCRATCH, write_params
+from miniature import SCRATCH, save_arrays, write_params
 from test_precomputed import shard
 from torch import Tensor
 
@@ -17,7 +17,6 @@ import stages.reference
 from facm.data import datasets
 from facm.data.images.images import Images
 from facm.inference.generator import balanced_labels
-from facm.inference.samples import save_arrays
 from facm.metrics import extract, frechet
 from facm.metrics import scores as evaluate
 from facm.metrics.frechet import frechet_distance, statistics

@@ -361,7 +361,7 @@ def test_weights_are_pinned_and_must_fit(tmp_path: Path, monkeypatch: pytest.Mon
     pinned = sha256(tmp_path / "small.pth")
     cases = [
         (("test_vit", "none.pth", pinned, 32), r"latents.tokens.weights: .*none.pth is missing"),
-        (("test_vit", "small.pth", "0" * 64, 32), r"latents.tokens.sha256: .* pinned is 0000"),
+        (("test_vit", "small.pth", "0" * 64, 32), r"latents.tokens.sha256: pinned is 0000"),
         (
             ("test_vot", "small.pth", pinned, 32),
             r"tokens.encoder: timm .* has no vision transformer 'test_vot'",

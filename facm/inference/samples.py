@@ -60,30 +60,17 @@ def saving_arrays(path: str | Path, num: int, labels: np.ndarray | None) -> Iter
                 npy.write_array(member, labels, allow_pickle=False)
 
 
-def save_arrays(path: str | Path, images: np.ndarray, labels: np.ndarray | None) -> None:
-    """Write an npz of pictures that are at hand, arr_0, and labels, arr_1, where there are any."""
-    with saving_arrays(path, len(images), labels) as take:
-        take(images)
-
-
 @dataclass(frozen=True)
 class Stored:
-    """Images or points of an archive, read when they are asked for: a slice is a tensor (B, ...).
-
-    Attributes:
-        shape: (N, H, W, C) or (N, D).
-        offset: bytes before the first value.
-        values: type of a value.
-    """
+    """Images or points of an archive, read when they are asked for: a slice is a tensor (B, ...)."""
 
     path: Path
-    shape: tuple[int, ...]
-    offset: int
-    values: np.dtype
+    shape: tuple[int, ...]  # (N, H, W, C) or (N, D)
+    offset: int  # bytes before the first value
+    values: np.dtype  # type of a value
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of a slice."""
         return torch.from_numpy(np.empty(0, self.values)).dtype
 
     def __len__(self) -> int:
@@ -104,8 +91,7 @@ class Stored:
 def load_samples(path: str | Path) -> tuple[Stored, np.ndarray | None]:
     """Images uint8 (N, H, W, C) or points, left on the disk, and labels (N,) int64, None without classes.
 
-    Raises:
-        ValueError: missing or damaged file, or one of another kind.
+    Raises ValueError: missing or damaged file, or one of another kind.
     """
     try:
         with np.load(path) as arrays:
@@ -121,7 +107,6 @@ class _Writer:
         self.member, self.num, self.taken = member, num, 0
 
     def take(self, images: np.ndarray) -> None:
-        """Append images uint8 (B, H, W, C)."""
         if not self.taken:
             shape = (self.num, *images.shape[1:])
             described = {"descr": npy.dtype_to_descr(images.dtype), "fortran_order": False, "shape": shape}

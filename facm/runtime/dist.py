@@ -1,5 +1,6 @@
 """Where this process runs: device, rank, threads. The only module that knows of accelerators and process groups."""
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
@@ -29,8 +30,18 @@ def setup(threads: int) -> None:
         torch_dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums in one order, whatever the number of threads outside."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def teardown() -> None:
-    """Leave the process group."""
     if torch_dist.is_initialized():
         torch_dist.destroy_process_group()
 
@@ -54,7 +65,6 @@ def is_main() -> bool:
 
 
 def barrier() -> None:
-    """Wait for all ranks."""
     if torch_dist.is_initialized():
         torch_dist.barrier()
 
@@ -132,13 +142,10 @@ def share(num: int) -> range:
 
 
 def in_order(items: Iterable[Any], num: int) -> Iterator[Any]:
-    """What all ranks made, in order, on rank 0; the other ranks hand theirs over and yield nothing.
+    """What all ranks made (`items`: this rank's, those of `share(num)`), in order, on rank 0; the other ranks yield
+    nothing.
 
-    Each rank holds one item at a time: it makes the next when rank 0 has taken the last.
-
-    Args:
-        items: this rank's, those of `share(num)`; anything that can be pickled.
-        num: items of all ranks.
+    Each rank holds one item at a time: it makes the next when rank 0 has taken the last. Items must be picklable.
     """
     mine = iter(items)
     for number in range(num):

@@ -64,11 +64,6 @@ def save_tensors(
 ) -> dict[str, Any]:
     """Write a safetensors file, byte for byte as its library does, but in one pass and without a copy in memory.
 
-    Args:
-        path: the file.
-        tensors: of any device.
-        metadata: text for the file's header.
-
     Returns:
         What a meta.json says about it: `file`, `bytes` and `sha256`.
 
@@ -86,13 +81,7 @@ def save_tensors(
 def load_tensors(path: Path, cure: str) -> dict[str, Tensor]:
     """Read a safetensors file; the tensors are mapped, so that pages are read when they are touched.
 
-    Args:
-        path: the file.
-        cure: what the user should do where it is missing or damaged; ends the message.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: truncated or no safetensors file.
+    `cure` ends the message where it is missing (FileNotFoundError) or damaged (ValueError).
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {cure}")
@@ -109,13 +98,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def refuse_no_file(path: Path, place: str = "", cure: str = "check the path") -> None:
-    """Raise FileNotFoundError unless there is a file; where a folder is in its place, the message says so.
-
-    Args:
-        path: of the file.
-        place: what the message begins with, such as "params.yaml, latents.stats: ".
-        cure: for one that is missing.
-    """
+    """Raise FileNotFoundError unless there is a file; the message begins with `place` and ends with the cure."""
     if path.is_dir():
         raise FileNotFoundError(f"{place}{path} is a folder: name a file")
     if not path.is_file():
@@ -125,9 +108,7 @@ def refuse_no_file(path: Path, place: str = "", cure: str = "check the path") ->
 def refuse_unwritable(path: Path, option: str = "--out") -> None:
     """Raise ValueError where a new file or folder could not be written, before the work that it is to hold.
 
-    Args:
-        path: of what will be written; folders above it may be missing, and are made then.
-        option: that named it.
+    Folders above it may be missing: they are made later. `option` named it.
     """
     place = path.absolute()
     above = next((folder for folder in place.parents if os.path.lexists(folder)), place)
@@ -148,10 +129,8 @@ def refuse_no_target(path: Path, option: str = "--out") -> None:
 def flatten(value: Any) -> tuple[str, dict[str, Tensor]]:
     """Take nested plain values and tensors apart: JSON that names each tensor, and the tensors by name.
 
-    Dicts keep their keys' types and order, tuples stay tuples, NaN stays NaN; the opposite is `unflatten`.
-
-    Raises:
-        TypeError: something that is neither plain nor a tensor.
+    Dicts keep their keys' types and order, tuples stay tuples, NaN stays NaN; the opposite is `unflatten`. TypeError
+    for anything else.
     """
     tensors: dict[str, Tensor] = {}
     return json.dumps(_flatten(value, "", tensors)), tensors
@@ -163,7 +142,6 @@ def unflatten(text: str, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def save_json(path: Path, value: Any) -> None:
-    """Write JSON."""
     with atomic_write(path) as file:
         file.write((json.dumps(value, indent=1) + "\n").encode())
 
@@ -184,6 +162,14 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def pinned(path: Path, expected: str | None, place: str, cure: str) -> str:
+    """The file's sha256; ValueError, which begins with `place`, where it is not the expected one (None: any)."""
+    found = sha256(path)
+    if expected not in (None, found):
+        raise ValueError(f"{place}: pinned is {expected}, but {path} has {found}: {cure}")
+    return found
+
+
 def save_csv(path: Path, columns: Mapping[str, Sequence[float]]) -> None:
     """Write equally long columns."""
     rows = [",".join(columns), *(",".join(map(str, row)) for row in zip(*columns.values(), strict=True))]
@@ -192,7 +178,6 @@ def save_csv(path: Path, columns: Mapping[str, Sequence[float]]) -> None:
 
 
 def content(tensor: Tensor) -> memoryview:
-    """The tensor's bytes."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 

@@ -42,13 +42,11 @@ class StandIn(dict[Any, Any]):
 
     Attributes:
         name: of the class or function, with its module.
-        arguments: with which it was to be made.
-        state: which it was to take on, or None.
     """
 
     name = ""
-    arguments: tuple[Any, ...]
-    state: Any
+    arguments: tuple[Any, ...]  # with which it was to be made
+    state: Any  # which it was to take on, or None
 
     def __new__(cls, *arguments: Any, **named: Any) -> "StandIn":
         made = super().__new__(cls)
@@ -83,7 +81,6 @@ class Unpickler(pickle.Unpickler):
 
 
 def load(file: Any, **options: Any) -> Any:
-    """pickle.load, by `Unpickler`."""
     return Unpickler(file, **options).load()
 
 
@@ -148,7 +145,6 @@ def _storage(content: bytes) -> Any:
 
 
 def _parameter(data: Tensor, *rest: Any) -> Tensor:
-    """A parameter as the tensor that it is."""
     return data
 
 

@@ -1,6 +1,6 @@
 """DINOv2 ViT-L/14 (Oquab et al. 2023): 1024 features, for FD-DINOv2 (Stein et al. 2023; EDM2's calculate_metrics.py).
 
-A picture is resized to 224 x 224 (bicubic, antialiased, not rounded), normalised as ImageNet's, and its class token
+An image is resized to 224 x 224 (bicubic, antialiased, not rounded), normalised as ImageNet's, and its class token
 after the last norm is taken. torch-fidelity's `dinov2-vit-l-14` resizes bilinearly as TensorFlow 1 does, fetches code
 from the net, and takes no file of weights: here timm's network runs on the published file, read as tensors only. The
 file's position embedding is for 37 x 37 patches; it is brought to 16 x 16 as the published network does it: bicubic
@@ -39,13 +39,8 @@ class DINOv2:
     exact: ClassVar[None] = None
 
     def __init__(self, path: Path):
-        """
-        Args:
-            path: the file FILE.
-
-        Raises:
-            ValueError: damaged, or more than tensors.
-            RuntimeError: weights of another network.
+        """From the file FILE; ValueError where it is damaged or more than tensors, RuntimeError for another network's
+        weights.
         """
         stored = foreign.read(path)
         stored.pop("mask_token", None)  # of training only
@@ -61,11 +56,8 @@ class DINOv2:
 
     @classmethod
     def load(cls, path: Path) -> "DINOv2":
-        """With the pinned weights, if `path` was saved with the same ones.
-
-        Raises:
-            FileNotFoundError: no such file, or no weights.
-            ValueError: damaged, or other weights.
+        """With the pinned weights, if `path` was saved with the same ones; raises as `weights.check` and
+        `weights.find`.
         """
         weights.check(path, "DINOv2", SHA256)
         return cls(find_weights())
@@ -75,20 +67,18 @@ class DINOv2:
         return weights.save(path, SHA256)
 
     def to(self, device: Any) -> "DINOv2":
-        """Move it to a device."""
         self.network.to(device)
         return self
 
     @torch.no_grad()
     def extract(self, images: Tensor) -> Tensor:
-        """Pictures uint8 (N, H, W, 3), or grey (N, H, W, 1) repeated -> features float32 (N, 1024), on the CPU."""
+        """Images uint8 (N, H, W, 3), or grey (N, H, W, 1) repeated -> features float32 (N, 1024), on the CPU."""
         device = next(self.network.parameters()).device
         chunks = images.permute(0, 3, 1, 2).expand(-1, 3, -1, -1).split(self.batch)
         with precision.full():
             return torch.cat([self.network(prepare(chunk.to(device))).cpu() for chunk in chunks])
 
     def look(self, images: Tensor) -> dict[str, Tensor]:
-        """All that it sees: `features` of `extract`."""
         return {"features": self.extract(images)}
 
     def classify(self, features: Tensor) -> None:
@@ -103,7 +93,7 @@ def build() -> Any:
 
 
 def prepare(images: Tensor) -> Tensor:
-    """Pictures uint8 (B, 3, H, W) -> what the network takes, float32 (B, 3, 224, 224)."""
+    """Images uint8 (B, 3, H, W) -> what the network takes, float32 (B, 3, 224, 224)."""
     x = functional.interpolate(images.float(), size=(SIDE, SIDE), mode="bicubic", antialias=True) / 255
     mean, std = (torch.tensor(values, device=x.device).view(1, 3, 1, 1) for values in (MEAN, STD))
     return (x - mean) / std

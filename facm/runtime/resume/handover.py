@@ -15,14 +15,8 @@ OUTPUTS, INDEX = "outputs", "outputs.json"
 
 
 def offer(folder: Path, outputs: list[str]) -> bool:
-    """Copy a stage's outputs into the folder of its run; returns whether they are all there.
-
-    Args:
-        folder: of the run.
-        outputs: files and folders, relative to the current folder.
-
-    Raises:
-        OSError: they could not be copied.
+    """Copy a stage's outputs, paths relative to the current folder, into the folder of its run; returns whether they
+    are all there.
     """
     paths = [Path(path) for path in outputs]
     if not paths or not all(path.exists() for path in paths):
@@ -33,7 +27,6 @@ def offer(folder: Path, outputs: list[str]) -> bool:
 
 
 def offered(folder: Path) -> bool:
-    """Whether there is something to take."""
     return (folder / INDEX).is_file()
 
 
@@ -71,7 +64,6 @@ def keep_nothing_else(folder: Path) -> None:
 
 
 def _files(path: Path) -> list[Path]:
-    """The files of a folder, or the file itself."""
     return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
 
