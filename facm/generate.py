@@ -41,25 +41,17 @@ RANGE = re.compile(r" *([0-9]{1,30}) *(?:- *([0-9]{1,30}) *)?")  # \d would take
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be sampled, checked before it is.
-
-    Attributes:
-        rules: a sampler for each NFE.
-        y: (num,) labels of a row, None without classes.
-        num: images of one sampler and one seed.
-        columns: of a sheet.
-    """
+    """What is to be sampled, checked before it is."""
 
     generator: Generator
-    rules: list[Any]
-    y: Tensor | None
-    num: int
+    rules: list[Any]  # a sampler for each NFE
+    y: Tensor | None  # (num,) labels of a row, None without classes
+    num: int  # images of one sampler and one seed
     seeds: list[int]
-    columns: int
+    columns: int  # of a sheet
 
     @property
     def total(self) -> int:
-        """Images in all."""
         return len(self.rules) * len(self.seeds) * self.num
 
 

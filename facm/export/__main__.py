@@ -82,8 +82,7 @@ def export(
 ) -> None:
     """Write the folder; see `main` for the options.
 
-    Raises:
-        ValueError: what cannot be exported, or would be overwritten; nothing is changed then.
+    Raises ValueError: what cannot be exported, or would be overwritten; nothing is changed then.
     """
     config = checkpoint.read_config(folder)
     _refuse(folder, out)

@@ -23,29 +23,18 @@ DRAWING = ("sampler", "steps", "w", "t_low", "t_high", "t_grid", "shift", "seed"
 
 @dataclass(frozen=True)
 class Exported:
-    """What the export itself did.
+    """What the export itself did."""
 
-    Attributes:
-        name: of the model, its title.
-        license: of the weights, an identifier of the hub.
-        weights: number of the network's weights.
-        sigma_rel: of the exported average, None: as it was stored.
-        samples: what samples.png shows, a sentence.
-        onnx_error: the graph's difference from torch; None: there is no graph.
-        vae: whether the codec's network is in the folder.
-    """
-
-    name: str
-    license: str
-    weights: int
-    sigma_rel: float | None
-    samples: str
-    onnx_error: float | None = None
-    vae: bool = False
+    name: str  # of the model, its title
+    license: str  # of the weights, an identifier of the hub
+    weights: int  # number of the network's weights
+    sigma_rel: float | None  # of the exported average, None: as it was stored
+    samples: str  # what samples.png shows, a sentence
+    onnx_error: float | None = None  # the graph's difference from torch; None: there is no graph
+    vae: bool = False  # whether the codec's network is in the folder
 
 
 def render(config: Config, known: Provenance, exported: Exported) -> str:
-    """The whole file."""
     parts = [
         _front(config, exported),
         _title(config, known, exported),
@@ -58,7 +47,6 @@ def render(config: Config, known: Provenance, exported: Exported) -> str:
 
 
 def _front(config: Config, exported: Exported) -> str:
-    """The hub's front matter."""
     from huggingface_hub import ModelCardData
 
     tags = ["image-generation", "flow-matching", config.kind, config.objective, config.backbone, "diffusers"]
@@ -256,7 +244,6 @@ def _imported(config: Config) -> dict[str, Any]:
 
 
 def _from(imported: Mapping[str, Any]) -> str:
-    """A source without its path."""
     return f"{Path(imported['source']).name}, {_plain({key: imported.get(key) for key in ('format', 'sha256')})}"
 
 

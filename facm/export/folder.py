@@ -37,8 +37,7 @@ def is_exported(folder: str | Path) -> bool:
 def load(folder: str | Path, *, vae: str | None = None, rounding: str = "round") -> Generator:
     """A generator from an exported folder; `vae`: the codec's weights, if not the folder's own; see `Generator.load`.
 
-    Raises:
-        CheckpointError: another pipeline's folder, or missing, damaged or unfitting files.
+    Raises CheckpointError: another pipeline's folder, or missing, damaged or unfitting files.
     """
     folder = Path(folder)
     index = _json(folder / INDEX)
@@ -106,5 +105,4 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _named(name: str) -> dict[str, str]:
-    """What diffusers writes first."""
     return {"_class_name": name, "_diffusers_version": version("diffusers")}

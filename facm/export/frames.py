@@ -33,18 +33,15 @@ class Recorder:
     """A network F(x, t, y, r) that keeps where it was evaluated.
 
     Attributes:
-        rows: images; a guided call has as many again, of the same points, behind them.
-        jumps: whether a call at c_CM is a jump to the data.
         states: (t, x_t) in the order of the calls, t in [0, 1]; jumps' ends at t = 1.
     """
 
     network: Callable[..., Tensor]
-    rows: int
-    jumps: bool
+    rows: int  # images; a guided call has as many again, of the same points, behind them
+    jumps: bool  # whether a call at c_CM is a jump to the data
     states: list[tuple[float, Tensor]] = field(default_factory=list)
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None, r: Tensor | None = None) -> Tensor:
-        """The network's answer, unchanged."""
         answer = self.network(x, t, y, r)
         told, x_t = float(t[0]), x[: self.rows].clone()
         physical = min(told, 2 - told)

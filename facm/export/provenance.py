@@ -27,25 +27,21 @@ class Provenance:
     """What is known of a checkpoint beside its config.json.
 
     Attributes:
-        commit: of the repository, None where it is not known.
-        dirty: whether params.yaml, dvc.lock or the code differ from that commit.
         data: the block `data` of params.yaml that it was trained on; empty where it is not known.
         figures: as metrics/evaluate.json has them, of the teacher only if it is the student's own; for a teacher with
             its own row alone; empty where there are none.
         drawn: how they were sampled: the block `baseline` without what had no effect, or what is known of `sample`.
         imported: of a student, the block `imported` of its teacher, where that one was imported; else empty.
-        ends: samples of each end of the scale, held-out data apart; None where it is not known.
-        why: reason for which there are no figures.
     """
 
-    commit: str | None = None
-    dirty: bool = False
+    commit: str | None = None  # of the repository, None where it is not known
+    dirty: bool = False  # whether params.yaml, dvc.lock or the code differ from that commit
     data: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
     drawn: dict[str, Any] = field(default_factory=dict)
     imported: dict[str, Any] = field(default_factory=dict)
-    ends: int | None = None
-    why: str = ""
+    ends: int | None = None  # samples of each end of the scale, held-out data apart; None where it is not known
+    why: str = ""  # reason for which there are no figures
 
 
 class Broken(ValueError):
@@ -81,8 +77,6 @@ def of(folder: Path, config: Config, sigma_rel: float | None = None) -> Provenan
 
 
 class Lock:
-    """The stages of a dvc.lock."""
-
     def __init__(self, stages: dict[str, Any]) -> None:
         self.stages = stages
 

@@ -206,8 +206,7 @@ class Generator:
     def labels(self, labels: Sequence[int] | None, num: int | None = None) -> Tensor | None:
         """Labels (N,) int64 of `num` images, None without classes.
 
-        Raises:
-            ValueError: labels that the model does not have, or no number of images.
+        Raises ValueError: labels that the model does not have, or no number of images.
         """
         classes = self.config.num_classes
         if (labels is None) != (classes == 0):

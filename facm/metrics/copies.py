@@ -15,15 +15,10 @@ LEVELS_PER_UNIT = 127.5  # levels 0..255 span [-1, 1]
 
 @dataclass(frozen=True)
 class Copies:
-    """A copy lies nearer to a train image than nearly all train images lie to each other.
+    """A copy lies nearer to a train image than nearly all train images lie to each other."""
 
-    Attributes:
-        pictures: the train split, uint8 (N, H, W, C).
-        threshold: L2 distance of pixels in [-1, 1]; samples within it count as copies.
-    """
-
-    pictures: Tensor
-    threshold: float
+    pictures: Tensor  # the train split, uint8 (N, H, W, C)
+    threshold: float  # L2 distance of pixels in [-1, 1]; samples within it count as copies
 
     @classmethod
     def of(cls, pictures: Tensor) -> "Copies":

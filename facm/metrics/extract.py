@@ -50,8 +50,7 @@ class FeatureStatistics:
     def take(self, views: dict[str, Tensor]) -> None:
         """Add what `FeatureNetwork.look` gave of the next images.
 
-        Raises:
-            ValueError: features that are not finite, of which no score could be told from a good one.
+        Raises ValueError: features that are not finite, of which no score could be told from a good one.
         """
         for name, moments in self.moments.items():
             self._refuse_not_finite(name, views[name])

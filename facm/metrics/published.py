@@ -36,17 +36,12 @@ PICTURES = "arr_0"
 
 @dataclass(frozen=True)
 class Member:
-    """Images of an archive, compressed or not, read when they are asked for, from the front to the back.
-
-    Attributes:
-        shape: (N, H, W, C).
-        start: bytes of the header.
-    """
+    """Images of an archive, compressed or not, read when they are asked for, from the front to the back."""
 
     path: Path
     name: str
-    shape: tuple[int, ...]
-    start: int
+    shape: tuple[int, ...]  # (N, H, W, C)
+    start: int  # bytes of the header
 
     @classmethod
     def of(cls, path: Path, name: str) -> Self:
@@ -61,7 +56,6 @@ class Member:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of a slice."""
         return torch.uint8
 
     def __len__(self) -> int:
@@ -83,13 +77,12 @@ class Archive:
     Attributes:
         statistics: mean and covariance, float64, by what follows `mu`: "" (pool features), "s" (spatial ones), or the
             name of a feature network.
-        pictures: None where there are none.
     """
 
     path: Path
     sha256: str
     statistics: dict[str, Statistics]
-    pictures: Member | None
+    pictures: Member | None  # None where there are none
 
     @classmethod
     def open(cls, path: str | Path, pinned: str) -> "Archive":

@@ -37,24 +37,16 @@ PRC_ROWS = 2000  # features whose distances to all others are held at once
 
 @dataclass(frozen=True)
 class ReferenceStatistics:
-    """The train split under one feature network.
-
-    Attributes:
-        mu: float64 (D,), mean of all its features.
-        sigma: float64 (D, D), their covariance.
-        features: float32 (M, D), at most KEPT of them; None: no KID, precision, recall and accuracy.
-        spatial: mean and covariance, float64, of its spatial features; None: no sFID.
-    """
+    """The train split under one feature network."""
 
     network: FeatureNetwork
-    mu: np.ndarray
-    sigma: np.ndarray
-    features: Tensor | None
-    spatial: Statistics | None = None
+    mu: np.ndarray  # float64 (D,), mean of all its features
+    sigma: np.ndarray  # float64 (D, D), their covariance
+    features: Tensor | None  # float32 (M, D), at most KEPT of them; None: no KID, precision, recall and accuracy
+    spatial: Statistics | None = None  # mean and covariance, float64, of its spatial features; None: no sFID
 
     @classmethod
     def of(cls, network: FeatureNetwork, images: Pictures) -> "ReferenceStatistics":
-        """Measure a train split, see `all_of`."""
         return cls.all_of([network], images, [True])[0]
 
     @classmethod
@@ -236,7 +228,6 @@ def _accuracy(key: str, network: FeatureNetwork, features: Tensor, labels: Tenso
 
 
 def _check(images: Pictures, labels: Tensor | None, reference: Measured, copies: bool) -> None:
-    """Raise ValueError for what cannot be scored."""
     what = kind(images.dtype, images.shape)
     if len(images) <= NEIGHBOURS:
         raise ValueError(

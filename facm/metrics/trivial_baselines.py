@@ -87,16 +87,11 @@ class Noise:
 
 @dataclass(frozen=True)
 class Ends:
-    """What the ends of the scale take of a train split.
-
-    Attributes:
-        means: mean image of each class (of all, without classes), uint8 (classes, H, W, C); points likewise.
-        mean, std: of each channel, float64 (C,); of points of each coordinate.
-    """
+    """What the ends of the scale take of a train split."""
 
     train: Images
-    means: Tensor
-    mean: Tensor
+    means: Tensor  # mean image of each class (of all, without classes), uint8 (classes, H, W, C); points likewise
+    mean: Tensor  # mean, std: of each channel, float64 (C,); of points of each coordinate
     std: Tensor
 
     @classmethod
@@ -123,7 +118,6 @@ class Ends:
         return Cycled(self.means, num)
 
     def noise_pictures(self, num: int, seed: int) -> Noise:
-        """Normal noise, see `Noise`."""
         return Noise(self.mean, self.std, self.train, num, seed)
 
 

@@ -4,8 +4,8 @@
 one on the hub, or a file in LDM's layout (.pt, .ckpt with `state_dict`, or .safetensors; facm/data/latents/ldm.py).
 Their sha256 is compared with `latents.vae_sha256` first, and travels with latents and checkpoints.
 
-The latent of a picture is drawn from the encoder's posterior, with noise that depends on (seed, stream), and on neither
-the batch nor the number of processes. All is float32, without TF32, a few pictures at a time.
+The latent of an image is sampled from the encoder's posterior, with noise that depends on (seed, stream), and on
+neither the batch nor the number of processes. All is float32, without TF32, a few images at a time.
 """
 
 import re
@@ -21,7 +21,7 @@ from torch import Tensor
 from facm.data.latents import ldm
 from facm.data.latents.levels import from_levels, refuse_rounding, to_levels
 from facm.runtime import dist, foreign
-from facm.runtime.files import load_json, sha256
+from facm.runtime.files import load_json, pinned
 from facm.runtime.names import refuse_unknown
 from facm.runtime.params import PATH
 from facm.runtime.paths import repository_root
@@ -39,20 +39,15 @@ class Architecture:
     """A published autoencoder.
 
     Attributes:
-        name: of the codec.
         multipliers: channels of each level over those of the first; each level but the last halves the sides.
-        attention: of each level, whether its blocks have attention.
-        channels: of a latent.
-        scale: latents are the posterior's draws times this.
-        width: channels of the first level, as published.
     """
 
-    name: str
+    name: str  # of the codec
     multipliers: tuple[int, ...]
-    attention: tuple[bool, ...]
-    channels: int
-    scale: float
-    width: int = 128
+    attention: tuple[bool, ...]  # of each level, whether its blocks have attention
+    channels: int  # of a latent
+    scale: float  # latents are the posterior's samples times this
+    width: int = 128  # channels of the first level, as published
 
     @property
     def factor(self) -> int:
@@ -88,7 +83,8 @@ class Autoencoder:
         rounding: str = "round",
         network: Any = None,
     ):
-        """
+        """Load the network.
+
         Args:
             vae: folder, hub name or file of the weights; a path is looked for here, then under the repository's root.
             vae_sha256: of the weights' file; None: any.
@@ -116,11 +112,9 @@ class Autoencoder:
 
     @torch.no_grad()
     def encode(self, images: Tensor, streams: Sequence[int] | None = None) -> Tensor:
-        """Pictures uint8 (B, H, W, 3) -> latents float32 (B, C, H/f, W/f), on the device, times the scale.
+        """Images uint8 (B, H, W, 3) -> latents float32 (B, C, H/f, W/f), on the device, times the scale.
 
-        Args:
-            images: the pictures.
-            streams: (B,) numbers of the noise streams that their posteriors are drawn with; None: 0, 1, ...
+        `streams`: numbers of the noise streams of their posteriors; None: 0, 1, ...
         """
         streams = range(len(images)) if streams is None else streams
         parts = [slice(first, first + AT_ONCE) for first in range(0, len(images), AT_ONCE)]
@@ -128,14 +122,12 @@ class Autoencoder:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, H, W), scaled -> pictures uint8 (B, f H, f W, 3), on the CPU."""
+        """Latents (B, C, H, W), scaled -> images uint8 (B, f H, f W, 3), on the CPU."""
         return torch.cat([self._decode(part).cpu() for part in latents.split(AT_ONCE)])
 
     def latent_shape(self, image_shape: Sequence[int]) -> tuple[int, int, int]:
-        """(H, W, 3) -> (C, H/f, W/f).
-
-        Raises:
-            ValueError: pictures that are not RGB, or whose sides the factor does not divide.
+        """(H, W, 3) -> (C, H/f, W/f); ValueError for images that are not RGB, or whose sides the factor does not
+        divide.
         """
         height, width, channels = image_shape
         factor = self.architecture.factor
@@ -171,21 +163,11 @@ def noise(seed: int, streams: Sequence[int], shape: Sequence[int]) -> Tensor:
 
 
 def find_pinned(vae: str, vae_sha256: str | None) -> tuple[Path, str]:
-    """The weights' file and its sha256.
-
-    Raises:
-        FileNotFoundError: no such weights.
-        ValueError: other weights than the pinned ones.
-    """
+    """The weights' file and its sha256; FileNotFoundError, or ValueError for other weights than the pinned ones."""
     path = find(vae)
-    found = sha256(path)
-    if vae_sha256 not in (None, found):
-        raise ValueError(
-            f"{PATH}, latents.vae_sha256 (or a checkpoint's config.json): pinned is {vae_sha256}, but {path} has "
-            f"{found}: latents can be encoded and decoded by the same weights only; restore them, or pin the others "
-            "and run `dvc repro`"
-        )
-    return path, found
+    place = f"{PATH}, latents.vae_sha256 (or a checkpoint's config.json)"
+    cure = "latents can be encoded and decoded by the same weights only; restore them, or pin the others and run"
+    return path, pinned(path, vae_sha256, place, f"{cure} `dvc repro`")
 
 
 def is_hub_name(vae: str) -> bool:
@@ -195,11 +177,7 @@ def is_hub_name(vae: str) -> bool:
 
 
 def find(vae: str) -> Path:
-    """The weights' file.
-
-    Raises:
-        FileNotFoundError: neither here nor to be had from the hub.
-    """
+    """The weights' file; FileNotFoundError where they are neither here nor to be had from the hub."""
     for path in (Path(vae), repository_root() / vae):
         if path.is_file():
             return path
@@ -227,14 +205,8 @@ def _fetched(name: str) -> Path:
 
 
 def load(path: Path, architecture: Architecture) -> Any:
-    """The network in eval mode on the CPU, float32.
-
-    Args:
-        path: the weights' file.
-        architecture: that it must have; only its width may be another.
-
-    Raises:
-        ValueError: damaged, or of another architecture.
+    """The network in eval mode on the CPU, float32; ValueError where it is damaged, or differs from `architecture` in
+    more than its width.
     """
     from diffusers import AutoencoderKL
 

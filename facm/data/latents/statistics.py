@@ -15,20 +15,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from facm.runtime import foreign
-from facm.runtime.files import refuse_no_file, sha256
+from facm.runtime import files, foreign
 
 
 def statistics(measured: dict[str, Tensor], how: str, given: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """`mean` and `std`, float32 (C,).
+    """`mean` and `std`, float32 (C,), from the latents' own (`measured`) or `given` ones; `how`: channel | one | none |
+    given.
 
-    Args:
-        measured: of the latents, likewise.
-        how: channel | one | none | given.
-        given: likewise, where `how` is given.
-
-    Raises:
-        ValueError: given statistics of other channels.
+    Raises ValueError for given statistics of other channels.
     """
     mean, std = measured["mean"], measured["std"]
     if how == "none":
@@ -52,9 +46,8 @@ def refuse_channels(given: dict[str, Tensor], channels: int) -> None:
 
 def pinned(path: Path, expected: str | None) -> dict[str, Tensor]:
     """Statistics of a file whose content is pinned; raises as `read`, and ValueError for another content."""
-    refuse_no_file(path, "params.yaml, latents.stats: ")
-    if sha256(path) != expected:
-        raise ValueError(f"params.yaml, latents.stats_sha256: pinned is {expected}, but {path} has {sha256(path)}")
+    files.refuse_no_file(path, "params.yaml, latents.stats: ")
+    files.pinned(path, str(expected), "params.yaml, latents.stats_sha256", "pin the file that is meant, or restore it")
     return read(path)
 
 

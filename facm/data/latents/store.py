@@ -1,13 +1,14 @@
-"""data/latents: a dataset's pictures, encoded once, in few large shards, with the statistics that normalise them.
+"""data/latents: a dataset's images, encoded once, in few large shards, with the statistics that normalise them.
 
-* shard_00000.safetensors ...: latents (n, C, H, W), or of points (n, D), float32, latents_flip (of mirrored pictures),
+* shard_00000.safetensors ...: latents (n, C, H, W), or of points (n, D), float32, latents_flip (of mirrored images),
   labels (n,) int64
 * stats.safetensors: mean (C,), std (C,) float32, of the unflipped latents of the whole set
 * meta.json: what it is and, per file, bytes and sha256; `codec_options` of a codec that has any, and the files that
   were left out, if any (`skipped`: reason by name); written last: without it the set is unfinished
 
-Pictures are decoded ahead of the encoder (facm/runtime/prefetch.py). Shards that a killed run has finished lie in its
-folder of unfinished work, each with a `.json` beside it, written after it; one whose sha256 is the written one is kept.
+Images are decoded while those before them are encoded (facm/runtime/prefetch.py). Shards that a killed run has finished
+lie in its folder of unfinished work, each with a `.json` beside it, written after it; one whose sha256 is the written
+one is kept.
 """
 
 import os
@@ -46,19 +47,16 @@ def write(
     unfinished: Path | None = None,
     normalise: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
 ) -> None:
-    """Encode a split into a folder of shards, which the ranks share.
+    """Encode a split into a folder of shards, which the ranks share; an earlier set in it is removed.
 
     Args:
-        folder: where to; an earlier set in it is removed.
-        images: the pictures.
-        codec: encodes them, `batch_size` at once, which does not change the result.
-        flip: also store the latents of the mirrored pictures.
-        shard_size: pictures per shard.
+        codec: encodes `batch_size` images at once, which does not change the result.
+        flip: also store the latents of the mirrored images.
+        shard_size: images per shard.
         dataset_name, fingerprint, skipped: recorded.
-        unfinished: where shards lie until all are done, and are found again after a kill; None: in `folder` at once.
-            It must be the same set's: nothing but the bytes of a shard is checked.
-        normalise: from the measured mean and std to those that are recorded (facm/data/latents/statistics.py); None:
-        those.
+        unfinished: where shards lie until all are done, and are found again after a kill; None: in `folder` at once. It
+            must be the same set's: only the bytes of a shard are checked.
+        normalise: from the measured mean and std to those that are recorded (facm/data/latents/statistics.py).
 
     Raises:
         ValueError: a channel that is constant over the set, so that it cannot be normalised.
@@ -95,7 +93,6 @@ def adopt(
         codec: whose latents they are.
         flip: take over the mirrored ones, which must be there.
         labels: take over the labels; the number of classes is one more than the greatest.
-        dataset_name, fingerprint: recorded.
 
     Raises:
         ValueError: shards or statistics of another form, lost ones, or latents that the codec does not have.
@@ -149,11 +146,9 @@ def finish(
     """Write stats.safetensors and meta.json beside shards that lie there: the set is then finished.
 
     Args:
-        folder: of the set.
         meta: codec, dataset, fingerprint, flips, shape, num, num_classes.
         statistics: mean and std, float32 (C,).
         shards: of each file, what `save_tensors` returns, and `num`.
-        codec_options, skipped: recorded where there are any.
     """
     stats = save_tensors(folder / "stats.safetensors", statistics)
     more = {"codec_options": dict(codec_options or {}), "skipped": dict(skipped or {})}
@@ -161,7 +156,6 @@ def finish(
 
 
 def shard_name(number: int) -> str:
-    """File name of a shard."""
     return f"shard_{number:05d}.safetensors"
 
 
@@ -179,7 +173,6 @@ class _Encoding:
 
     @cached_property
     def parts(self) -> list[range]:
-        """Rows of each shard."""
         return dist.batches(len(self.images), self.shard_size)
 
     def shards(self) -> Iterator[tuple[dict[str, Any], "Moments"]]:
@@ -233,20 +226,14 @@ class Moments:
     """Mean and variance per channel of some latents, in float64 (Chan et al. 1979: merging two samples).
 
     A point's coordinates are its channels.
-
-    Attributes:
-        num: values per channel.
-        mean: (C,), or () of none.
-        squares: like mean, sum of squared deviations from it.
     """
 
-    num: int
-    mean: Tensor
-    squares: Tensor
+    num: int  # values per channel
+    mean: Tensor  # (C,), or () of none
+    squares: Tensor  # like mean, sum of squared deviations from it
 
     @classmethod
     def none(cls) -> "Moments":
-        """Of no latents."""
         return cls(0, torch.zeros(()).double(), torch.zeros(()).double())
 
     @classmethod
@@ -258,7 +245,6 @@ class Moments:
 
     @classmethod
     def of_plain(cls, values: dict[str, Any]) -> "Moments":
-        """What `plain` gave."""
         return cls(values["num"], *(torch.tensor(values[name], dtype=torch.float64) for name in ("mean", "squares")))
 
     def plain(self) -> dict[str, Any]:
@@ -272,11 +258,7 @@ class Moments:
         return Moments(total, self.mean + delta * other.num / total, squares)
 
     def statistics(self) -> dict[str, Tensor]:
-        """`mean` and unbiased `std`, float32 (C,).
-
-        Raises:
-            ValueError: a constant channel, or one that is not finite.
-        """
+        """`mean` and unbiased `std`, float32 (C,); ValueError for a channel that is constant or not finite."""
         std = (self.squares / (self.num - 1)).sqrt().float()
         if not bool(std.isfinite().all()):
             raise ValueError("the latents are not all finite: check the data and latents.codec")
@@ -291,29 +273,19 @@ class LatentSet:
     """A folder that `write` made, opened for training.
 
     Attributes:
-        num: latents in the set.
-        shape: of one, (C, H, W) or (D,).
-        num_classes: 0: no labels.
-        mean: float32 (C,).
-        std: float32 (C,).
-        codec: name of the codec.
-        flips: the mirrored pictures are there, too.
-        dataset: its name.
-        fingerprint: its fingerprint.
-        shards: tensors of each shard, mapped from the files.
         codec_options: what the codec is built with, such as the weights' place and sha256.
     """
 
     num: int
-    shape: tuple[int, ...]
-    num_classes: int
-    mean: Tensor
+    shape: tuple[int, ...]  # of one latent, (C, H, W) or (D,)
+    num_classes: int  # 0: no labels
+    mean: Tensor  # mean, std: float32 (C,)
     std: Tensor
     codec: str
-    flips: bool
+    flips: bool  # the mirrored images are there, too
     dataset: str
     fingerprint: str
-    shards: tuple[dict[str, Tensor], ...]
+    shards: tuple[dict[str, Tensor], ...]  # tensors of each shard, mapped from the files
     codec_options: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -327,7 +299,7 @@ class LatentSet:
         folder = Path(folder)
         cure = f"remove {folder} and run `dvc repro`"
         meta = load_json(folder / "meta.json", cure)
-        stats = _load(folder, meta["stats"], cure)
+        stats = load_file(folder, meta["stats"], cure)
         return cls(
             num=meta["num"],
             shape=tuple(meta["shape"]),
@@ -346,18 +318,11 @@ class LatentSet:
         """Normalised latents x1 float32 (B, C, ...) and labels y int64 (B,), None without classes.
 
         Args:
-            indices: int64 (B,) in 0 .. num - 1, in any order.
-            flips: bool (B,), which are to be mirrored; None: none.
-
-        Raises:
-            IndexError: an index out of range.
-            ValueError: flips from a set without them.
+            indices: int64 (B,) in 0 .. num - 1, in any order; else IndexError.
+            flips: bool (B,), which are to be mirrored, ValueError where the set has none of these; None: none.
         """
         indices = torch.as_tensor(indices if isinstance(indices, Tensor) else list(indices), dtype=torch.int64)
-        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < self.num:
-            raise IndexError(f"indices must lie in 0..{self.num - 1}, got {int(indices.min())}..{int(indices.max())}")
-        if flips is not None and not self.flips:
-            raise ValueError("the latents were made without mirrored pictures: set latents.flip: true in params.yaml")
+        refuse_rows(indices, self.num, "latents", flips=flips is not None and not self.flips)
         z = self._rows(indices, torch.zeros(len(indices), dtype=torch.bool) if flips is None else flips)
         mean, std = (values.view(-1, *[1] * (z.dim() - 2)) for values in (self.mean, self.std))
         z.sub_(mean).div_(std)
@@ -422,25 +387,37 @@ def place(path: Path, folder: Path) -> None:
             shutil.copyfileobj(source, copy)
 
 
-def _load(folder: Path, described: dict[str, Any], cure: str) -> dict[str, Tensor]:
-    """The tensors of a file of which meta.json knows the size."""
+def load_file(
+    folder: Path,
+    described: dict[str, Any],
+    cure: str,
+    needed: Mapping[str, tuple[int, ...]] | None = None,
+    index: str = "meta.json",
+) -> dict[str, Tensor]:
+    """The tensors of a file, whose size and (`needed`) shapes must be those that an index tells; else ValueError."""
     path = folder / described["file"]
     tensors = load_tensors(path, cure)
     if path.stat().st_size != described["bytes"]:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes, meta.json says {described['bytes']}: {cure}")
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, {index} says {described['bytes']}: {cure}")
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if needed not in (None, found):
+        raise ValueError(f"{path} holds {found}, {index} says {needed}: {cure}")
     return tensors
 
 
+def refuse_rows(indices: Tensor, num: int, what: str, *, flips: bool) -> None:
+    """Raise IndexError for an index outside 0 .. num - 1, ValueError for `flips` that a set does not have."""
+    if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < num:
+        raise IndexError(f"indices must lie in 0..{num - 1}, got {int(indices.min())}..{int(indices.max())}")
+    if flips:
+        raise ValueError(f"the {what} were made without mirrored pictures: set latents.flip: true in params.yaml")
+
+
 def _load_shard(folder: Path, described: dict[str, Any], meta: dict[str, Any], cure: str) -> dict[str, Tensor]:
-    """The tensors of a shard, checked against meta.json."""
-    shard = _load(folder, described, cure)
     shape = (described["num"], *meta["shape"])
     needed = {"latents": shape}
     if meta["flips"]:
         needed["latents_flip"] = shape
     if meta["num_classes"]:
         needed["labels"] = shape[:1]
-    found = {name: tuple(tensor.shape) for name, tensor in shard.items()}
-    if found != needed:
-        raise ValueError(f"{folder / described['file']} holds {found}, meta.json says {needed}: {cure}")
-    return shard
+    return load_file(folder, described, cure, needed)

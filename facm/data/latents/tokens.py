@@ -19,9 +19,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from facm.data.latents.store import mark, marked, place
+from facm.data.latents.store import load_file, mark, marked, place, refuse_rows
 from facm.runtime import dist
-from facm.runtime.files import load_json, load_tensors, save_json, save_tensors
+from facm.runtime.files import load_json, save_json, save_tensors
 from facm.runtime.log import progress, say
 
 INDEX = "tokens.json"
@@ -48,19 +48,16 @@ def write(
     fingerprint: str,
     unfinished: Path | None = None,
 ) -> None:
-    """Encode a split into shards, which the ranks share; the latents of the same pictures stand beside them.
+    """Encode a split into shards, which the ranks share; the latents of the same images lie beside them.
 
     Args:
         folder: that of the latents; earlier tokens in it are removed.
-        pictures: numbers -> uint8 (n, H, W, C).
-        num: how many there are.
-        encoder: encodes them, `batch_size` at once.
-        flip: also those of the mirrored pictures.
-        shard_size: pictures per shard.
-        batch_size: see `encoder`.
+        pictures: numbers -> uint8 (n, H, W, C), `num` in all.
+        encoder: encodes `batch_size` of them at once.
+        flip: also those of the mirrored images.
+        shard_size: images per shard.
         fingerprint: of the dataset, recorded.
-        unfinished: where shards lie until all are done, and are found again after a kill, as in `latents.write`; None:
-            in `folder` at once.
+        unfinished: as in `store.write`.
     """
     folder = Path(folder)
     if dist.is_main():
@@ -96,41 +93,28 @@ def write(
 
 
 def shard_name(number: int) -> str:
-    """File name of a shard."""
     return f"tokens_{number:05d}.safetensors"
 
 
 @dataclass(frozen=True)
 class TokenSet:
-    """Tokens that `write` made, opened for training.
+    """Tokens that `write` made, opened for training."""
 
-    Attributes:
-        num: pictures.
-        shape: (N, features) of one.
-        encoder: its name.
-        flips: those of the mirrored pictures are there, too.
-        fingerprint: of the dataset.
-        shards: tensors of each shard, mapped from the files.
-    """
-
-    num: int
-    shape: tuple[int, int]
+    num: int  # images
+    shape: tuple[int, int]  # (N, features) of one
     encoder: str
-    flips: bool
-    fingerprint: str
-    shards: tuple[dict[str, Tensor], ...]
+    flips: bool  # those of the mirrored images are there, too
+    fingerprint: str  # of the dataset
+    shards: tuple[dict[str, Tensor], ...]  # tensors of each shard, mapped from the files
 
     @classmethod
     def find(cls, folder: str | Path, *, num: int, flips: bool, fingerprint: str) -> "TokenSet | None":
-        """Open the tokens beside some latents; None where there are none.
-
-        Args:
-            folder: of the latents.
-            num, flips, fingerprint: of the latents, which the tokens must match.
+        """Open the tokens beside some latents, whose num, flips and fingerprint they must match; None where there are
+        none.
 
         Raises:
             FileNotFoundError: a shard is missing.
-            ValueError: a shard is damaged, or the tokens are of other pictures.
+            ValueError: a shard is damaged, or the tokens are of other images.
         """
         folder = Path(folder)
         if not (folder / INDEX).exists():
@@ -144,24 +128,21 @@ class TokenSet:
                 f"{(num, flips, fingerprint)}: {cure}"
             )
         shape = (int(index["shape"][0]), int(index["shape"][1]))
-        shards = tuple(_load_shard(folder, shard, shape, flips, cure) for shard in index["shards"])
+        names = ["tokens", *(["tokens_flip"] if flips else [])]
+        shards = tuple(
+            load_file(folder, shard, cure, dict.fromkeys(names, (shard["num"], *shape)), INDEX)
+            for shard in index["shards"]
+        )
         return cls(num, shape, index["encoder"], flips, fingerprint, shards)
 
     def batch(self, indices: Tensor, flips: Tensor | None = None) -> Tensor:
         """Tokens float32 (B, N, features).
 
         Args:
-            indices: int64 (B,) in 0 .. num - 1, in any order.
-            flips: bool (B,), which pictures are mirrored; None: none.
-
-        Raises:
-            IndexError: an index out of range.
-            ValueError: flips from a set without them.
+            indices: int64 (B,) in 0 .. num - 1, in any order; else IndexError.
+            flips: bool (B,), which images are mirrored, ValueError where the set has none of these; None: none.
         """
-        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < self.num:
-            raise IndexError(f"indices must lie in 0..{self.num - 1}, got {int(indices.min())}..{int(indices.max())}")
-        if flips is not None and not self.flips:
-            raise ValueError("the tokens were made without mirrored pictures: set latents.flip: true in params.yaml")
+        refuse_rows(indices, self.num, "tokens", flips=flips is not None and not self.flips)
         mirrored = [False] * len(indices) if flips is None else flips.tolist()
         rows = [self._row(*row) for row in zip(indices.tolist(), mirrored, strict=True)]
         return torch.stack(rows).float() if rows else torch.empty(0, *self.shape)
@@ -180,7 +161,6 @@ class TokenSet:
 def _encode(
     pictures: Callable[[range], Tensor], part: range, encoder: Encoder, *, flip: bool, batch_size: int
 ) -> dict[str, Tensor]:
-    """The tensors of one shard."""
     shard: dict[str, list[Tensor]] = {"tokens": [], **({"tokens_flip": []} if flip else {})}
     for start in range(part.start, part.stop, batch_size):
         images = pictures(range(start, min(start + batch_size, part.stop)))
@@ -188,18 +168,3 @@ def _encode(
             if name in shard:
                 shard[name].append(encoder.tokens(seen).half().cpu())
     return {name: torch.cat(batches) for name, batches in shard.items()}
-
-
-def _load_shard(
-    folder: Path, described: dict[str, Any], shape: tuple[int, int], flips: bool, cure: str
-) -> dict[str, Tensor]:
-    """The tensors of a shard, checked against tokens.json."""
-    path = folder / described["file"]
-    shard = load_tensors(path, cure)
-    if path.stat().st_size != described["bytes"]:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes, {INDEX} says {described['bytes']}: {cure}")
-    needed = dict.fromkeys(["tokens", *(["tokens_flip"] if flips else [])], (described["num"], *shape))
-    found = {name: tuple(tensor.shape) for name, tensor in shard.items()}
-    if found != needed:
-        raise ValueError(f"{path} holds {found}, {INDEX} says {needed}: {cure}")
-    return shard
