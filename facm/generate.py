@@ -32,7 +32,7 @@ from facm.runtime.log import say
 PER_LABEL, NFE, BATCH = 8, 2, 256
 ENDINGS = (".png", ".npz", ".gif")
 FLOW = ("steps", "w", "t_low", "t_high", "shift")  # fields of the samplers that follow the flow
-SHEET = 5000  # pictures of a .png or .gif, at most
+SHEET = 5000  # images of a .png or .gif, at most
 ARRAYS = 10_000_000  # of a .npz
 STEPS = 10_000  # of a sampler, or its evaluations
 NUMBERS = 1_000_000  # in a list of labels or seeds
@@ -76,9 +76,9 @@ def parse_labels(text: str, option: str = "--labels", largest: int = SEED) -> li
 
 
 def main() -> None:
-    """Draw pictures from a checkpoint: a sheet (.png), an animation of the refinement (.gif), or arrays (.npz).
+    """Draw images from a checkpoint: a sheet (.png), an animation of the refinement (.gif), or arrays (.npz).
 
-    With several NFEs a sheet has a row for each, of the same noise. Arrays are arr_0 pictures and arr_1 labels, NFE by
+    With several NFEs a sheet has a row for each, of the same noise. Arrays are arr_0 images and arr_1 labels, NFE by
     NFE, in each seed by seed, in each label by label; they are written as they are drawn.
     """
     arguments = _parser().parse_args()

@@ -104,7 +104,7 @@ def test_features_and_logits_have_their_shapes_and_survive_saving(tmp_path: Path
     extracted, logits = network.extract(images), network.classify(network.extract(images))
     assert extracted.shape == (501, 32) and extracted.dtype == torch.float32 and logits.shape == (501, 10)
     assert torch.equal(loaded.extract(images), extracted) and torch.equal(loaded.classify(extracted), logits)
-    torch.testing.assert_close(logits, network(digits_cnn.pixels(images)))
+    torch.testing.assert_close(logits, network(digits_cnn.from_levels(images)))
     assert described["sha256"] == files.sha256(tmp_path / "network.safetensors")
 
 

@@ -82,11 +82,8 @@ def _refuse_other(config: Config, folder: Path) -> None:
 def read_statistics(path: Path) -> tuple[list[float], list[float]]:
     """Mean and std per channel of a `latents_stats.pt` of LightningDiT and FACM: {'mean', 'std'}, each (1, C, 1, 1).
 
-    They train on (z - mean) / std; the network means nothing without them.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ForeignError: it holds something else, values that are not finite, or a std that is not above 0.
+    They train on (z - mean) / std; the network means nothing without them. Raises FileNotFoundError, or ForeignError
+    where it holds something else, values that are not finite, or a std that is not above 0.
     """
     content = foreign.read(path)
     if not isinstance(content, dict) or not set(STATISTICS) <= set(content):

@@ -28,14 +28,8 @@ def read(
 ) -> tuple[dict[str, Tensor], Config]:
     """The checkpoint that params.yaml names, converted; it needs no latents.
 
-    Args:
-        codec: key of facm.data.codecs.
-        backbone: name and constants that it must have.
-        precond: key of facm.networks.preconds that it must have.
-        classes: of the data, 0: none; None: not known yet.
-
-    Raises:
-        FileNotFoundError, ForeignError, ValueError: as `convert.space` and `convert.convert`.
+    It must have this backbone (name and constants) and precond. `classes` of the data: 0: none; None: not known yet.
+    Raises FileNotFoundError, ForeignError, ValueError as `convert.space` and `convert.convert`.
     """
     source = convert.Source(
         path=located(imported.source or ""),

@@ -8,7 +8,6 @@
 Around them, of no part in loading: README.md (the model card), samples.png, pipeline.py, onnx/.
 """
 
-import json
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -94,11 +93,9 @@ def write(folder: Path, network: nn.Module, config: Config, vae: Any = None) -> 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing: {CURE}") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged ({error}): {CURE}") from None
+        found = files.load_json(path, CURE)
+    except (FileNotFoundError, ValueError) as error:
+        raise CheckpointError(str(error)) from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} holds no JSON object: {CURE}")
     return found

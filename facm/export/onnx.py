@@ -122,15 +122,10 @@ def difference(path: Path, generator: Generator, config: Config) -> float:
 
 
 def run(session: Any, noise: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
-    """x1 of a graph by onnxruntime.
+    """x1 by an onnxruntime.InferenceSession of `onestep.onnx`; noise float32 (B, ...), labels int64 (B,), None without
+    classes.
 
-    Args:
-        session: onnxruntime.InferenceSession of `onestep.onnx`.
-        noise: float32 (B, ...).
-        labels: int64 (B,), None without classes.
-
-    Raises:
-        ValueError: labels that the network does not have, or none where it has classes.
+    Raises ValueError for labels that the network does not have, or none where it has classes.
     """
     classes = int(session.get_modelmeta().custom_metadata_map["facm.num_classes"])
     if (labels is None) != (classes == 0):

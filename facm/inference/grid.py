@@ -9,7 +9,7 @@ from PIL import Image
 from facm.data.images.images import kind
 from facm.runtime.files import atomic_write
 
-LEAST_SIDE = 64  # pixels; smaller pictures are enlarged by whole factors
+LEAST_SIDE = 64  # pixels; smaller images are enlarged by whole factors
 FRAME = 2
 PLOT_SIDE = 320  # pixels of a scatter plot
 

@@ -22,7 +22,7 @@ from facm.runtime import dist
 from facm.runtime.files import atomic_write
 
 GRID = 10  # rows and columns of a grid, at most
-NOT_FINITE = "not_finite.json"  # beside pictures of a student that was recorded as diverged: how many, by nfe<N>
+NOT_FINITE = "not_finite.json"  # beside images of a student that was recorded as diverged: how many, by nfe<N>
 PICTURES, LABELS = "arr_0.npy", "arr_1.npy"
 LOCAL_HEADER = 30  # bytes of a zip member's header before its name; the last four are two lengths
 

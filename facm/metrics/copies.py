@@ -9,7 +9,7 @@ from facm.runtime import dist
 
 PERCENTILE = 1.0
 CHUNK = 1000
-VALUES = 2**24  # pixel values of train pictures that are held in float64 at once: 128 MiB
+VALUES = 2**24  # pixel values of train images that are held in float64 at once: 128 MiB
 LEVELS_PER_UNIT = 127.5  # levels 0..255 span [-1, 1]
 
 

@@ -1,10 +1,10 @@
-"""References that others published as npz: statistics of a data set under Inception, and pictures where there are any.
+"""References that others published as npz: statistics of a dataset under Inception, and images where there are any.
 
 | keys | shape | what |
 |---|---|---|
 | mu, sigma | (2048,), (2048, 2048) | of pool_3: all that FACM's and EDM's files have |
 | mu_s, sigma_s | (2023,), (2023, 2023) | of the spatial features, for sFID (ADM) |
-| arr_0 | uint8 (N, H, W, 3) | 10,000 pictures, for precision, recall and KID only (ADM) |
+| arr_0 | uint8 (N, H, W, 3) | 10,000 images, for precision, recall and KID only (ADM) |
 | mu_NAME, sigma_NAME | (D,), (D, D) | of another feature network of facm/features, such as dinov2 |
 
 ADM: openai/guided-diffusion, evaluations/evaluator.py. EDM2's references are pickles, which may run any code and are

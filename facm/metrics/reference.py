@@ -256,7 +256,7 @@ def _measured(
 
 
 def _published(archive: Archive, network: FeatureNetwork, key: str) -> ReferenceStatistics:
-    """A network's statistics from a published reference; the first one's with features of its pictures, if any."""
+    """A network's statistics from a published reference; the first one's with features of its images, if any."""
     features = None
     if archive.pictures is not None and not key:
         ((seen,), _) = look(archive.pictures, [network], [chosen(len(archive.pictures))])

@@ -145,13 +145,10 @@ def distance_key(features: str, num: int) -> str:
 
 
 def map_error(samples: Pictures, network: FeatureNetwork, seed: int) -> dict[str, float]:
-    """Distance of samples from where the exact flow takes their own noise; nothing where that is not known.
+    """`map_rmse` and `map_median`: root mean square and median of |x - exact(x0)|; nothing where the exact flow is not
+    known.
 
-    Args:
-        samples: points (N, D), in the data's units; point i is from the noise of (seed, i).
-
-    Returns:
-        `map_rmse` and `map_median`, root mean square and median of the distances |x - exact(x0)|.
+    Samples x are points (N, D), in the data's units; point i is from the noise x0 of (seed, i).
     """
     if network.exact is None:
         return {}

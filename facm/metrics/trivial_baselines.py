@@ -16,7 +16,7 @@ from facm.data.images.images import Images
 from facm.flow.noise import noise
 from facm.runtime import dist
 
-BLOCK = 16  # pictures whose noise is drawn at once; torch draws normals in blocks of 16, so that parts make up a whole
+BLOCK = 16  # images whose noise is drawn at once; torch draws normals in blocks of 16, so that parts make up a whole
 VALUES = 2**24  # levels of the train split that are read at once
 
 
@@ -68,7 +68,7 @@ class Noise:
 
     def _start(self) -> None:
         self.generator = torch.Generator().manual_seed(self.seed)
-        self.block, self.drawn = torch.empty(0), 0  # the last BLOCK pictures, which end before number `drawn`
+        self.block, self.drawn = torch.empty(0), 0  # the last BLOCK images, which end before number `drawn`
 
     def _normals(self, first: int, end: int) -> Tensor:
         """Images `first` .. `end` - 1 of one stream, float64, which starts again from its beginning where it must."""

@@ -326,17 +326,13 @@ def transfer(network: nn.Module, weights: dict[str, Tensor], where: str) -> None
 
 
 def start_from(network: nn.Module, config: Config, folder: str | Path, expected: str | None) -> None:
-    """Load the first weights of a training from another checkpoint.
+    """Load the first weights of a training, described by `config`, from another checkpoint.
 
-    Args:
-        network: built from `config`.
-        config: of the training that starts.
-        folder: the other checkpoint; a relative path is looked for here, then under the repository's root, where
-            queue workers do not run.
-        expected: sha256 of its weights, pinned in params.yaml.
+    A relative folder is looked for here, then under the repository's root, where queue workers do not run. `expected`
+    is the sha256 of its weights, pinned in params.yaml.
 
-    Raises:
-        CheckpointError: another width, class count, codec or latent statistics, other weights than the pinned ones.
+    Raises CheckpointError for another width, class count, codec or latent statistics, other weights than the pinned
+    ones.
     """
     folder = located(str(folder))
     other = read_config(folder)

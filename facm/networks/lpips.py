@@ -41,7 +41,7 @@ FILES = {  # name -> (where from, sha256, as several independent projects pin th
 }
 BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # width and convolutions of each of VGG16's blocks
 CLASSIFIER = {f"classifier.{i}.{kind}" for i in (0, 3, 6) for kind in ("weight", "bias")}  # of VGG16; not needed
-SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's mean and std for pictures in [-1, 1]
+SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's mean and std for images in [-1, 1]
 SMALL, SIDE, EPS = 256, 224, 1e-10
 
 
@@ -117,13 +117,10 @@ class Distance:
 def from_weights(vgg: Path, lins: Path) -> LPIPS:
     """LPIPS with the weights of two published files, read as tensors only.
 
-    Args:
-        vgg: torchvision's VGG16: `features.<i>.weight`, `.bias`, and the classifier's, which are dropped.
-        lins: `lin<l>.model.1.weight` (1, C_l, 1, 1), of the lpips package or of torch-fidelity.
+    `vgg` is torchvision's VGG16: `features.<i>.weight`, `.bias`, and the classifier's, which are dropped. `lins` has
+    `lin<l>.model.1.weight` (1, C_l, 1, 1), of the lpips package or of torch-fidelity.
 
-    Raises:
-        FileNotFoundError: one of them is missing.
-        ValueError: damaged, more than tensors, or other names or shapes.
+    Raises FileNotFoundError, or ValueError where one is damaged, more than tensors, or has other names or shapes.
     """
     network = LPIPS()
     needed = network.state_dict()

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from facm.data.latents.levels import from_levels, refuse_rounding, to_levels
+from facm.data.images.levels import from_levels, refuse_rounding, to_levels
 
 
 @dataclass(frozen=True)

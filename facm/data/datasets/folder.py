@@ -292,9 +292,9 @@ class Folder:
         return tuple(map(str, sorted(used))), {name: str(label) for name, label in labels.items()}
 
     def _beside(self, used: set[str]) -> list[str]:
-        """Entries of the root, sorted, that are pictures or hold some and are not used; test/ may lie there.
+        """Entries of the root, sorted, that are images or hold some and are not used; test/ may lie there.
 
-        In a folder that is called like a split every file is meant to be a picture.
+        In a folder that is called like a split every file is meant to be an image.
         """
         folders, found = self.place.entries()
         found = [name for name in found if Path(name).suffix.lower() in SUFFIXES or name == TABLE]

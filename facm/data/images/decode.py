@@ -21,8 +21,8 @@ from PIL import Image, ImageFile, ImageOps
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 CHANNELS = 3
-LEAST_SIDE = 2  # pixels; a picture of one pixel, or a line, shows nothing
-MOST_PIXELS = 2**27  # of a picture brought to size, before the crop: narrower ones would fill the memory
+LEAST_SIDE = 2  # pixels; an image of one pixel, or a line, shows nothing
+MOST_PIXELS = 2**27  # of an image brought to size, before the crop: narrower ones would fill the memory
 
 LEVELS = {"L;2": 4, "L;4": 16}  # of grey PNGs that Pillow widens to 256
 WIDE = ("PNG", "TIFF", "JPEG2000", "PPM")  # formats whose grey of more than 8 bits Pillow brings to a known range

@@ -47,8 +47,8 @@ class Images:
 
 
 def kind(dtype: object, shape: Sequence[int]) -> str:
-    """What samples are, by dtype (torch's or numpy's) and shape: pictures, uint8 (N, H, W, C), or points, float32 (N,
-    D); else ValueError.
+    """`pictures`, uint8 (N, H, W, C), or `points`, float32 (N, D), by dtype (torch's or numpy's) and shape; else
+    ValueError.
     """
     found = KINDS.get((str(dtype).removeprefix("torch."), len(shape)))
     if found is None:

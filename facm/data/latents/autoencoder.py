@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from facm.data.images.levels import from_levels, refuse_rounding, to_levels
 from facm.data.latents import ldm
-from facm.data.latents.levels import from_levels, refuse_rounding, to_levels
 from facm.runtime import dist, foreign
 from facm.runtime.files import load_json, pinned
 from facm.runtime.names import refuse_unknown
 from facm.runtime.params import PATH
 from facm.runtime.paths import repository_root
 
-AT_ONCE = 16  # pictures in the network, whatever the batch: 4 GB of activations at 256 x 256 and 128 channels
+AT_ONCE = 16  # images in the network, whatever the batch: 4 GB of activations at 256 x 256 and 128 channels
 POSTERIORS = ("sample", "mode")
 WEIGHTS, CONFIG = "diffusion_pytorch_model.safetensors", "config.json"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")

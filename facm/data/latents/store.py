@@ -161,7 +161,7 @@ def shard_name(number: int) -> str:
 
 @dataclass
 class _Encoding:
-    """This rank's share of the shards, encoded one after the other while the next pictures are decoded."""
+    """This rank's share of the shards, encoded one after the other while the next images are decoded."""
 
     place: Path
     images: Images

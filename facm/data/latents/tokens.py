@@ -1,11 +1,11 @@
 """Patch tokens of a frozen encoder beside the latents, in shards: what REPA's pretraining is aligned with.
 
-* tokens_00000.safetensors ...: tokens (n, N, features) float16, tokens_flip (of the mirrored pictures)
+* tokens_00000.safetensors ...: tokens (n, N, features) float16, tokens_flip (of the mirrored images)
 * tokens.json: encoder, fingerprint, flips, shape, num and, per file, bytes and sha256; written last
 
 Like the latents' shards (facm/data/latents/store.py), those that a killed run has finished are kept.
 
-ImageNet's 1,281,167 pictures with 256 tokens of 768 numbers take 504 GB, twice that with mirrored ones.
+ImageNet's 1,281,167 images with 256 tokens of 768 numbers take 504 GB, twice that with mirrored ones.
 """
 
 from bisect import bisect_right
@@ -50,14 +50,10 @@ def write(
 ) -> None:
     """Encode a split into shards, which the ranks share; the latents of the same images lie beside them.
 
+    Earlier tokens in `folder` are removed. Flip, shard_size, batch_size, fingerprint and unfinished: see `store.write`.
+
     Args:
-        folder: that of the latents; earlier tokens in it are removed.
         pictures: numbers -> uint8 (n, H, W, C), `num` in all.
-        encoder: encodes `batch_size` of them at once.
-        flip: also those of the mirrored images.
-        shard_size: images per shard.
-        fingerprint: of the dataset, recorded.
-        unfinished: as in `store.write`.
     """
     folder = Path(folder)
     if dist.is_main():
@@ -154,7 +150,7 @@ class TokenSet:
 
     @cached_property
     def _ends(self) -> list[int]:
-        """Per shard, how many pictures it and those before it hold."""
+        """Per shard, how many images it and those before it hold."""
         return list(accumulate(len(shard["tokens"]) for shard in self.shards))
 
 

@@ -135,13 +135,8 @@ def encoder(
 ) -> tuple[nn.ModuleDict, list[int]]:
     """The layers by name and the channels that each of them passes on.
 
-    Args:
-        block: (c_in, c_out, ...) -> a residual block.
-        levels: side and channels of each.
-        attends: whether the blocks of a level attend.
-        num_blocks: blocks per level.
-        channels: of the images.
-        first: channels of the first layer.
+    `block`: (c_in, c_out, ...) -> a residual block; `levels`: side and channels of each, `attends`: whether its blocks
+    attend; `channels` of the images, `first` of the first layer.
     """
     layers, skips = nn.ModuleDict(), [first]
     layers[f"{levels[0][0]}x{levels[0][0]}_conv"] = Convolution(channels, first, 3)

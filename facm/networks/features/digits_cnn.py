@@ -14,6 +14,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from facm.data.images.images import Images
+from facm.data.images.levels import from_levels
 from facm.runtime import dist
 from facm.runtime.files import load_tensors, save_tensors
 from facm.runtime.log import progress
@@ -64,7 +65,7 @@ class DigitsCNN(nn.Module):
                 f"params.yaml, reference.features: 'digits_cnn' needs pictures (8, 8, 1) in 10 classes, but these are "
                 f"{tuple(train.images.shape[1:])} in {train.num_classes}; set it to inception"
             )
-        x, y = pixels(train.images[:]), train.labels
+        x, y = from_levels(train.images[:]), train.labels
         with dist.one_thread(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = cls().train()
@@ -96,7 +97,7 @@ class DigitsCNN(nn.Module):
     def extract(self, images: Tensor) -> Tensor:
         """Images uint8 (N, 8, 8, 1) -> features after the GELU, float32 (N, 32), on the CPU."""
         device = self.head.weight.device
-        return torch.cat([self.body(pixels(chunk.to(device))).cpu() for chunk in images.split(self.batch)])
+        return torch.cat([self.body(from_levels(chunk.to(device))).cpu() for chunk in images.split(self.batch)])
 
     def look(self, images: Tensor) -> dict[str, Tensor]:
         return {"features": self.extract(images)}
@@ -106,11 +107,6 @@ class DigitsCNN(nn.Module):
         """Features (N, 32) -> logits (N, 10) on the CPU."""
         logits: Tensor = self.head(features.to(self.head.weight.device)).cpu()
         return logits
-
-
-def pixels(images: Tensor) -> Tensor:
-    """Images uint8 (N, H, W, C) -> float32 (N, C, H, W) in [-1, 1]."""
-    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def augment(x: Tensor) -> Tensor:

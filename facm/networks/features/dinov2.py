@@ -24,7 +24,7 @@ FILE = "dinov2_vitl14_pretrain.pth"
 URL = f"https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/{FILE}"
 SHA256 = "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428"
 NETWORK: dict[str, Any] = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
-SIDE, PATCH, STORED = 224, 14, 37  # pixels of a picture and of a patch; patches per side in the file
+SIDE, PATCH, STORED = 224, 14, 37  # pixels of an image and of a patch; patches per side in the file
 OFFSET = 0.1  # added to the new number of patches per side before it is divided by the old one
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

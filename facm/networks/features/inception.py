@@ -91,7 +91,7 @@ class Inception:
         return {name: torch.cat(parts) for name, parts in seen.items()}
 
     def classify(self, features: Tensor) -> None:
-        """Nothing: its classes are not the data set's."""
+        """Nothing: its classes are not the dataset's."""
 
 
 def find_weights() -> Path:

@@ -16,6 +16,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from facm.data.images.images import Images
+from facm.data.images.levels import from_levels
 from facm.networks import precision
 from facm.runtime import dist
 from facm.runtime.files import load_tensors, save_tensors
@@ -25,9 +26,9 @@ EPOCHS, BATCH_SIZE, LR, WEIGHT_DECAY = 10, 128, 4e-3, 5e-2
 WARMUP, SMOOTHING = 0.1, 0.1  # share of the steps; of the labels
 WIDTHS = (24, 48, 96)  # channels of the levels; each level but the first halves the sides
 GRID = 16  # positions per side behind the first convolution, about
-SHIFT = 8  # a picture is shifted by up to a SHIFT-th of its side
+SHIFT = 8  # an image is shifted by up to a SHIFT-th of its side
 SIDES = (8, 256)
-BYTES = 2**30  # of pictures, at most: they are held in memory
+BYTES = 2**30  # of images, at most: they are held in memory
 
 
 class Block(nn.Module):
@@ -93,7 +94,7 @@ class PicturesCNN(nn.Module):
                 for group in optimizer.param_groups:
                     group["lr"] = LR * _rate(step / len(batches))
                 chosen = rows.to(device)
-                logits = network(augment(pixels(x[chosen])))
+                logits = network(augment(from_levels(x[chosen])))
                 loss = functional.cross_entropy(logits, y[chosen], label_smoothing=SMOOTHING)
                 optimizer.zero_grad()
                 loss.backward()
@@ -118,7 +119,7 @@ class PicturesCNN(nn.Module):
         """Images uint8 (N, H, W, 3) -> features float32 (N, 96), on the CPU."""
         device = self.head.weight.device
         with precision.full():
-            return torch.cat([self.features(pixels(chunk.to(device))).cpu() for chunk in images.split(self.batch)])
+            return torch.cat([self.features(from_levels(chunk.to(device))).cpu() for chunk in images.split(self.batch)])
 
     def look(self, images: Tensor) -> dict[str, Tensor]:
         return {"features": self.extract(images)}
@@ -128,11 +129,6 @@ class PicturesCNN(nn.Module):
         """Features (N, 96) -> logits (N, classes) on the CPU."""
         logits: Tensor = self.head(features.to(self.head.weight.device)).cpu()
         return logits
-
-
-def pixels(images: Tensor) -> Tensor:
-    """Images uint8 (N, H, W, 3) -> float32 (N, 3, H, W) in [-1, 1]."""
-    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def augment(x: Tensor) -> Tensor:
