@@ -56,11 +56,7 @@ class Plan:
 
 
 def parse_labels(text: str, option: str = "--labels", largest: int = SEED) -> list[int]:
-    """ "0-3,7" -> [0, 1, 2, 3, 7].
-
-    Raises:
-        ValueError: anything else than numbers 0 .. `largest`, commas and rising ranges, or more than NUMBERS of them.
-    """
+    """ "0-3,7" -> [0, 1, 2, 3, 7]; ValueError, naming the option, for anything else, or more than NUMBERS of them."""
     ranges: list[range] = []
     for part in text.split(","):
         found = RANGE.fullmatch(part)

@@ -60,9 +60,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Space:
-    """Where a network lives: the codec, mean and std per channel that normalise its output (empty: 0 and 1), and what
-    the codec is built with, as data/latents records it.
-    """
+    """Where a network lives: a codec, mean and std per channel of its output (empty: 0 and 1), and its options."""
 
     codec: str
     mean: list[float]

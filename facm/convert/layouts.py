@@ -20,9 +20,7 @@ MERGE = (
 
 
 def refuse_path(path: Path, place: str = "") -> None:
-    """Raise ForeignError, its message beginning with `place`, where a path is known not to be a whole checkpoint; a
-    missing one is not looked at.
-    """
+    """Raise ForeignError, which begins with `place`, for a path that is known to be no whole checkpoint."""
     if path.is_dir():
         names = sorted(file.name for file in path.iterdir())
         index = next((name for name in names if name.endswith(".index.json")), None)

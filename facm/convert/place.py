@@ -50,9 +50,7 @@ def read(
 
 
 def refuse_other(config: Config, conditioning: str, precond: dict[str, Any], path: Path) -> None:
-    """Raise ForeignError where params.yaml says another conditioning (teacher.conditioning), or other constants of the
-    precond.
-    """
+    """Raise ForeignError where params.yaml has another conditioning, or other constants of the precond."""
     if conditioning != config.conditioning:
         cure = (
             "to have it know the FM format too, convert it with `python -m facm.convert`, fine-tune it for a few "

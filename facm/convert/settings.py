@@ -63,11 +63,7 @@ CURE = "if the settings are not the file's own, save its weights alone, as {'ema
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a file that are known.
-
-    Attributes:
-        found: by what they are called here; a switch is what the constant of the backbone is.
-    """
+    """The settings of a file that are known; `found` by our names, a switch as the constant of the backbone."""
 
     told: dict[str, Any] = field(default_factory=dict)  # by their full names in the file, such as args.path_type
     found: dict[str, Any] = field(default_factory=dict)

@@ -199,9 +199,7 @@ def _rebuilt(value: StandIn) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def refuse_misshapen(weights: Mapping[str, Tensor], layouts: Mapping[str, Layout], path: Path) -> None:
-    """Raise ForeignError where a weight from which sizes are read has other axes, or an empty one; a missing one is
-    ignored.
-    """
+    """Raise ForeignError where a weight that tells sizes has other axes, or an empty one; a missing one is ignored."""
     wrong = [
         f"\n  {name}: {tuple(weights[name].shape)}, needed ({', '.join(layout)}), each at least 1"
         for name, layout in layouts.items()
@@ -220,10 +218,7 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def fit(weights: Mapping[str, Tensor], config: Config, path: Path) -> dict[str, Tensor]:
-    """The weights as the network of `config` has them: float32, with buffers that the file lacks made anew.
-
-    Raises ForeignError: as `compare`, or names with values that are not finite.
-    """
+    """The weights as the network of `config` has them, float32, finite, with lacking buffers; raises as `compare`."""
     expected, lacking = compare(weights, config, path)
     fitted = {name: weights[name].to(torch.float32) for name in expected if name not in lacking}
     broken = [name for name, tensor in fitted.items() if not tensor.isfinite().all()]

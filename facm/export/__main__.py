@@ -80,10 +80,7 @@ def export(
     name: str | None = None,
     license: str = LICENSE,
 ) -> None:
-    """Write the folder; see `main` for the options.
-
-    Raises ValueError: what cannot be exported, or would be overwritten; nothing is changed then.
-    """
+    """Write the folder; options as `main`'s. Raises ValueError, before anything is changed."""
     config = checkpoint.read_config(folder)
     _refuse(folder, out)
     if onnx:

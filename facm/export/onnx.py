@@ -34,9 +34,7 @@ class OnnxError(ValueError):
 
 
 class OneStep(nn.Module):
-    """x0 (B, ...) float32, y (B,) int64 or None -> what the codec decodes, like x0, by a student's network in eval
-    mode.
-    """
+    """x0 (B, ...) float32, y (B,) int64 or None -> what the codec decodes, like x0; by a student in eval mode."""
 
     mean: Tensor
     std: Tensor
@@ -122,11 +120,7 @@ def difference(path: Path, generator: Generator, config: Config) -> float:
 
 
 def run(session: Any, noise: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
-    """x1 by an onnxruntime.InferenceSession of `onestep.onnx`; noise float32 (B, ...), labels int64 (B,), None without
-    classes.
-
-    Raises ValueError for labels that the network does not have, or none where it has classes.
-    """
+    """x1 by an InferenceSession; noise float32 (B, ...), labels int64 (B,) or None; ValueError if unfit."""
     classes = int(session.get_modelmeta().custom_metadata_map["facm.num_classes"])
     if (labels is None) != (classes == 0):
         raise ValueError(f"this graph has {classes} classes: it needs {'labels' if classes else 'no labels'}")

@@ -49,9 +49,7 @@ class Broken(ValueError):
 
 
 def of(folder: Path, config: Config, sigma_rel: float | None = None) -> Provenance:
-    """What is known of a checkpoint folder; of another EMA length than the stored one (`sigma_rel`) nothing was
-    measured.
-    """
+    """What is known of a checkpoint folder; of another EMA length (`sigma_rel`) nothing was measured."""
     root = next((parent for parent in folder.resolve().parents if (parent / LOCK).is_file()), None)
     if root is None:
         return Provenance(why=f"there is no {LOCK} above the checkpoint folder")

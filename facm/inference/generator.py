@@ -17,9 +17,7 @@ from facm.runtime.log import progress
 
 
 class Drawn(NamedTuple):
-    """What `draw_into` has sampled: evaluations per image, and images that were not finite, replaced by the data's
-    mean.
-    """
+    """Evaluations per image, and images that were not finite, replaced by the data's mean."""
 
     nfe: int
     not_finite: int
@@ -130,8 +128,7 @@ class Generator:
     def draw(
         self, sampler: Any, y: Tensor | None, num: int, seed: int, *, batch_size: int = 256, what: str = "sampling"
     ) -> tuple[np.ndarray, int]:
-        """`num` images with labels y (num,) int64 or None, all of them in this process, and the NFE that the sampler
-        counted.
+        """`num` images with labels y (num,) int64 or None, all in this process, and the NFE that the sampler counted.
 
         `batch_size` does not change them beyond rounding; `what` names the progress bar.
         """
@@ -183,10 +180,9 @@ class Generator:
 
     @torch.no_grad()
     def sample(self, sampler: Any, noise: Tensor, y: Tensor | None) -> tuple[Tensor, int]:
-        """From noise (sampler.draws, B, ...) float64 and labels y (B,) int64 or None to the data, not decoded.
+        """From noise (sampler.draws, B, ...) float64 and labels y (B,) int64 or None to x1 and the NFE.
 
-        Returns:
-            Normalised latents x1 (B, ...) float32 on the device, and the NFE.
+        x1 are normalised latents (B, ...) float32 on the device, not decoded.
         """
         labels = None if y is None else y.to(self.device)
         with full():
@@ -204,10 +200,7 @@ class Generator:
             return self.decode(x1), nfe, int((~finite).sum())
 
     def labels(self, labels: Sequence[int] | None, num: int | None = None) -> Tensor | None:
-        """Labels (N,) int64 of `num` images, None without classes.
-
-        Raises ValueError: labels that the model does not have, or no number of images.
-        """
+        """Labels (N,) int64 of `num` images, None without classes; ValueError where they do not fit the model."""
         classes = self.config.num_classes
         if (labels is None) != (classes == 0):
             need = f"labels 0..{classes - 1}" if classes else "no labels, but num"

@@ -32,8 +32,7 @@ Take = Callable[[np.ndarray], None]
 
 @contextmanager
 def saving_samples(folder: str | Path, name: str, num: int, labels: Tensor | None) -> Iterator[Take]:
-    """Write `<name>.npz` and `grid_<name>.png` from the `num` images that rank 0 gives, in order; all ranks wait for
-    it.
+    """Write `<name>.npz` and `grid_<name>.png` from the `num` images that rank 0 gives, in order; all ranks wait.
 
     Labels are (num,) int64 or None. Raises ValueError for fewer or more images than `num`.
     """

@@ -37,9 +37,7 @@ class Pictures(Protocol):
 
 
 class FeatureStatistics:
-    """Of `num` images under a network, given part by part; features are kept of those in `keep` (ascending; None:
-    nobody's).
-    """
+    """Of `num` images under a network, given part by part; features are kept of those in `keep`, ascending."""
 
     def __init__(self, network: FeatureNetwork, num: int, keep: Tensor | None):
         self.network = network

@@ -79,9 +79,7 @@ class Reference:
 
     @classmethod
     def open(cls, folder: str | Path) -> "Reference":
-        """Read what `save` wrote; features are computed where this rank computes. Raises FileNotFoundError, or
-        ValueError for a damaged file.
-        """
+        """Read what `save` wrote, on this rank's device; FileNotFoundError, or ValueError for a damaged file."""
         folder = Path(folder)
         cure = f"remove {folder} and run `dvc repro`"
         meta = load_json(folder / "meta.json", cure)

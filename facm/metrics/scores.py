@@ -145,8 +145,7 @@ def distance_key(features: str, num: int) -> str:
 
 
 def map_error(samples: Pictures, network: FeatureNetwork, seed: int) -> dict[str, float]:
-    """`map_rmse` and `map_median`: root mean square and median of |x - exact(x0)|; nothing where the exact flow is not
-    known.
+    """`map_rmse` and `map_median`: root mean square and median of |x - exact(x0)|; nothing without an exact flow.
 
     Samples x are points (N, D), in the data's units; point i is from the noise x0 of (seed, i).
     """

@@ -43,8 +43,7 @@ class Cycled:
 
 
 class Noise:
-    """`num` images of normal noise with mean and std per channel (float64 (C,) or (D,)), in the form of the train split
-    `like`.
+    """`num` images of normal noise with mean and std per channel (float64 (C,) or (D,)), in the form of `like`.
 
     Of points it is the identity map, of the noise that samplers start from.
     """

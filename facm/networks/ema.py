@@ -28,10 +28,11 @@ Snapshot = tuple[int, float, "Path | Mapping[str, Tensor]"]
 
 @cache
 def gamma(sigma_rel: float) -> float:
-    """The exponent of an average of length sigma_rel, in (0, 12^-1/2), about (0, 0.2887), else ValueError: the largest
-    root of
+    """The exponent of an average of length sigma_rel, the largest root of
 
-        (gamma + 2)^2 (gamma + 3) = (gamma + 1) / sigma_rel^2.
+        (gamma + 2)^2 (gamma + 3) = (gamma + 1) / sigma_rel^2,
+
+    sigma_rel in (0, 12^-1/2), about (0, 0.2887), else ValueError; at the upper end gamma is 0.
     """
     if not 0 < sigma_rel < 12**-0.5:
         raise ValueError(f"params.yaml, ema.sigma_rel: {sigma_rel!r} must lie between 0 and {12**-0.5:.4f}")
@@ -74,9 +75,7 @@ class PowerEMA:
             _lerp(average, state, 1 - beta(step, sigma_rel, self.offset))
 
     def weights(self, sigma_rel: float) -> dict[str, Tensor]:
-        """The average of length sigma_rel as it is now: the live tensors, not copies. Raises ValueError where none is
-        kept.
-        """
+        """The average of length sigma_rel as it is now: the live tensors; ValueError where none is kept."""
         if sigma_rel not in self.averages:
             kept = ", ".join(map(str, self.averages))
             raise ValueError(f"params.yaml, ema.sigma_rel: {sigma_rel!r} is not among ema.sigma_rels ({kept})")

@@ -46,8 +46,8 @@ SMALL, SIDE, EPS = 256, 224, 1e-10
 
 
 class LPIPS(nn.Module):
-    """The network; its weights are constants, with the names of the published files. `blocks`: width and number of
-    convolutions of each block; VGG16's, but for tests.
+    """The network; weights are constants with the names of the published files. `blocks`: width and convolutions of
+    each.
     """
 
     def __init__(self, blocks: tuple[tuple[int, int], ...] = BLOCKS) -> None:
@@ -138,9 +138,7 @@ def from_weights(vgg: Path, lins: Path) -> LPIPS:
 
 
 def find_weights() -> tuple[Path, Path]:
-    """The two pinned files in torch's cache; FileNotFoundError for a missing one, ValueError for one with other
-    content.
-    """
+    """The two pinned files in torch's cache; FileNotFoundError, or ValueError for other content."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     vgg, lins = (folder / name for name in FILES)
     for path in (vgg, lins):

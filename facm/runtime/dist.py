@@ -142,10 +142,10 @@ def share(num: int) -> range:
 
 
 def in_order(items: Iterable[Any], num: int) -> Iterator[Any]:
-    """What all ranks made (`items`: this rank's, those of `share(num)`), in order, on rank 0; the other ranks yield
-    nothing.
+    """What all ranks made, in order, on rank 0; the other ranks yield nothing. `items` are this rank's (`share`),
+    picklable.
 
-    Each rank holds one item at a time: it makes the next when rank 0 has taken the last. Items must be picklable.
+    Each rank holds one item at a time: it makes the next when rank 0 has taken the last.
     """
     mine = iter(items)
     for number in range(num):

@@ -64,8 +64,7 @@ def save_tensors(
 ) -> dict[str, Any]:
     """Write a safetensors file, byte for byte as its library does, but in one pass and without a copy in memory.
 
-    Returns what a meta.json says about it: `file`, `bytes` and `sha256`. ValueError for a dtype that is not among
-    DTYPES.
+    Returns its `file`, `bytes` and `sha256` for a meta.json. ValueError for a dtype that is not among DTYPES.
     """
     digest, size = hashlib.sha256(), 0
     with atomic_write(path) as file:

@@ -38,11 +38,7 @@ class ForeignError(ValueError):
 
 
 class StandIn(dict[Any, Any]):
-    """Replaces an object of an unknown class.
-
-    Attributes:
-        name: of the class or function, with its module.
-    """
+    """Replaces an object of an unknown class, of the full name `name`."""
 
     name = ""
     arguments: tuple[Any, ...]  # with which it was to be made

@@ -14,9 +14,7 @@ class Cifar10:
     """torchvision.datasets.CIFAR10; its archive is downloaded by torchvision where it is missing (170 MB)."""
 
     def __init__(self, root: Path | None = None):
-        """In a folder that has, or is to have, `cifar-10-batches-py/`; ValueError where there is none, or something
-        else.
-        """
+        """In a folder that has, or is to have, `cifar-10-batches-py/`; ValueError where there is none."""
         if root is None:
             raise ValueError("params.yaml, data.root: 'cifar10' needs a folder for torchvision's files, got null")
         there = next((place for place in (root, *root.parents) if place.exists()), root)

@@ -185,10 +185,7 @@ class Folder:
         return counts.most_common(1)[0][0] if counts else (0, 0)
 
     def _listed(self) -> Listed:
-        """The files of each split, and what their classes are.
-
-        Raises ValueError for files or folders that would be left out, or that contradict the labels.
-        """
+        """The files of each split and their classes; ValueError for files left out, or that contradict the labels."""
         there, _ = self.place.entries()
         train = f"{TRAIN}/" if TRAIN in there else ""
         heldout = next((f"{name}/" for name in HELDOUT if train and name in there), train)

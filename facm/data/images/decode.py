@@ -42,11 +42,7 @@ class Unreadable(ValueError):
 
 
 def levels(content: bytes, size: int | None) -> np.ndarray:
-    """Levels uint8 (H, W, 3) of an image file's bytes, by ADM's crop to `size` pixels per side (None: as the image is).
-
-    Raises:
-        Unreadable: no image, a damaged one, or one that cannot be converted.
-    """
+    """Levels uint8 (H, W, 3) of an image file's bytes, by ADM's crop to `size` pixels (None: as it is)."""
     picture = rgb(content)
     if min(picture.size) < LEAST_SIDE:
         raise Unreadable(f"{picture.width}x{picture.height} pixels")
@@ -91,9 +87,7 @@ def highest(content: bytes) -> int | None:
 
 
 def crop(picture: Image.Image, size: int) -> Image.Image:
-    """ADM's centre crop to size x size pixels; Unreadable for an image so narrow that it would fill the memory on the
-    way.
-    """
+    """ADM's centre crop to size x size pixels; Unreadable for an image so narrow that it would fill the memory."""
     while min(picture.size) >= 2 * size:
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
     scale = size / min(picture.size)

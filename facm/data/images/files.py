@@ -77,9 +77,7 @@ class Place(ABC):
         return sorted(folders), sorted(files)
 
     def files(self, folder: str = "") -> list[str]:
-        """Names of all files under a folder, sorted; ValueError for a link that leads back to a folder on the way to
-        it.
-        """
+        """Names of all files under a folder, sorted; ValueError for a link that leads back to a folder above it."""
         return sorted(self._files(folder, self._above() | {self._identity("")}))
 
     def _files(self, folder: str, way: frozenset[object]) -> Iterator[str]:
@@ -169,9 +167,7 @@ class Files:
         return len(self.names)
 
     def __getitem__(self, rows: slice | Tensor) -> Tensor:
-        """Decode some; OSError, or ValueError for a file that is not the image it was when the dataset was looked
-        through.
-        """
+        """Decode some; OSError, or ValueError for a file that has changed since the dataset was looked through."""
         numbers = range(len(self))
         indices = numbers[rows] if isinstance(rows, slice) else torch.tensor(numbers)[rows].tolist()
         pictures = torch.empty((len(indices), *self.shape[1:]), dtype=torch.uint8)

@@ -47,9 +47,7 @@ class Images:
 
 
 def kind(dtype: object, shape: Sequence[int]) -> str:
-    """`pictures`, uint8 (N, H, W, C), or `points`, float32 (N, D), by dtype (torch's or numpy's) and shape; else
-    ValueError.
-    """
+    """`pictures`, uint8 (N, H, W, C), or `points`, float32 (N, D), by dtype of torch or numpy and shape."""
     found = KINDS.get((str(dtype).removeprefix("torch."), len(shape)))
     if found is None:
         raise ValueError(f"pictures must be uint8 (N, H, W, C), or points float32 (N, D), got {dtype} {tuple(shape)}")

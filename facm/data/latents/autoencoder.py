@@ -126,9 +126,7 @@ class Autoencoder:
         return torch.cat([self._decode(part).cpu() for part in latents.split(AT_ONCE)])
 
     def latent_shape(self, image_shape: Sequence[int]) -> tuple[int, int, int]:
-        """(H, W, 3) -> (C, H/f, W/f); ValueError for images that are not RGB, or whose sides the factor does not
-        divide.
-        """
+        """(H, W, 3) -> (C, H/f, W/f); ValueError for images that are not RGB, or whose sides f does not divide."""
         height, width, channels = image_shape
         factor = self.architecture.factor
         if channels != 3 or height % factor or width % factor:
@@ -205,9 +203,7 @@ def _fetched(name: str) -> Path:
 
 
 def load(path: Path, architecture: Architecture) -> Any:
-    """The network in eval mode on the CPU, float32; ValueError where it is damaged, or differs from `architecture` in
-    more than its width.
-    """
+    """The network in eval mode on the CPU, float32; ValueError where it is damaged, or more than its width differs."""
     from diffusers import AutoencoderKL
 
     weights = _weights(path)

@@ -63,8 +63,8 @@ class Encoder:
 
     @torch.no_grad()
     def tokens(self, images: Tensor) -> Tensor:
-        """Images uint8 (B, H, W, 3), or grey (B, H, W, 1) repeated, else ValueError -> tokens float32 (B, (side /
-        patch)^2, features).
+        """Images uint8 (B, H, W, 3), or grey (B, H, W, 1) -> tokens float32 (B, (side / patch)^2, features), or
+        ValueError.
         """
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[3] not in (1, 3):
             raise ValueError(f"pictures must be uint8 (B, H, W, 1 or 3), got {images.dtype} {tuple(images.shape)}")

@@ -19,11 +19,7 @@ from facm.runtime import files, foreign
 
 
 def statistics(measured: dict[str, Tensor], how: str, given: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """`mean` and `std`, float32 (C,), from the latents' own (`measured`) or `given` ones; `how`: channel | one | none |
-    given.
-
-    Raises ValueError for given statistics of other channels.
-    """
+    """`mean` and `std`, float32 (C,), by `how` (see above); ValueError for given ones of other channels."""
     mean, std = measured["mean"], measured["std"]
     if how == "none":
         return {"mean": torch.zeros_like(mean), "std": torch.ones_like(std)}

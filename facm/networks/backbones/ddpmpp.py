@@ -94,9 +94,7 @@ class DDPMpp(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, y: Tensor | None = None, r: Tensor | None = None, key: Tensor | None = None
     ) -> Tensor:
-        """Velocity (B, C, S, S) at (x, t); arguments and errors as `Transformer.forward`'s, t (B,) in [0, 2] or a
-        preconditioning's c_noise.
-        """
+        """Velocity (B, C, S, S) at (x, t), as `Transformer.forward`; t (B,) may be a preconditioning's c_noise."""
         embedding, skips = self.embed(t, y, r), list[Tensor]()
         for layer in self.enc.values():
             x = layer(x, embedding, key) if isinstance(layer, Block) else layer(x).to(embedding.dtype)
@@ -231,11 +229,7 @@ class Block(nn.Module):
 
 
 class Convolution(nn.Conv2d):
-    """A convolution that keeps the sides, after a constant filter that halves or doubles them (Conv2d of NVlabs/edm).
-
-    Attributes:
-        gain: of the initial weights.
-    """
+    """A convolution that keeps the sides, after a filter that halves or doubles them (Conv2d of NVlabs/edm)."""
 
     resample_filter: Tensor | None  # (1, 1, n, n) of sum 1, a buffer; None where the sides stay
 
@@ -247,7 +241,7 @@ class Convolution(nn.Conv2d):
         *,
         resample: str | None = None,
         taps: Sequence[float] = (1, 1),
-        gain: float = 1.0,
+        gain: float = 1.0,  # of the initial weights
     ) -> None:
         super().__init__(c_in, c_out, kernel, padding=kernel // 2)
         self.resample, self.gain, self.inset = resample, gain, (len(taps) - 1) // 2

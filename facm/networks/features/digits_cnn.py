@@ -56,9 +56,8 @@ class DigitsCNN(nn.Module):
 
     @classmethod
     def create(cls, train: Images, seed: int) -> "DigitsCNN":
-        """Train on a train split, on one CPU thread: the same seed gives the same weights.
-
-        Raises ValueError for images that are not 8x8x1 in 10 classes.
+        """Train on one CPU thread: the same seed gives the same weights. ValueError unless images are 8x8x1 in 10
+        classes.
         """
         if train.images.shape[1:] != (SIDE, SIDE, 1) or train.labels is None or train.num_classes != CLASSES:
             raise ValueError(
@@ -83,9 +82,7 @@ class DigitsCNN(nn.Module):
 
     @classmethod
     def load(cls, path: Path) -> "DigitsCNN":
-        """From a safetensors file; FileNotFoundError, ValueError (damaged) or RuntimeError (weights of another
-        network).
-        """
+        """From a safetensors file; FileNotFoundError, ValueError (damaged), RuntimeError (other weights)."""
         network = cls()
         network.load_state_dict(load_tensors(path, f"remove {path.parent} and run `dvc repro`"))
         return network.eval().requires_grad_(False)

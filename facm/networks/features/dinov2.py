@@ -39,9 +39,7 @@ class DINOv2:
     exact: ClassVar[None] = None
 
     def __init__(self, path: Path):
-        """From the file FILE; ValueError where it is damaged or more than tensors, RuntimeError for another network's
-        weights.
-        """
+        """From the file FILE; ValueError where it is damaged or more than tensors, RuntimeError for other weights."""
         stored = foreign.read(path)
         stored.pop("mask_token", None)  # of training only
         stored["pos_embed"] = resized(stored["pos_embed"])
@@ -56,9 +54,7 @@ class DINOv2:
 
     @classmethod
     def load(cls, path: Path) -> "DINOv2":
-        """With the pinned weights, if `path` was saved with the same ones; raises as `weights.check` and
-        `weights.find`.
-        """
+        """With the pinned weights, if `path` was saved with them; raises as `weights.check` and `weights.find`."""
         weights.check(path, "DINOv2", SHA256)
         return cls(find_weights())
 

@@ -49,9 +49,7 @@ class Inception:
 
     @classmethod
     def load(cls, path: Path) -> "Inception":
-        """With the pinned weights, if `path` was saved with the same ones; raises as `weights.check` and
-        `weights.find`.
-        """
+        """With the pinned weights, if `path` was saved with them; raises as `weights.check` and `weights.find`."""
         weights.check(path, "Inception", SHA256)
         return cls(find_weights())
 

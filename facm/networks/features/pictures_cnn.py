@@ -103,9 +103,7 @@ class PicturesCNN(nn.Module):
 
     @classmethod
     def load(cls, path: Path) -> "PicturesCNN":
-        """From a safetensors file; FileNotFoundError, ValueError (damaged) or RuntimeError (weights of another
-        network).
-        """
+        """From a safetensors file; FileNotFoundError, ValueError (damaged), RuntimeError (other weights)."""
         weights = load_tensors(path, f"remove {path.parent} and run `dvc repro`")
         network = cls(len(weights["head.bias"]), weights["stem.weight"].shape[-1] // 2)
         network.load_state_dict(weights)

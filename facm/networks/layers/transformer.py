@@ -199,10 +199,7 @@ class Transformer(nn.Module):
 
 
 class AdaLNTransformer(Transformer):
-    """The transformer of DiT and SiT: LayerNorm, GELU, fixed position embeddings, every other switch off.
-
-    Arguments and errors: see `Transformer`.
-    """
+    """The transformer of DiT and SiT, as `Transformer`: LayerNorm, GELU, fixed positions, other switches off."""
 
     def __init__(
         self,

@@ -15,9 +15,7 @@ OUTPUTS, INDEX = "outputs", "outputs.json"
 
 
 def offer(folder: Path, outputs: list[str]) -> bool:
-    """Copy a stage's outputs, paths relative to the current folder, into the folder of its run; returns whether they
-    are all there.
-    """
+    """Copy a stage's outputs into the folder of its run; returns whether they are all there."""
     paths = [Path(path) for path in outputs]
     if not paths or not all(path.exists() for path in paths):
         return False

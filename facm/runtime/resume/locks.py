@@ -25,11 +25,7 @@ PROCESS = secrets.token_hex(8)  # of this process: in containers that share a fo
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that took a run's lock last.
-
-    Attributes:
-        pid, host: of the process; process: what those of other machines and containers do not have.
-    """
+    """The process that took a run's lock last; `process` is what those of other machines and containers do not have."""
 
     ordinal: int = 0  # number of this run among its stage's: unlike a time, it does not depend on a clock
     pid: int | None = None
