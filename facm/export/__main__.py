@@ -55,17 +55,9 @@ def main() -> None:
     parser.add_argument("--vae", help="where the codec's weights are, if not where the checkpoint's config.json says")
     parser.add_argument("--name", help="title of the model card; default: the last part of --out")
     parser.add_argument("--license", default=LICENSE, help=f"of the weights, an identifier of the hub ({LICENSE})")
-    arguments = parser.parse_args()
+    arguments = vars(parser.parse_args())
     try:
-        export(
-            Path(arguments.folder),
-            Path(arguments.out),
-            onnx=arguments.onnx,
-            sigma_rel=arguments.sigma_rel,
-            vae=arguments.vae,
-            name=arguments.name,
-            license=arguments.license,
-        )
+        export(Path(arguments.pop("folder")), Path(arguments.pop("out")), **arguments)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
 
@@ -97,13 +89,7 @@ def export(
 
 
 def _write(
-    folder: Path,
-    generator: Generator,
-    known: Provenance,
-    onnx: bool,
-    sigma_rel: float | None,
-    name: str,
-    license: str,
+    folder: Path, generator: Generator, known: Provenance, onnx: bool, sigma_rel: float | None, name: str, license: str
 ) -> None:
     config, network = generator.config, generator.network
     autoencoder = getattr(generator.codec, "network", None)

@@ -131,27 +131,20 @@ class Reference:
 
 def build(
     folder: str | Path,
-    train: Images | None,
-    heldout: Images | None,
+    train: Images | None,  # the split that samples are measured against; without one there are no ends
+    heldout: Images | None,  # the split that sets `floor`, what a perfect generator may reach
     *,
     features: str,
     seed: int,
-    num: int,
+    num: int,  # images in the scores `class_mean` (without classes `pixel_mean`, of points the mean point) and `noise`
     also: Sequence[str] = (),
     archive: Archive | None = None,
-    kid_subsets: int = KID_SUBSETS,
-    copies: bool = False,
+    kid_subsets: int = KID_SUBSETS,  # subsets of KID
+    copies: bool = False,  # whether samples will be searched for copies
 ) -> dict[str, Any]:
     """Write data/reference and return its metrics: what held-out images score, and the ends of the scale.
 
     All ranks must call it; rank 0 writes and has the scores. Other arguments: see `Reference.of`.
-
-    Args:
-        train: the split that samples are measured against; without one there are no ends.
-        heldout: the split that sets `floor`, what a perfect generator may reach.
-        num: images in the scores `class_mean` (without classes `pixel_mean`, of points the mean point) and `noise`.
-        kid_subsets: subsets of KID.
-        copies: whether samples will be searched for copies.
 
     Raises:
         ValueError: the feature network does not fit the data, or the published reference the network; copies of images

@@ -173,11 +173,7 @@ def kernel_distance(features_1: Tensor, features_2: Tensor, *, subsets: int = 10
 
 def precision_recall(samples: Tensor, real: Tensor) -> tuple[float, float]:
     """Fraction of samples (N, D) among real features (M, D), and of real ones among samples; k = 3 neighbours."""
-    from torch_fidelity.metric_prc import (
-        KEY_METRIC_PRECISION,
-        KEY_METRIC_RECALL,
-        prc_features_to_metric,
-    )
+    from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
     metric = prc_features_to_metric(
         samples.to(dist.device(), torch.float64),

@@ -77,21 +77,16 @@ class Autoencoder:
     def __init__(
         self,
         vae: str,
-        vae_sha256: str | None = None,
-        posterior: str = "sample",
-        seed: int = 0,
-        rounding: str = "round",
-        network: Any = None,
+        vae_sha256: str | None = None,  # of the weights' file; None: any
+        posterior: str = "sample",  # sample | mode, what of the posterior a latent is
+        seed: int = 0,  # of the posterior's noise
+        rounding: str = "round",  # round | floor, of decoded levels
+        network: Any = None,  # an AutoencoderKL that is loaded already, in place of `vae`; it stays on its device
     ):
         """Load the network.
 
         Args:
             vae: folder, hub name or file of the weights; a path is looked for here, then under the repository's root.
-            vae_sha256: of the weights' file; None: any.
-            posterior: sample | mode, what of the posterior a latent is.
-            seed: of the posterior's noise.
-            rounding: round | floor, of decoded levels.
-            network: an AutoencoderKL that is loaded already, in place of `vae`; it stays on its device.
 
         Raises:
             FileNotFoundError: no such weights.

@@ -36,11 +36,11 @@ from facm.runtime.prefetch import ahead
 def write(
     folder: str | Path,
     images: Images,
-    codec: Codec,
+    codec: Codec,  # encodes `batch_size` images at once, which does not change the result
     *,
-    flip: bool,
-    shard_size: int,
-    dataset_name: str,
+    flip: bool,  # also store the latents of the mirrored images
+    shard_size: int,  # images per shard
+    dataset_name: str,  # dataset_name, fingerprint, skipped: recorded
     fingerprint: str,
     batch_size: int,
     skipped: Mapping[str, str] | None = None,
@@ -50,10 +50,6 @@ def write(
     """Encode a split into a folder of shards, which the ranks share; an earlier set in it is removed.
 
     Args:
-        codec: encodes `batch_size` images at once, which does not change the result.
-        flip: also store the latents of the mirrored images.
-        shard_size: images per shard.
-        dataset_name, fingerprint, skipped: recorded.
         unfinished: where shards lie until all are done, and are found again after a kill; None: in `folder` at once. It
             must be the same set's: only the bytes of a shard are checked.
         normalise: from the measured mean and std to those that are recorded (facm/data/latents/statistics.py).

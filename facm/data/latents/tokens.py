@@ -38,7 +38,7 @@ class Encoder(Protocol):
 
 def write(
     folder: str | Path,
-    pictures: Callable[[range], Tensor],
+    pictures: Callable[[range], Tensor],  # numbers -> uint8 (n, H, W, C), `num` in all
     num: int,
     encoder: Encoder,
     *,
@@ -51,9 +51,6 @@ def write(
     """Encode a split into shards, which the ranks share; the latents of the same images lie beside them.
 
     Earlier tokens in `folder` are removed. Flip, shard_size, batch_size, fingerprint and unfinished: see `store.write`.
-
-    Args:
-        pictures: numbers -> uint8 (n, H, W, C), `num` in all.
     """
     folder = Path(folder)
     if dist.is_main():

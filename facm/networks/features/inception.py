@@ -34,9 +34,7 @@ class Inception:
     exact: ClassVar[None] = None
 
     def __init__(self, path: Path):
-        from torch_fidelity.feature_extractor_inceptionv3 import (
-            FeatureExtractorInceptionV3,
-        )
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         self.network = FeatureExtractorInceptionV3(
             "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
