@@ -69,7 +69,7 @@ class Space:
 
 
 def load_format(name: str) -> Format:
-    """The source format; ValueError for an unknown name."""
+    """The source format; raises ValueError for an unknown name."""
     refuse_unknown([name], FORMATS, "--from (in params.yaml: imported.format)")
     made: Format = getattr(import_module(f"{__name__}.{name}"), FORMATS[name])()
     return made

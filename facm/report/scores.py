@@ -47,7 +47,7 @@ def section(groups: Sequence[Group], view: View) -> Html:
     words += [told for group in groups for run in group.runs if (told := run.apart) and told not in words]
     floors = {str(run.result.get("floor")) for group in groups for run in group.runs}
     if len(floors) > 1:
-        words.append("The statistics of these runs differ: their distances do not compare.")
+        words.append("The yardsticks of these runs differ: their distances do not compare.")
     return join(
         table(["", *columns], rows, "The ends of the scale, the teacher, the student"),
         tag("p", " ".join(words)),

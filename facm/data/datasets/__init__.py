@@ -42,27 +42,40 @@ class Survey:
     """What looking at every file of a dataset showed.
 
     Attributes:
+        fingerprint: sha256 over names and bytes.
+        names: per split, the usable files, relative to the dataset's folder.
+        classes: their names, in order; none: no classes.
+        sides: (H, W) of the pictures.
+        skipped: reason by name, of the files that cannot be used.
         labels: per split, class numbers of `names`; empty without classes.
+        warnings: what is usable and yet may not be meant, a sentence each.
     """
 
-    fingerprint: str  # sha256 over names and bytes
-    names: dict[str, tuple[str, ...]]  # per split, the usable files, relative to the dataset's folder
-    classes: tuple[str, ...]  # their names, in order; none: no classes
-    sides: tuple[int, int]  # (H, W) of the pictures
-    skipped: dict[str, str]  # reason by name, of the files that cannot be used
+    fingerprint: str
+    names: dict[str, tuple[str, ...]]
+    classes: tuple[str, ...]
+    sides: tuple[int, int]
+    skipped: dict[str, str]
     labels: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()  # what is usable and yet may not be meant, a sentence each
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Admitted:
-    """A dataset whose fingerprint is the pinned one."""
+    """A dataset whose fingerprint is the pinned one.
 
-    dataset: Any  # of the class in DATASETS
-    fingerprint: str  # of its content
-    skipped: dict[str, str] = field(default_factory=dict)  # reason by name, of files that were left out
+    Attributes:
+        dataset: of the class in DATASETS.
+        fingerprint: of its content.
+        skipped: reason by name, of files that were left out.
+    """
+
+    dataset: Any
+    fingerprint: str
+    skipped: dict[str, str] = field(default_factory=dict)
 
     def load(self, split: str) -> Images:
+        """One split."""
         images: Images = self.dataset.load(split)
         return images
 

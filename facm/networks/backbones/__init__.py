@@ -48,9 +48,10 @@ def build(
     """Make a network with fresh weights.
 
     Args:
+        name: a key of BACKBONES.
         constants: the block `backbones.<name>`, see `resolve`; a constant that is left out has the class's default.
         shape: of one sample, (C, H, W) or (D,).
-        num_classes: the null label comes on top; 0: unconditional.
+        num_classes: number of classes, the null label comes on top; 0: unconditional.
         auxiliary: the network takes a second time r.
         dropout: probability of feature dropout.
 
@@ -143,6 +144,7 @@ def _is(value: Any, kind: Any) -> bool:
 
 
 def _described(kind: Any) -> str:
+    """What such a type is called."""
     if typing.get_origin(kind) is Sequence:
         return f"a list of {NAMED[typing.get_args(kind)[0]][1]}"
     return NAMED[kind][0]

@@ -28,12 +28,15 @@ class FeatureNetwork(Protocol):
     """What a feature network has.
 
     Attributes:
-        widths: of all that `look` gives: `features`, and where it has them `spatial` and `logits`.
+        name: its key in FEATURES.
+        seeded: its weights depend on a seed, so that a second, independent one can check the first.
+        batch: pictures that it takes at once; part of the result, since rounding may depend on it.
+        widths: of all that it sees in a picture: `features`, and where it has them `spatial` and `logits`.
     """
 
-    name: ClassVar[str]  # its key in FEATURES
-    seeded: ClassVar[bool]  # its weights depend on a seed, so that a second, independent one can check the first
-    batch: ClassVar[int]  # images that it takes at once; part of the result, since rounding may depend on it
+    name: ClassVar[str]
+    seeded: ClassVar[bool]
+    batch: ClassVar[int]
     widths: ClassVar[dict[str, int]]
 
     @classmethod
@@ -51,7 +54,7 @@ class FeatureNetwork(Protocol):
         """Pictures uint8 (N, H, W, C), or points float32 -> features float32 (N, D), on the CPU."""
 
     def look(self, images: Tensor) -> dict[str, Tensor]:
-        """The same -> float32 (N, width) each, on the CPU, by the names of `widths`."""
+        """The same -> all that it sees, float32 (N, width) each, on the CPU, by the names of `widths`."""
 
     def classify(self, features: Tensor) -> Tensor | None:
         """Features (N, D) of `extract` -> logits (N, classes) on the CPU; None where it knows other classes."""
@@ -65,7 +68,11 @@ class FeatureNetwork(Protocol):
 
 
 def network_class(name: str) -> type[FeatureNetwork]:
-    """The class of a key of FEATURES. Raises ValueError: unknown name."""
+    """The class of a key of FEATURES.
+
+    Raises:
+        ValueError: unknown name.
+    """
     refuse_unknown([name], FEATURES, "params.yaml, reference.features")
     network: type[FeatureNetwork] = getattr(import_module(f"{__name__}.{name}"), FEATURES[name])
     return network

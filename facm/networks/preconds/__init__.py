@@ -1,12 +1,12 @@
-"""Preconditionings: what makes a velocity F of a network G, one file each.
+"""Preconditionings: what stands between a network G and the velocity F, one file each.
 
-A new one is a file, a line here and a block `preconds.<name>` of params. Each makes of a backbone G a network F(x, t,
-y, r, key) -> velocity like x, by the equations in its file; `none` is the backbone itself. Else its weights bear the
-prefix `model.`, as EDMPrecond's do, so that the state dict of a published EDM loads strictly.
+A new one is a file, a line here and a block `preconds.<name>` of params. Each makes of a backbone G a network
+F(x, t, y, r, key) -> velocity like x, by the equations in its file; `none` is the backbone itself. Else its weights
+bear the prefix `model.`, as EDMPrecond's do, so that the state dict of a published EDM loads strictly.
 
 Physical time and condition are two things: coefficients depend on where x lies, t or, in the FM format, 2 - t; the
 condition c_noise alone tells the formats apart. Both are functions of the time argument in [0, 2], and the tangent goes
-through both. r, where there is one, is passed on as it is: no published network has one.
+through both. r, where there is one, is handed on as it is: no published network has one.
 """
 
 import inspect
@@ -26,11 +26,17 @@ GIVEN = ("self", "model", "mean", "std")
 def build(
     name: str, constants: Mapping[str, Any], model: nn.Module, *, mean: Sequence[float], std: Sequence[float]
 ) -> nn.Module:
-    """Make a velocity network of a backbone; a constant that is left out has its default.
+    """Make a velocity network of a backbone.
 
-    `mean` and `std`: per channel, of the latents before they were normalised.
+    Args:
+        name: a key of PRECONDS.
+        constants: the block `preconds.<name>`; a constant that is left out has its default.
+        model: the backbone G.
+        mean: per channel, of the latents before they were normalised.
+        std: likewise.
 
-    Raises ValueError: unknown name or constant, a value out of range, statistics that do not fit; it names the place.
+    Raises:
+        ValueError: unknown name or constant, a value out of range, statistics that do not fit; it names the place.
     """
     check(name, constants)
     precond = _of(name)
