@@ -1,4 +1,4 @@
-"""`python -m facm.generate data/student --labels 0-9 --nfe 2 --out digits.png`: pictures from a checkpoint.
+"""`python -m facm.generate data/student --labels 0-9 --nfe 2 --out digits.png`: images from a checkpoint.
 
 A sheet, an animation of the refinement, or arrays; from a folder, a repository or the hub, as `facm.load` takes them:
 
@@ -32,7 +32,7 @@ from facm.runtime.log import say
 PER_LABEL, NFE, BATCH = 8, 2, 256
 ENDINGS = (".png", ".npz", ".gif")
 FLOW = ("steps", "w", "t_low", "t_high", "shift")  # fields of the samplers that follow the flow
-SHEET = 5000  # pictures of a .png or .gif, at most
+SHEET = 5000  # images of a .png or .gif, at most
 ARRAYS = 10_000_000  # of a .npz
 STEPS = 10_000  # of a sampler, or its evaluations
 NUMBERS = 1_000_000  # in a list of labels or seeds
@@ -41,36 +41,22 @@ RANGE = re.compile(r" *([0-9]{1,30}) *(?:- *([0-9]{1,30}) *)?")  # \d would take
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be drawn, checked before it is.
-
-    Attributes:
-        generator: what draws.
-        rules: a sampler for each NFE.
-        y: (num,) labels of a row, None without classes.
-        num: pictures of one sampler and one seed.
-        seeds: of the noise.
-        columns: of a sheet.
-    """
+    """What is to be sampled, checked before it is."""
 
     generator: Generator
-    rules: list[Any]
-    y: Tensor | None
-    num: int
+    rules: list[Any]  # a sampler for each NFE
+    y: Tensor | None  # (num,) labels of a row, None without classes
+    num: int  # images of one sampler and one seed
     seeds: list[int]
-    columns: int
+    columns: int  # of a sheet
 
     @property
     def total(self) -> int:
-        """Pictures in all."""
         return len(self.rules) * len(self.seeds) * self.num
 
 
 def parse_labels(text: str, option: str = "--labels", largest: int = SEED) -> list[int]:
-    """ "0-3,7" -> [0, 1, 2, 3, 7].
-
-    Raises:
-        ValueError: anything else than numbers 0 .. `largest`, commas and rising ranges, or more than NUMBERS of them.
-    """
+    """ "0-3,7" -> [0, 1, 2, 3, 7]; ValueError, naming the option, for anything else, or more than NUMBERS of them."""
     ranges: list[range] = []
     for part in text.split(","):
         found = RANGE.fullmatch(part)
@@ -86,9 +72,9 @@ def parse_labels(text: str, option: str = "--labels", largest: int = SEED) -> li
 
 
 def main() -> None:
-    """Draw pictures from a checkpoint: a sheet (.png), an animation of the refinement (.gif), or arrays (.npz).
+    """Draw images from a checkpoint: a sheet (.png), an animation of the refinement (.gif), or arrays (.npz).
 
-    With several NFEs a sheet has a row for each, of the same noise. Arrays are arr_0 pictures and arr_1 labels, NFE by
+    With several NFEs a sheet has a row for each, of the same noise. Arrays are arr_0 images and arr_1 labels, NFE by
     NFE, in each seed by seed, in each label by label; they are written as they are drawn.
     """
     arguments = _parser().parse_args()
@@ -151,7 +137,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:
-    """Load the checkpoint and build every sampler; raises what cannot be drawn."""
+    """Load the checkpoint and build every sampler; raises for what cannot be sampled."""
     generator = facm.load(
         arguments.where, arguments.sigma_rel, path=arguments.path, rev=arguments.rev, vae=arguments.vae
     )
@@ -194,7 +180,7 @@ def _fields(arguments: argparse.Namespace, sampler: str) -> dict[str, Any]:
 
 
 def _draw(plan: Plan, out: Path) -> list[int]:
-    """Draw and write; returns the NFE that each sampler counted."""
+    """Sample and write; returns the NFE that each sampler counted."""
     if out.suffix == ".gif":
         (rule,) = plan.rules
         each = [frames.frames(plan.generator, rule, plan.y, plan.num, seed) for seed in plan.seeds]

@@ -35,7 +35,7 @@ def main() -> None:
         student[path.stem] = evaluate.score(images, labels, reference, **options, seed=noise_seed(params, nfe))
     if dist.is_main():
         teacher = {"teacher": baseline} if baseline else {}
-        key = evaluate.distance_key(reference.yardsticks[0].network.name, len(images))
+        key = evaluate.distance_key(reference.statistics[0].network.name, len(images))
         write(measured, teacher | ending(training, SAMPLES / NOT_FINITE), student, num=len(images), key=key)
     dist.teardown()
 

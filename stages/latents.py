@@ -7,7 +7,6 @@ from facm import check
 from facm.check import inputs
 from facm.data import codecs, datasets
 from facm.data.latents import encoder, statistics, store, tokens
-from facm.data.latents.adopt import adopt
 from facm.runtime import dist, params
 from facm.runtime.paths import located
 from facm.runtime.resume import Work, key
@@ -43,7 +42,7 @@ def write(p: params.Params, source: datasets.Admitted, codec: codecs.Codec, unfi
     options: dict[str, Any] = {"flip": p.latents.flip, "dataset_name": p.data.name, "fingerprint": source.fingerprint}
     given = None if p.latents.stats is None else statistics.pinned(located(p.latents.stats), p.latents.stats_sha256)
     if p.data.name in datasets.LATENTS:
-        adopt(OUT, source.dataset, codec, labels=p.latents.labels, **options)
+        store.adopt(OUT, source.dataset, codec, labels=p.latents.labels, **options)
         return
     asked, encoding = p.latents.tokens, None
     if asked.encoder is not None and asked.weights is not None and asked.sha256 is not None:

@@ -6,7 +6,7 @@ from facm import check
 from facm.report.page import page
 from facm.report.run import Run, Workspace, grouped
 from facm.runtime import dist
-from facm.runtime.files import whole
+from facm.runtime.files import atomic_write
 from facm.runtime.log import say
 
 OUT = Path("data/report.html")
@@ -21,7 +21,7 @@ def main() -> None:
     if dist.is_main():
         seen = (*SEEN, params.distill.teacher, params.report.curves, params.report.pictures)
         text = page(grouped([Run.of("this run", Workspace(within=seen))])).encode()
-        with whole(OUT) as file:
+        with atomic_write(OUT) as file:
             file.write(text)
         say(f"report: {OUT}, {len(text) / 1e6:.1f} MB")
     dist.teardown()

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from facm.runtime.files import whole
+from facm.runtime.files import atomic_write
 from studies.plan import FOLDER, Run
 
 OUT = FOLDER / "results"
@@ -21,7 +21,7 @@ def write(study: str, records: dict[str, dict[str, Any]], folder: Path = OUT) ->
     """Write them, a line each, by name."""
     folder.mkdir(exist_ok=True)
     lines = ",\n".join(json.dumps(records[name], sort_keys=True) for name in sorted(records))
-    with whole(folder / f"{study}.json") as file:
+    with atomic_write(folder / f"{study}.json") as file:
         file.write(f"[\n{lines}\n]\n".encode())
 
 

@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from facm.data.images.images import Images
 from facm.data.latents import store
 from facm.data.latents.statistics import statistics
 from facm.data.latents.store import LatentSet
+from facm.inference.samples import saving_arrays
 from facm.networks import checkpoint
 from facm.objectives.fm import FM
 from facm.runtime import params
@@ -179,3 +181,9 @@ def student(network: Any, method: str = "dual", keys: Tensor | None = None) -> S
 def truncate(path: Path, share: float = 0.5) -> None:
     """Cut a file off, as a full disk does."""
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+
+
+def save_arrays(path: str | Path, images: np.ndarray, labels: np.ndarray | None) -> None:
+    """Write an npz of images that are at hand, arr_0, and labels, arr_1, where there are any."""
+    with saving_arrays(path, len(images), labels) as take:
+        take(images)

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from miniature import ROOT, plain
+from miniature import ROOT, plain, save_arrays
 
-from facm.inference.samples import save_arrays
 from facm.networks.features.digits_cnn import DigitsCNN
 from facm.networks.features.exact_map import ExactMap
 from facm.report.run import Run, Workspace

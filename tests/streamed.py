@@ -73,9 +73,9 @@ def main(folder: Path, num: int) -> None:
         generator.draw_into(take, Consistency(), labels, num, seed=0, batch_size=BATCH, what="NFE 1")
     drawn_s, drawn_mib = time.perf_counter() - start, memory_mib("VmHWM") - before
     images, _ = load_samples(folder / "nfe1.npz")
-    yardstick = scores.Yardstick.of(Averages(), images)
-    assert yardstick.features is not None and len(yardstick.features) == num
-    assert yardstick.mu.shape == (48,) and tuple(images.shape) == (num, SIDE, SIDE, 3)
+    statistics = scores.ReferenceStatistics.of(Averages(), images)
+    assert statistics.features is not None and len(statistics.features) == num
+    assert statistics.mu.shape == (48,) and tuple(images.shape) == (num, SIDE, SIDE, 3)
     read_s, mib = time.perf_counter() - start - drawn_s, memory_mib("VmHWM") - before
     print(f"drawn {drawn_s:.1f} s {drawn_mib:.0f} MiB read {read_s:.1f} s {mib:.0f} MiB")
 

@@ -283,7 +283,7 @@ def test_the_exported_card_s_code_runs_as_it_stands(root: Path, tmp_path: Path) 
         assert told in card_text
 
 
-@pytest.mark.parametrize(("text", "written"), [("cc-by-4.0", "cc-by-4.0"), ("a: b", '"a: b"'), ("1.0", '"1.0"')])
+@pytest.mark.parametrize(("text", "written"), [("cc-by-4.0", "cc-by-4.0"), ("a: b", "'a: b'"), ("1.0", "'1.0'")])
 def test_the_front_matter_is_yaml(text: str, written: str, root: Path) -> None:
     whole = card.render(checkpoint.read_config(root / "data/student"), known(root), replace(EXPORTED, license=text))
     assert f"license: {written}\n" in whole and front(whole)["license"] == text

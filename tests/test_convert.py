@@ -20,11 +20,13 @@ from safetensors.torch import load_file, save_file
 import facm
 from facm import convert
 from facm.convert import __main__ as command
-from facm.convert import pickles, statistics, weights
-from facm.convert.pickles import ForeignError
+from facm.convert import weights
+from facm.convert.export import read_statistics
 from facm.data.codecs.sd_vae import SdVae
 from facm.data.codecs.va_vae import VaVae
 from facm.networks import checkpoint
+from facm.runtime import foreign
+from facm.runtime.foreign import ForeignError
 
 STUDENT = golden("expanded/student/")
 
@@ -388,9 +390,9 @@ def test_a_whole_module_is_read_as_its_tensors(tmp_path: Path) -> None:
     path, ran = tmp_path / "x.pkl", tmp_path / "ran"
     path.write_bytes(pickle.dumps({"ema": module, "evil": Evil(ran)}))
     with pytest.raises(ForeignError, match=r"x\.pkl holds more than .* \(it is a pickle of Python objects\)"):
-        pickles.read(path)
-    content = pickles.read(path, trust=True)
-    found = pickles.module_state(content["ema"])
+        foreign.read(path)
+    content = foreign.read(path, trust=True)
+    found = weights.module_state(content["ema"])
     assert found is not None and same(found, dict(module.state_dict())) and not ran.exists()
     assert content["evil"].name in ("posix.mkdir", "nt.mkdir") and content["evil"].arguments == (str(ran),)
 
@@ -420,7 +422,7 @@ class Writes(torch.nn.Module):
 def test_a_program_is_refused_trusted_or_not_and_does_not_run(trust: bool, tmp_path: Path) -> None:
     torch.jit.save(torch.jit.script(Writes(str(tmp_path / "ran"))), tmp_path / "x.pt")
     with pytest.raises(ForeignError, match=r"x\.pt is a TorchScript archive, whose code torch would run"):
-        pickles.read(tmp_path / "x.pt", trust=trust)
+        foreign.read(tmp_path / "x.pt", trust=trust)
     assert not (tmp_path / "ran").exists()
     torch.jit.load(tmp_path / "x.pt")
     assert (tmp_path / "ran").exists(), "torch would have run it"
@@ -433,7 +435,7 @@ def test_a_damaged_file_is_named(content: bytes, trust: bool, tmp_path: Path) ->
     pickled = content.startswith(b"\x80") and not trust
     told = "holds more than tensors" if pickled else "is damaged, or no checkpoint"
     with pytest.raises(ForeignError, match=rf"x\.pt {told}"):
-        pickles.read(tmp_path / "x.pt", trust=trust)
+        foreign.read(tmp_path / "x.pt", trust=trust)
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "pickle"])
@@ -452,7 +454,7 @@ def test_a_file_with_changed_bytes_is_read_or_refused_and_nothing_else_happens(k
         path.write_bytes(changed)
         for trust in (False, True):
             try:
-                weights.choose(pickles.read(path, trust=trust), path)
+                weights.choose(foreign.read(path, trust=trust), path)
             except ForeignError:
                 refused += 1
     assert refused > 60
@@ -468,7 +470,7 @@ def test_a_student_goes_to_the_authors_layout_and_back_bit_for_bit(case: str, ru
     told = run("out", "--to", "facm", "--out", "back.pt", "--stats", "stats.pt")
     content = torch.load("back.pt", weights_only=True)
     assert content.keys() == {"ema", "_extracted_from"} and same(content["ema"], theirs)
-    assert statistics.read(Path("stats.pt")) == statistics.read(Path("latents_stats.pt"))
+    assert read_statistics(Path("stats.pt")) == read_statistics(Path("latents_stats.pt"))
     assert "use_qknorm: True" in told and f"auxiliary_time_cond: {case == 'aux'}" in told
     first = Path("out/model.safetensors").read_bytes()
     run("back.pt", *FACM, "--kind", "student")

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from facm import convert
 from facm.convert import edm, repa, transformer
-from facm.convert.pickles import ForeignError
 from facm.convert.weights import Weights
 from facm.networks import backbones, checkpoint
 from facm.networks.checkpoint import Config
 from facm.networks.layers.blocks import sincos_positions
+from facm.runtime.foreign import ForeignError
 
 
 def converted(path: Path, format: str, *, trust: bool = False, **given: Any) -> tuple[nn.Module, Config]:

@@ -17,10 +17,10 @@ import facm
 from facm import check, convert
 from facm.check import inputs as foresight
 from facm.convert import settings
-from facm.convert.pickles import ForeignError
 from facm.export import folder as exported
 from facm.networks import backbones, checkpoint
 from facm.networks.checkpoint import CheckpointError, Config
+from facm.runtime.foreign import ForeignError
 from facm.runtime.params import ParamsError
 from stages import distill, import_teacher
 

@@ -11,10 +11,10 @@ from miniature import parsed, write_latents, write_params
 
 from facm import check, convert
 from facm.check import inputs as foresight
-from facm.convert.pickles import ForeignError
 from facm.data.latents import statistics
 from facm.data.latents.store import LatentSet
 from facm.networks import checkpoint
+from facm.runtime.foreign import ForeignError
 from facm.runtime.params import ParamsError
 from stages import distill, import_teacher, teacher
 from stages import latents as latents_stage

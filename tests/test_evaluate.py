@@ -15,7 +15,7 @@ from facm.data.images.images import Images
 from facm.metrics import scores as evaluate
 from facm.metrics.copies import Copies, nearest
 from facm.metrics.reference import Reference, build
-from facm.metrics.scores import Yardstick, distance_key, kernel_distance, precision_recall, score
+from facm.metrics.scores import ReferenceStatistics, distance_key, kernel_distance, precision_recall, score
 from facm.metrics.trivial_baselines import Ends
 
 
@@ -46,13 +46,13 @@ class Pixels:
 class Fake:
     """What `score` needs of a reference."""
 
-    yardsticks: Sequence[Yardstick]
+    statistics: Sequence[ReferenceStatistics]
     copies: Copies | None = None
 
 
 def fake(images: Tensor, *names: str) -> Fake:
     networks: list[Any] = [Pixels(name) for name in names]
-    return Fake([Yardstick.of(network, images) for network in networks], Copies.of(images))
+    return Fake([ReferenceStatistics.of(network, images) for network in networks], Copies.of(images))
 
 
 def random_pictures(num: int, seed: int = 0) -> Tensor:
@@ -87,7 +87,7 @@ def test_features_that_are_not_finite_are_told_by_network_and_picture() -> None:
     images = random_pictures(600).clamp(max=254)
     reference = fake(images, "pixels")
     broken: Any = Broken("broken")
-    reference = Fake([dataclasses.replace(reference.yardsticks[0], network=broken)], reference.copies)
+    reference = Fake([dataclasses.replace(reference.statistics[0], network=broken)], reference.copies)
     samples = images.clone()
     samples[[517, 599], 0, 0] = 255
     with pytest.raises(ValueError, match="'broken' are not finite for . pictures, the first of them number 517"):
@@ -184,7 +184,7 @@ def test_what_cannot_be_scored_is_refused() -> None:
     with pytest.raises(ValueError, match=r"labels must be \(60,\)"):
         score(images, torch.zeros(59, dtype=torch.int64), reference)
     with pytest.raises(ValueError, match="set evaluate.copies: false"):
-        score(images, None, Fake(reference.yardsticks))
+        score(images, None, Fake(reference.statistics))
 
 
 def test_nearest_neighbours_are_those_of_brute_force() -> None:

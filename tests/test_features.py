@@ -5,15 +5,52 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from facm.data import datasets
 from facm.data.images.images import Images
-from facm.metrics.scores import Yardstick
+from facm.metrics.scores import ReferenceStatistics
 from facm.networks import features
 from facm.networks.features import digits_cnn, inception
 from facm.networks.features.digits_cnn import DigitsCNN
 from facm.runtime import files
+
+
+def register() -> str:
+    """Register the network with torch-fidelity, so that its own `calculate_metrics` runs over it; returns the name.
+
+    The weights are given as `feature_extractor_weights_path`, inputs are datasets of uint8 (1, 8, 8).
+    """
+    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+    from torch_fidelity.registry import (
+        FEATURE_EXTRACTORS_REGISTRY,
+        register_feature_extractor,
+    )
+
+    class Extractor(FeatureExtractorBase):
+        def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str, **_: Any):
+            super().__init__(name, features_list)
+            self.network = DigitsCNN.load(Path(feature_extractor_weights_path))
+
+        @staticmethod
+        def get_provided_features_list() -> tuple[str, ...]:
+            return ("penultimate",)
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(metric: str) -> str:
+            return "penultimate"
+
+        @staticmethod
+        def can_be_compiled() -> bool:
+            return False
+
+        def forward(self, images: Tensor) -> tuple[Tensor]:
+            return (self.network.extract(images.permute(0, 2, 3, 1)),)
+
+    if DigitsCNN.name not in FEATURE_EXTRACTORS_REGISTRY:
+        register_feature_extractor(DigitsCNN.name, Extractor)
+    return DigitsCNN.name
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +104,7 @@ def test_features_and_logits_have_their_shapes_and_survive_saving(tmp_path: Path
     extracted, logits = network.extract(images), network.classify(network.extract(images))
     assert extracted.shape == (501, 32) and extracted.dtype == torch.float32 and logits.shape == (501, 10)
     assert torch.equal(loaded.extract(images), extracted) and torch.equal(loaded.classify(extracted), logits)
-    torch.testing.assert_close(logits, network(digits_cnn.pixels(images)))
+    torch.testing.assert_close(logits, network(digits_cnn.from_levels(images)))
     assert described["sha256"] == files.sha256(tmp_path / "network.safetensors")
 
 
@@ -120,7 +157,7 @@ def test_torch_fidelity_itself_measures_the_same_over_our_network(short: None, t
     theirs = torch_fidelity.calculate_metrics(
         input1=Channelled(one),
         input2=Channelled(two),
-        feature_extractor=digits_cnn.register(),
+        feature_extractor=register(),
         feature_extractor_weights_path=str(tmp_path / "network.safetensors"),
         fid=True,
         kid=True,
@@ -131,13 +168,13 @@ def test_torch_fidelity_itself_measures_the_same_over_our_network(short: None, t
         save_cpu_ram=True,
         verbose=False,
     )
-    yardstick, extracted = Yardstick.of(network, two), network.extract(one)
+    statistics, extracted = ReferenceStatistics.of(network, two), network.extract(one)
     # torch-fidelity averages the float32 features in float32, as it does KID's kernels, which are about 1
-    assert yardstick.distance(extracted) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
-    kid = kernel_distance(extracted, yardstick.features, subsets=3)
+    assert statistics.distance(extracted) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
+    kid = kernel_distance(extracted, statistics.features, subsets=3)
     assert kid == pytest.approx(theirs["kernel_inception_distance_mean"], abs=5e-7)
     expected = pytest.approx((theirs["precision"], theirs["recall"]), rel=1e-6)  # theirs are of float32
-    assert precision_recall(extracted, yardstick.features) == expected
+    assert precision_recall(extracted, statistics.features) == expected
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from facm.metrics import frechet
-from facm.metrics.frechet import Gathered, frechet_distance, statistics
+from facm.metrics.frechet import RunningMoments, frechet_distance, statistics
 
 
 def normal(num: int, width: int, seed: int = 0) -> Tensor:
@@ -15,7 +15,7 @@ def normal(num: int, width: int, seed: int = 0) -> Tensor:
 
 def gathered(features: Tensor, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Statistics of rows that come in parts of `size`."""
-    rows = Gathered()
+    rows = RunningMoments()
     for part in features.split(size):
         rows.add(part)
     return rows.statistics()

@@ -17,7 +17,7 @@ from facm.data.latents import store
 from facm.flow.noise import noise
 from facm.metrics.frechet import statistics
 from facm.metrics.reference import Reference, build
-from facm.metrics.scores import Yardstick, map_error, score
+from facm.metrics.scores import ReferenceStatistics, map_error, score
 from facm.networks.features.exact_map import ExactMap
 
 IDENTITY = 1.065  # map_rmse of x = mean + std x0 over 4096 points of seed 0: what a student that learns nothing has
@@ -177,7 +177,7 @@ def test_map_errors_are_root_mean_square_and_median_of_distances(network: ExactM
 
 def test_only_samples_that_are_a_map_of_their_noise_have_a_map_error(network: ExactMap, train: Images) -> None:
     points = train.images[::163]
-    reference = Reference((Yardstick.of(network, points),), None)
+    reference = Reference((ReferenceStatistics.of(network, points),), None)
     plain = score(points, None, reference, kid_subsets=1, copies=False)
     mapped = score(points, None, reference, kid_subsets=1, copies=False, seed=0)
     assert set(plain) == {"fd", "kid", "precision", "recall"}
@@ -190,11 +190,11 @@ def test_features_tell_apart_what_mean_and_covariance_do_not(network: ExactMap, 
     points = train.images[::7]
     gaussian = (network.mean + network.std * x0(0, 4096)).float()
     paired = points.sort(0).values
-    yardstick = Yardstick.of(network, train.images)
+    measured = ReferenceStatistics.of(network, train.images)
     assert network.extract(points).shape == (len(points), 14) and network.extract(points).dtype == torch.float32
-    floor = yardstick.distance(network.extract(points))
-    assert yardstick.distance(network.extract(gaussian)) > 100 * floor
-    assert yardstick.distance(network.extract(paired)) > 100 * floor
+    floor = measured.distance(network.extract(points))
+    assert measured.distance(network.extract(gaussian)) > 100 * floor
+    assert measured.distance(network.extract(paired)) > 100 * floor
     (mean, covariance), (mean_of_noise, covariance_of_noise) = statistics(points), statistics(gaussian)
     assert abs(mean - mean_of_noise).max() < 0.1 and abs(covariance - covariance_of_noise).max() < 0.15
 
@@ -210,7 +210,7 @@ def test_the_ends_of_the_scale_are_the_heldout_points_the_mean_point_and_the_ide
     assert metrics["noise"]["map_rmse"] == pytest.approx(IDENTITY, abs=0.1)
     assert metrics["floor"]["fd"] < 1e-6 < metrics["noise"]["fd"] < metrics["pixel_mean"]["fd"]
     opened = Reference.open(tmp_path)
-    assert opened.copies is None and opened.yardsticks[0].network.exact is not None
+    assert opened.copies is None and opened.statistics[0].network.exact is not None
     assert score(few.images, None, opened, kid_subsets=1, copies=False) == metrics["floor"]
 
 

@@ -73,7 +73,7 @@ def test_features_of_any_size_have_their_shape_and_survive_saving(
     assert torch.equal(loaded.extract(images), extracted) and network.look(images).keys() == PicturesCNN.widths.keys()
     logits = loaded.classify(extracted)
     assert logits is not None and logits.shape == (6, 3)
-    torch.testing.assert_close(logits, network(pictures_cnn.pixels(images)))
+    torch.testing.assert_close(logits, network(pictures_cnn.from_levels(images)))
     assert described["sha256"] == files.sha256(tmp_path / "network.safetensors")
 
 

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from facm.flow.derivative import total_derivative
 from facm.flow.dual import Dual
 from facm.networks import backbones
-from facm.networks.layers.blocks import FinalLayer, Modulation
-from facm.networks.layers.pixel_norm import pixel_norm
+from facm.networks.layers.blocks import FinalLayer, Modulation, pixel_norm
 from facm.training.passes import Plan, Question, prepare
 
 SIZES = {

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from miniature import MIXTURE, truncate, write_params
+from miniature import MIXTURE, save_arrays, truncate, write_params
 from PIL import Image
 
 import facm
@@ -14,7 +14,7 @@ from facm.data.datasets import mixture
 from facm.data.images.images import Images, kind
 from facm.data.latents.store import LatentSet
 from facm.inference import grid
-from facm.inference.samples import load_samples, save_arrays
+from facm.inference.samples import load_samples
 from facm.metrics.reference import Reference
 from facm.metrics.scores import map_error
 from stages import baseline, distill, evaluate, latents, reference, sample, teacher
@@ -74,7 +74,7 @@ def test_the_archive_holds_points_in_the_datas_units_and_the_error_is_theirs(mad
     student = facm.load("data/student")
     drawn = student.generate(None, num=6, nfe=1, seed=1)
     assert drawn.dtype == np.float32 and np.array_equal(points, drawn)
-    network = Reference.open("data/reference").yardsticks[0].network
+    network = Reference.open("data/reference").statistics[0].network
     scores = json.loads(Path("metrics/evaluate.json").read_text())["student"]["nfe1"]
     assert map_error(torch.from_numpy(drawn), network, 1) == {name: scores[name] for name in ("map_rmse", "map_median")}
     set_ = LatentSet.open("data/latents")

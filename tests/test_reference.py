@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import NETWORKS
-from miniature import SCRATCH, write_params
+from miniature import SCRATCH, save_arrays, write_params
 from test_precomputed import shard
 from torch import Tensor
 
@@ -17,7 +17,6 @@ import stages.reference
 from facm.data import datasets
 from facm.data.images.images import Images
 from facm.inference.generator import balanced_labels
-from facm.inference.samples import save_arrays
 from facm.metrics import extract, frechet
 from facm.metrics import scores as evaluate
 from facm.metrics.frechet import frechet_distance, statistics
@@ -187,7 +186,7 @@ def test_features_are_kept_of_the_first_samples_and_of_a_seeded_choice_of_the_re
     monkeypatch.setattr(evaluate, "KEPT", 20)
     train, samples = split(90), pictures(60, 2)
     reference = Reference.of(train, features="inception", seed=0)
-    features = reference.yardsticks[0].features
+    features = reference.statistics[0].features
     assert features is not None and features.shape == (20, 4)
     chosen = evaluate.chosen(90)
     assert torch.equal(features, NETWORKS["inception"]().extract(train.images)[chosen])

@@ -199,7 +199,9 @@ def gradients(plan: Plan, *, size: int = 6) -> dict[str, Tensor]:
         prepare(network(), plan), repa.Aligned(FM(), 0.5), target_velocity.data(), TimeSampler("uniform"), plan, null=3
     )
     step.gradients(batch.rows(share(size, dist.rank(), dist.world_size())), Progress(1, 2))
-    return {name: dist.whole(p.grad, everywhere=True) for name, p in step.student.passes.network.named_parameters()}
+    return {
+        name: dist.gather_full(p.grad, everywhere=True) for name, p in step.student.passes.network.named_parameters()
+    }
 
 
 @pytest.mark.parametrize(

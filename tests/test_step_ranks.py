@@ -74,7 +74,7 @@ def gradients(plan: Plan, dtype: torch.dtype) -> dict[str, Tensor]:
     )
     asked.gradients(mine, START)  # the second call proves that nothing is left over
     shares = asked.gradients(mine, START)
-    found = {name: dist.whole(p.grad, everywhere=True) for name, p in passes.network.named_parameters()}
+    found = {name: dist.gather_full(p.grad, everywhere=True) for name, p in passes.network.named_parameters()}
     return found | {"losses": torch.stack([shares["loss_fm"], shares["loss_cm"]])}
 
 

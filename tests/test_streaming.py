@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from miniature import save_arrays
 
-from facm.inference.samples import load_samples, save_arrays, saving_arrays
+from facm.inference.samples import load_samples, saving_arrays
 
 NUM, BOUND_MIB = 3000, 400  # 563 MiB of pictures; measured: 274
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from miniature import truncate
+from miniature import save_arrays, truncate
 from PIL import Image
 
 from facm import table
 from facm.inference import grid
-from facm.inference.samples import load_samples, save_arrays, saving_samples
+from facm.inference.samples import load_samples, saving_samples
 
 RESULT = {
     "features": "digits_cnn",

@@ -19,8 +19,7 @@ from miniature import truncate
 
 import facm.flow.path
 import facm.runtime.log
-from facm.runtime import files
-from facm.runtime import resume as work
+from facm.runtime import files, foreign, resume
 from facm.runtime.resume import Busy, Work, handover, locks
 from facm.runtime.resume.unfinished import look
 
@@ -300,7 +299,7 @@ def test_success_removes_the_folder(tmp_path: Path) -> None:
 
 def test_where_dvc_has_died_the_folder_of_a_finished_run_is_kept(tmp_path: Path, monkeypatch) -> None:
     unfinished = saved(tmp_path, 1)
-    monkeypatch.setattr(work.os, "getppid", lambda: 1)
+    monkeypatch.setattr(resume.os, "getppid", lambda: 1)
     assert not unfinished.orphaned, "not started by DVC: a shell may be closed"
     monkeypatch.setenv("DVC_STAGE", "teacher")
     assert unfinished.orphaned
@@ -339,7 +338,7 @@ def begun(folder: Path, *keys: str) -> None:
 
 
 def test_the_three_latest_unfinished_runs_of_a_stage_are_kept_whatever_the_clock(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(work, "KEEP_S", 0)
+    monkeypatch.setattr(resume, "KEEP_S", 0)
     begun(tmp_path, "old0", "old1", "old2", "old3", "old1", "old4")
     Work("distill", "mine", tmp_path).close()
     Work("teacher", "new", tmp_path).close()
@@ -348,14 +347,14 @@ def test_the_three_latest_unfinished_runs_of_a_stage_are_kept_whatever_the_clock
 
 
 def test_a_stage_with_large_work_keeps_fewer(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(work, "KEEP_S", 0)
+    monkeypatch.setattr(resume, "KEEP_S", 0)
     begun(tmp_path, "old0", "old1", "old2")
     Work("teacher", "new", tmp_path, keep=1).close()
     assert sorted(folder.name for folder in (tmp_path / ".work").iterdir()) == ["teacher-new", "teacher-old2"]
 
 
 def test_a_locked_run_is_never_pruned(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(work, "KEEP_S", 0)
+    monkeypatch.setattr(resume, "KEEP_S", 0)
     running = Work("teacher", "running", tmp_path)
     begun(tmp_path, "old1", "old2", "old3", "old4", "old5")
     Work("teacher", "new", tmp_path).close()
@@ -383,7 +382,7 @@ def test_only_what_is_forgotten_goes_by_itself_and_that_is_told(tmp_path: Path, 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become another user")
 def test_another_users_run_is_left_alone_and_told(monkeypatch) -> None:
-    monkeypatch.setattr(work, "KEEP_S", 0)
+    monkeypatch.setattr(resume, "KEEP_S", 0)
     with tempfile.TemporaryDirectory() as name:  # pytest's own lie in a folder that others cannot enter
         folder = Path(name)
         os.chmod(folder, 0o755)
@@ -420,16 +419,16 @@ def test_the_key_follows_params_inputs_and_the_script(tmp_path: Path) -> None:
     script = tmp_path / "teacher.py"
     script.write_text("pass\n")
     params = {"teacher": {"steps": 3, "betas": [0.9, 0.95]}}
-    key = work.key(params, inputs(tmp_path), str(script))
-    assert key == work.key({"teacher": {"betas": [0.9, 0.95], "steps": 3}}, inputs(tmp_path)[::-1], str(script))
+    key = resume.key(params, inputs(tmp_path), str(script))
+    assert key == resume.key({"teacher": {"betas": [0.9, 0.95], "steps": 3}}, inputs(tmp_path)[::-1], str(script))
     assert len(key) == 16
     others = [
-        work.key({"teacher": {"steps": 4, "betas": [0.9, 0.95]}}, inputs(tmp_path), str(script)),
-        work.key(params, inputs(tmp_path, '{"num": 1}'), str(script)),
-        work.key(params, inputs(tmp_path)[:1], str(script)),
+        resume.key({"teacher": {"steps": 4, "betas": [0.9, 0.95]}}, inputs(tmp_path), str(script)),
+        resume.key(params, inputs(tmp_path, '{"num": 1}'), str(script)),
+        resume.key(params, inputs(tmp_path)[:1], str(script)),
     ]
     script.write_text("raise\n")
-    others.append(work.key(params, inputs(tmp_path), str(script)))
+    others.append(resume.key(params, inputs(tmp_path), str(script)))
     assert len({key, *others}) == 5
 
 
@@ -440,7 +439,7 @@ def test_the_key_follows_the_code_that_is_loaded_less_what_cannot_change_a_numbe
     module: types.ModuleType, matters: bool, tmp_path: Path, monkeypatch
 ) -> None:
     def key() -> str:
-        return work.key({}, [], __file__)
+        return resume.key({}, [], __file__)
 
     before, edited = key(), tmp_path / Path(module.__file__ or "").name
     edited.write_text(Path(module.__file__ or "").read_text() + "\n")
@@ -450,7 +449,7 @@ def test_the_key_follows_the_code_that_is_loaded_less_what_cannot_change_a_numbe
 
 def test_every_neutral_module_exists() -> None:
     root = Path(__file__).parents[1]
-    paths = [root.joinpath(*name.rstrip(".").split(".")) for name in work.NEUTRAL]
+    paths = [root.joinpath(*name.rstrip(".").split(".")) for name in resume.NEUTRAL]
     assert [path for path in paths if not (path.is_dir() or path.with_suffix(".py").is_file())] == []
 
 
@@ -519,7 +518,7 @@ def test_a_full_disk_leaves_the_file_before_and_nothing_else(name: str, tmp_path
 
 def test_a_foreign_file_of_tensors_is_read(tmp_path: Path) -> None:
     torch.save({"ema": {"w": torch.ones(2)}, "step": 3}, tmp_path / "x.pt")
-    read = files.load_foreign(tmp_path / "x.pt")
+    read = foreign.read(tmp_path / "x.pt")
     assert torch.equal(read["ema"]["w"], torch.ones(2)) and read["step"] == 3
 
 
@@ -535,14 +534,14 @@ def test_a_foreign_file_that_needs_more_is_refused_with_a_command_that_works(zip
     with pytest.raises(
         ValueError, match=r"x\.pt holds more than tensors and plain values \(unsupported GLOBAL "
     ) as caught:
-        files.load_foreign(path)
+        foreign.read(path)
     assert not ran.exists(), "the refused code was not run"
     assert "may run code hidden in it" in str(caught.value)
     torch.save({"state_dict": {"w": torch.ones(2)}, "args": argparse.Namespace(lr=1)}, path)
     with pytest.raises(ValueError, match="Namespace was not an allowed global") as caught:
-        files.load_foreign(path)
+        foreign.read(path)
     _, code, _ = str(caught.value).split('"')
-    code = code.replace("weights_only=False)", "weights_only=False)['state_dict']")
+    code = code.replace("trust=True)", "trust=True)['state_dict']")
     subprocess.run([sys.executable, "-c", code], check=True)
     assert torch.equal(files.load_tensors(tmp_path / "x.safetensors", "")["w"], torch.ones(2))
 
@@ -550,10 +549,10 @@ def test_a_foreign_file_that_needs_more_is_refused_with_a_command_that_works(zip
 @pytest.mark.parametrize("content", [b"", b"abcdefgh" * 9, b"PK\x03\x04"])
 def test_a_damaged_foreign_file_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.pt").write_bytes(content)
-    with pytest.raises(ValueError, match=r"x\.pt is damaged \(.+\): fetch it again"):
-        files.load_foreign(tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"x\.pt is damaged, or no checkpoint \(.+\): fetch it again"):
+        foreign.read(tmp_path / "x.pt")
     with pytest.raises(FileNotFoundError, match=r"y\.pt is missing"):
-        files.load_foreign(tmp_path / "y.pt")
+        foreign.read(tmp_path / "y.pt")
 
 
 @pytest.mark.parametrize(

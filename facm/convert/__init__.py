@@ -4,27 +4,26 @@
     python -m facm.convert data/student --to facm --out student.pt
 
 A converted network answers with the velocity v of x_t = (1 - t) x0 + t x1, t = 1 for data, whatever its authors'
-convention. A new format is a file and a line in FORMATS: a class with `codec`, `normalised` (whether its latents are
-normalised by statistics of their own file), `students` (whether it publishes few-step students), `settings` (which of
-its authors' settings it translates, see settings.py) and `read`.
+convention. A new format is a file and a line in FORMATS.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from facm import objectives
-from facm.convert import keys, layouts, pickles, settings, statistics, weights
-from facm.convert.found import Found
-from facm.convert.pickles import ForeignError
+from facm.convert import layouts, settings, weights
+from facm.convert.export import read_statistics
+from facm.convert.weights import Format, Found
 from facm.data import codecs
 from facm.networks import checkpoint
 from facm.networks.checkpoint import Config
-from facm.runtime import files
+from facm.runtime import files, foreign
+from facm.runtime.foreign import ForeignError
 from facm.runtime.names import refuse_unknown
 from facm.runtime.registry import Registry
 
@@ -39,56 +38,32 @@ FORMATS = Registry(
     edm="EDM",
 )
 
+TRUSTING = (
+    "add --trust-pickle (in params.yaml: imported.trust_pickle: true): its tensors are then read, with stand-ins for "
+    "all else, none of whose code is run"
+)
+
 UNTOLD = {"pixel_norm": False, "time_scale": 1.0}
 """Constants that change what a network computes and that no weight tells, as published networks have them; FACM's own
 may have had pixel_norm (its sCM needs an edit of the source)."""
 
 
-class Format(Protocol):
-    """What the class of a source format has."""
-
-    codec: str
-    normalised: bool
-    students: bool
-    settings: Mapping[str, tuple[Any, ...]]
-
-    def read(self, weights: weights.Weights, given: Mapping[str, Any], path: Path) -> Found:
-        """What the weights are; `given` are constants that the user knows. Raises ForeignError."""
-
-
 @dataclass(frozen=True)
 class Source:
-    """A foreign file, and how to read it.
-
-    Attributes:
-        path: the file.
-        format: a key of FORMATS.
-        which: ema (averaged weights) | model (raw ones).
-        profile: of several averages (FACM's training files) the one of this sigma_rel.
-        trust: read it although it holds more than tensors and plain values, see `pickles.read`.
-        kind: teacher | student.
-        sha256: of the file, where it is pinned: another content is refused before it is read.
-    """
+    """A foreign file, and how to read it."""
 
     path: Path
-    format: str
-    which: str = "ema"
-    profile: float = 0.2
-    trust: bool = False
-    kind: str = "teacher"
-    sha256: str | None = None
+    format: str  # a key of FORMATS
+    which: str = "ema"  # ema (averaged weights) | model (raw ones)
+    profile: float = 0.2  # of several averages (FACM's training files) the one of this sigma_rel
+    trust: bool = False  # read it although it holds more than tensors and plain values, see `foreign.read`
+    kind: str = "teacher"  # teacher | student
+    sha256: str | None = None  # pinned: another content is refused before it is read
 
 
 @dataclass(frozen=True)
 class Space:
-    """Where a network lives.
-
-    Attributes:
-        codec: key of facm.data.codecs.
-        mean: per channel, of the codec's output, which normalises it; empty: 0.
-        std: likewise; empty: 1.
-        options: what the codec is built with, as data/latents records it.
-    """
+    """Where a network lives: a codec, mean and std per channel of its output (empty: 0 and 1), and its options."""
 
     codec: str
     mean: list[float]
@@ -103,12 +78,7 @@ def load_format(name: str) -> Format:
 
 
 def space(format: str, *, codec: str | None = None, stats: Path | None = None) -> Space:
-    """The space of a format's latents.
-
-    Args:
-        format: a key of FORMATS.
-        codec: a key of facm.data.codecs; None: the format's.
-        stats: its latents_stats.pt.
+    """The space of a format's latents, of its own codec or another, with the statistics of a latents_stats.pt.
 
     Raises:
         ForeignError: statistics are needed and not given.
@@ -117,7 +87,7 @@ def space(format: str, *, codec: str | None = None, stats: Path | None = None) -
     known = load_format(format)
     refuse_unknown([codec or known.codec], codecs.CODECS, "--codec")
     if stats is not None:
-        return Space(codec or known.codec, *statistics.read(stats))
+        return Space(codec or known.codec, *read_statistics(stats))
     if known.normalised:
         raise ForeignError(
             f"'{format}' normalises its latents: give the latents_stats.pt that belongs to the checkpoint with --stats "
@@ -140,8 +110,6 @@ def convert(
     """Weights and description of a foreign checkpoint, ready for `checkpoint.save`.
 
     Args:
-        source: the file.
-        where: its space.
         given: constants of the backbone that shapes do not tell, or all of them; they win. `side`: pixels of a latent;
             `classes`: how many, see labels.py.
         expected: backbone and precond that it must have; None: any.
@@ -149,14 +117,14 @@ def convert(
     Raises:
         FileNotFoundError: there is no such file.
         ForeignError: it is another format, its settings cannot be translated or contradict what is given, or it does
-            not fit: every missing, unexpected and mis-shaped name is told.
+            not fit: the message has every missing, unexpected and mis-shaped name.
         ValueError: an unknown format, or constants that no network has.
     """
     known = load_format(source.format)
     if source.kind == "student" and not known.students:
         raise ForeignError(f"'{source.format}' publishes no few-step students: set --kind teacher")
     digest = _verified(source)
-    content = pickles.read(source.path, trust=source.trust)
+    content = foreign.read(source.path, trust=source.trust, trusting=TRUSTING)
     chosen = weights.choose(content, source.path, which=source.which, profile=source.profile)
     layouts.refuse_names(chosen.tensors, source.path)
     settings.refuse_other(chosen.settings, source.format, known.settings, source.path)
@@ -182,16 +150,11 @@ def convert(
     where = replace(where, mean=mean or [0.0] * channels, std=std or [1.0] * channels)
     config = _describe(source, digest, chosen, found, where)
     prefix = "" if found.precond == "none" else "model."  # of the network within a preconditioning
-    return keys.fit({prefix + name: tensor for name, tensor in found.weights.items()}, config, source.path), config
+    return weights.fit({prefix + name: tensor for name, tensor in found.weights.items()}, config, source.path), config
 
 
 def _verified(source: Source) -> str:
-    """sha256 of the file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ForeignError: it is not the pinned one.
-    """
+    """sha256 of the file, compared with the pinned one; raises FileNotFoundError, ForeignError."""
     layouts.refuse_path(source.path)
     files.refuse_no_file(source.path)
     digest = files.sha256(source.path)
@@ -204,7 +167,6 @@ def _verified(source: Source) -> str:
 
 
 def _describe(source: Source, digest: str, chosen: weights.Weights, found: Found, where: Space) -> Config:
-    """The config.json of a converted network."""
     objective = objectives.OBJECTIVES.load("facm" if source.kind == "student" else "fm")()
     told = {
         "source": source.path.name,

@@ -50,11 +50,7 @@ def main() -> None:
 
 
 def constant(text: str) -> tuple[str, Any]:
-    """ "heads=16" -> ("heads", 16): whole numbers, numbers, true, false, none, text; commas make a list.
-
-    Raises:
-        ValueError: no '='.
-    """
+    """ "heads=16" -> ("heads", 16): numbers, true, false, none, text; commas make a list; else ValueError."""
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise ValueError(f"--set {text!r}: write NAME=VALUE, such as heads=16")

@@ -1,7 +1,7 @@
 """DiT (Peebles & Xie 2023, arXiv 2212.09748; facebookresearch/DiT): a bare average, or {model, ema, opt, args}.
 
-It is asked at a discrete time k = 0 .. 999 (k = 0 is nearly data) and answers the noise epsilon, beside a variance
-(`learn_sigma`, read from the shapes; the network drops it). Precond `ddpm` makes of it the velocity at t:
+It predicts the noise epsilon at a discrete time k = 0 .. 999 (k = 0 is nearly data), beside a variance (`learn_sigma`,
+read from the shapes; the network drops it). Precond `ddpm` makes of it the velocity at t:
 
     t = sqrt(abar_k) / (sqrt(abar_k) + sqrt(1 - abar_k)),   x_k = (sqrt(abar_k) + sqrt(1 - abar_k)) x_t,
     v = x1_hat - eps,   x1_hat = (x_k - sqrt(1 - abar_k) eps) / sqrt(abar_k).
@@ -10,21 +10,17 @@ It is asked at a discrete time k = 0 .. 999 (k = 0 is nearly data) and answers t
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from facm.convert.found import Found
 from facm.convert.settings import PLAIN
 from facm.convert.transformer import describe
-from facm.convert.weights import Weights
+from facm.convert.weights import Format, Found, Weights
 
 
-class DiT:
-    """The format. Codec: SD-VAE f8d4, latents times 0.18215 and not normalised further."""
+class DiT(Format):
+    """Codec: SD-VAE f8d4, latents times 0.18215 and not normalised further."""
 
-    codec: ClassVar[str] = "sd_vae"
-    normalised: ClassVar[bool] = False
-    students: ClassVar[bool] = False
-    settings: ClassVar[dict[str, tuple[Any, ...]]] = PLAIN | {
+    settings = PLAIN | {
         "prediction": ("epsilon", "eps", "noise"),
         "noise_schedule": ("linear",),
         "predict_xstart": (False,),
@@ -33,5 +29,4 @@ class DiT:
     }
 
     def read(self, weights: Weights, given: Mapping[str, Any], path: Path) -> Found:
-        """What the weights are; `given` are constants that the user knows. Raises ForeignError."""
         return replace(describe("dit", weights.tensors, weights.settings, given, path), precond="ddpm")

@@ -1,35 +1,30 @@
 """EDM (Karras et al. 2022, arXiv 2206.00364; NVlabs/edm): a pickle whose `ema` is a whole EDMPrecond around a SongUNet.
 
-The pickle carries the source of its classes, which torch_utils/persistence.py would run; here they are stand-ins and
-only their tensors are read (`--trust-pickle`). A state dict of the same names (`model.enc...`) in a .pt or .safetensors
-file will do as well. Precond `edm` makes a velocity of the denoiser: v(x_t, t) = (D(x_t / t; (1 - t)/t) - x_t)/(1 - t).
-The layer for augmentation labels stays; it is fed zeros, as when EDM samples. Published networks with classes were
-trained without label dropout (`label_dropout` of the pickle's network), so that nothing guides them.
+The pickle carries the source of its classes, which torch_utils/persistence.py would run; only its tensors are read
+(`--trust-pickle`). A state dict of the same names (`model.enc...`) in a .pt or .safetensors file will do as well.
+Precond `edm` makes a velocity of the denoiser: v(x_t, t) = (D(x_t / t; (1 - t)/t) - x_t)/(1 - t). The layer for
+augmentation labels stays; it is fed zeros, as when EDM samples. Published networks with classes were trained without
+label dropout (`label_dropout` of the pickle's network), so that nothing guides them.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
-from facm.convert import keys, labels
-from facm.convert.found import Found
-from facm.convert.pickles import ForeignError
-from facm.convert.weights import Weights
+from facm.convert import labels
+from facm.convert.weights import Format, Found, Layout, Weights, is_plain, refuse_misshapen
+from facm.runtime.foreign import ForeignError
 
 
-class EDM:
-    """The format. Codec: identity, pixels in [-1, 1], not normalised further."""
+class EDM(Format):
+    """Codec: identity, pixels in [-1, 1], not normalised further."""
 
-    codec: ClassVar[str] = "identity"
-    normalised: ClassVar[bool] = False
-    students: ClassVar[bool] = False
-    settings: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    codec = "identity"
 
     def read(self, weights: Weights, given: Mapping[str, Any], path: Path) -> Found:
-        """What the weights are; `given` are constants that the user knows. Raises ForeignError."""
         kind = weights.attributes.get("class", "EDMPrecond")
         if kind != "EDMPrecond":
             raise ForeignError(f"{path} holds a {kind}: only EDMPrecond is known, not the VP, VE or iDDPM ones")
@@ -43,17 +38,13 @@ class EDM:
 def describe(
     tensors: Mapping[str, Tensor], given: Mapping[str, Any], path: Path
 ) -> tuple[dict[str, Any], tuple[int, int, int], int]:
-    """Constants of ddpmpp, shape (C, S, S) of a picture, and number of classes, as names and shapes tell them.
-
-    Raises:
-        ForeignError: not the weights of a SongUNet.
-    """
+    """Constants of ddpmpp, shape (C, S, S) of an image, and number of classes; ForeignError unless it is a SongUNet."""
     parts = [name.split(".") for name in tensors if name.startswith("enc.")]
     sides = sorted({int(part[1].split("x")[0]) for part in parts if part[1].split("x")[0].isdecimal()}, reverse=True)
     first = f"enc.{sides[0]}x{sides[0]}_conv.weight" if sides else ""
     if first not in tensors or "map_layer0.weight" not in tensors:
         raise ForeignError(f"{path} is not what --from says: it has {list(tensors)[:4]}, no enc.<S>x<S>_conv")
-    keys.refuse_misshapen(tensors, _layouts(tensors, first), path)
+    refuse_misshapen(tensors, _layouts(tensors, first), path)
     width, channels = tensors[first].shape[:2]
     blocks = {side: sorted({part[1] for part in parts if part[1].startswith(f"{side}x{side}_block")}) for side in sides}
 
@@ -91,12 +82,12 @@ def _drops_labels(weights: Weights) -> bool:
     return bool(weights.attributes.get("label_dropout") or weights.settings.get("label_dropout"))
 
 
-def _layouts(tensors: Mapping[str, Tensor], first: str) -> dict[str, keys.Layout]:
+def _layouts(tensors: Mapping[str, Tensor], first: str) -> dict[str, Layout]:
     """Axes of the weights from which sizes are read."""
-    ends: dict[str, keys.Layout] = {"conv0.weight": ("out", "in", "3", "3"), "affine.weight": ("out", "in")}
+    ends: dict[str, Layout] = {"conv0.weight": ("out", "in", "3", "3"), "affine.weight": ("out", "in")}
     ends["resample_filter"] = ("1", "1", "taps", "taps")
     linear = ("map_layer0.weight", "map_augment.weight", "map_label.weight")
-    layouts: dict[str, keys.Layout] = dict.fromkeys(linear, ("out", "in"))
+    layouts: dict[str, Layout] = dict.fromkeys(linear, ("out", "in"))
     layouts |= {name: axes for name in tensors for end, axes in ends.items() if name.endswith(f".{end}")}
     return layouts | {first: ("width", "channels", "3", "3")}
 
@@ -104,7 +95,7 @@ def _layouts(tensors: Mapping[str, Tensor], first: str) -> dict[str, keys.Layout
 def _taps(tensors: Mapping[str, Tensor], path: Path) -> list[int]:
     """The filter that halves the sides: whole numbers whose outer product, divided by its sum, is the buffer."""
     for name, tensor in tensors.items():
-        if name.endswith(".resample_filter") and keys.is_plain(tensor):
+        if name.endswith(".resample_filter") and is_plain(tensor):
             line = tensor.double().sum(dim=(0, 1, 2))
             if not (line / line[0]).isfinite().all():
                 raise ForeignError(f"{path} has {line.tolist()} in {name}, which is no filter: fetch it again")

@@ -9,23 +9,22 @@ from typing import Any
 
 import torch
 
-from facm.convert import statistics
-from facm.convert.pickles import ForeignError
 from facm.networks import checkpoint
 from facm.networks.checkpoint import Config
-from facm.runtime.files import whole
+from facm.runtime import foreign
+from facm.runtime.files import atomic_write
+from facm.runtime.foreign import ForeignError
 
 TARGETS = ("facm",)
+STATISTICS = ("mean", "std")
 
 
 def export(folder: Path, out: Path, *, sigma_rel: float | None = None, stats: Path | None = None) -> dict[str, Any]:
-    """Write the file, and beside it, where asked, latents_stats.pt.
+    """Write the file and, where asked, the latents_stats.pt that their code reads as cache/latents_stats.pt.
 
     Args:
         folder: checkpoint folder of a LightningDiT.
-        out: the .pt file.
         sigma_rel: post-hoc EMA length instead of the stored weights.
-        stats: where to write the statistics that their code reads as cache/latents_stats.pt.
 
     Returns:
         What their ldit/lightningdit.yaml must say, under `lightningdit`.
@@ -39,10 +38,10 @@ def export(folder: Path, out: Path, *, sigma_rel: float | None = None, stats: Pa
     network, _ = checkpoint.load(folder, sigma_rel)
     length = config.sigma_rel if sigma_rel is None else sigma_rel
     told = f"{config.kind} by {config.objective}, step {config.step}, sigma_rel {length}, sha256 {config.sha256}"
-    with whole(out) as file:
+    with atomic_write(out) as file:
         torch.save({"ema": {k: v.contiguous() for k, v in network.state_dict().items()}, "_extracted_from": told}, file)
     if stats is not None:
-        statistics.write(stats, config.mean, config.std)
+        write_statistics(stats, config.mean, config.std)
     return settings(config)
 
 
@@ -78,3 +77,42 @@ def _refuse_other(config: Config, folder: Path) -> None:
     broken = [rule for rule, holds in rules.items() if holds]
     if broken:
         raise ForeignError(f"{folder} cannot be given to the authors' code: {'; '.join(broken)}")
+
+
+def read_statistics(path: Path) -> tuple[list[float], list[float]]:
+    """Mean and std per channel of a `latents_stats.pt` of LightningDiT and FACM: {'mean', 'std'}, each (1, C, 1, 1).
+
+    They train on (z - mean) / std; the network means nothing without them. Raises FileNotFoundError, or ForeignError
+    where it holds something else, values that are not finite, or a std that is not above 0.
+    """
+    content = foreign.read(path)
+    if not isinstance(content, dict) or not set(STATISTICS) <= set(content):
+        raise ForeignError(f"{path} holds no 'mean' and 'std': it must be the latents_stats.pt of the checkpoint")
+    mean, std = (_numbers(content[name], name, path) for name in STATISTICS)
+    if len(mean) != len(std) or not mean or not all(torch.tensor(std) > 0):
+        raise ForeignError(f"{path}: {len(mean)} means, {len(std)} stds, which must be as many and above 0")
+    return mean, std
+
+
+def _numbers(value: Any, name: str, path: Path) -> list[float]:
+    """A flat list; raises ForeignError unless it is one number per channel, all of them finite, also in float32."""
+    try:
+        given = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise ForeignError(f"{path}: '{name}' is a {type(value).__name__}, not numbers: fetch it again") from None
+    if given.is_complex() or given.dtype == torch.bool or given.numel() != max(given.shape, default=1):
+        raise ForeignError(
+            f"{path}: '{name}' is {given.dtype} {tuple(given.shape)}, it must be a real number per channel: fetch it "
+            "again"
+        )
+    numbers = given.double().flatten()
+    if not numbers.float().isfinite().all():
+        raise ForeignError(f"{path}: '{name}' is not finite, {numbers.tolist()[:4]}: compute it again")
+    return [float(number) for number in numbers]
+
+
+def write_statistics(path: Path, mean: list[float], std: list[float]) -> None:
+    """The authors' file of these, float32 (1, C, 1, 1)."""
+    stats = {name: torch.tensor(values).view(1, -1, 1, 1) for name, values in zip(STATISTICS, (mean, std), strict=True)}
+    with atomic_write(path) as file:
+        torch.save(stats, file)

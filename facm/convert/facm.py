@@ -9,24 +9,22 @@ loss, serve training alone.
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from facm.convert.found import Found
 from facm.convert.lightningdit import SETTINGS, describe_all
 from facm.convert.transformer import without
-from facm.convert.weights import Weights
+from facm.convert.weights import Format, Found, Weights
 
 
-class FACM:
-    """The format. Codec and statistics: VA-VAE f16d32, each channel normalised by the authors' latents_stats.pt."""
+class FACM(Format):
+    """Codec and statistics: VA-VAE f16d32, each channel normalised by the authors' latents_stats.pt."""
 
-    codec: ClassVar[str] = "va_vae"
-    normalised: ClassVar[bool] = True
-    students: ClassVar[bool] = True
-    settings: ClassVar[dict[str, tuple[Any, ...]]] = SETTINGS
+    codec = "va_vae"
+    normalised = True
+    students = True
+    settings = SETTINGS
 
     def read(self, weights: Weights, given: Mapping[str, Any], path: Path) -> Found:
-        """What the weights are; `given` are constants that the user knows. Raises ForeignError."""
         tensors = without(weights.tensors, ("AdaLoss.",))
         found = describe_all(tensors, weights.settings, given, path)
         auxiliary = any(name.startswith("r_embedder.") for name in tensors)

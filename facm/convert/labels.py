@@ -1,7 +1,7 @@
 """How many classes a table of labels has, and whether one of its rows is the null label.
 
 The published code makes a row more than there are classes where labels are dropped in training, and none more where
-they are not (LabelEmbedder of DiT, SiT, LightningDiT). So the rows alone do not tell. What the file says decides, then
+they are not (LabelEmbedder of DiT, SiT, LightningDiT), so the rows alone do not tell. What the file says decides, then
 what the user or the dataset says; the 1001 rows of the published networks are ImageNet's 1000 classes and the null
 label; any other number is refused. REPA keeps the row with cfg_prob 0, and then never trains it.
 """
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facm.convert.pickles import ForeignError
 from facm.convert.settings import Settings
+from facm.runtime.foreign import ForeignError
 
 TABLE = "y_embedder.embedding_table.weight"
 PUBLISHED = 1001
@@ -28,8 +28,6 @@ def read(rows: int, given: Mapping[str, Any], settings: Settings, path: Path) ->
     Args:
         rows: of the table.
         given: `classes`, where it is known.
-        settings: of the file.
-        path: for messages.
 
     Raises:
         ForeignError: nothing tells the number, or the table has another.
@@ -62,7 +60,7 @@ def read(rows: int, given: Mapping[str, Any], settings: Settings, path: Path) ->
 
 
 def padded(weights: Mapping[str, Tensor], classes: int) -> dict[str, Tensor]:
-    """Weights whose table has a row for the null label, of zeros where it had none; it is never asked."""
+    """Weights whose table has a row for the null label, of zeros where it had none; it is never used."""
     table = weights.get(TABLE)
     if table is None or table.shape[0] != classes:
         return dict(weights)

@@ -1,11 +1,11 @@
-"""Layouts of checkpoints that are not read, told for what they are: in several files, diffusers', folders of tools."""
+"""Layouts of checkpoints that are not read, each refused by name: in several files, diffusers', folders of tools."""
 
 import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from facm.convert.pickles import ForeignError
+from facm.runtime.foreign import ForeignError
 
 SHARD = re.compile(r"-\d{5}-of-(\d{5})\.(?:safetensors|bin|pt|pth)$")
 DIFFUSERS = ("transformer_blocks.", "single_transformer_blocks.", "down_blocks.", "up_blocks.", "mid_block.")
@@ -20,12 +20,7 @@ MERGE = (
 
 
 def refuse_path(path: Path, place: str = "") -> None:
-    """Raise ForeignError where a file or folder is known not to be a whole checkpoint; a missing one is not looked at.
-
-    Args:
-        path: of the source.
-        place: what the message begins with.
-    """
+    """Raise ForeignError, which begins with `place`, for a path that is known to be no whole checkpoint."""
     if path.is_dir():
         names = sorted(file.name for file in path.iterdir())
         index = next((name for name in names if name.endswith(".index.json")), None)

@@ -7,15 +7,14 @@ the published files have; of a file without them the user must say whether the n
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
-from facm.convert.found import Found
-from facm.convert.pickles import ForeignError
 from facm.convert.settings import EITHER, SWITCHES, Settings
 from facm.convert.transformer import describe, refuse_other
-from facm.convert.weights import Weights
+from facm.convert.weights import Format, Found, Weights
+from facm.runtime.foreign import ForeignError
 
 SETTINGS: dict[str, tuple[Any, ...]] = {
     "path": ("Linear",),
@@ -25,16 +24,14 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
 }
 
 
-class LightningDiT:
-    """The format. Codec and statistics: VA-VAE f16d32, each channel normalised by the authors' latents_stats.pt."""
+class LightningDiT(Format):
+    """Codec and statistics: VA-VAE f16d32, each channel normalised by the authors' latents_stats.pt."""
 
-    codec: ClassVar[str] = "va_vae"
-    normalised: ClassVar[bool] = True
-    students: ClassVar[bool] = False
-    settings: ClassVar[dict[str, tuple[Any, ...]]] = SETTINGS
+    codec = "va_vae"
+    normalised = True
+    settings = SETTINGS
 
     def read(self, weights: Weights, given: Mapping[str, Any], path: Path) -> Found:
-        """What the weights are; `given` are constants that the user knows. Raises ForeignError."""
         return describe_all(weights.tensors, weights.settings, given, path)
 
 

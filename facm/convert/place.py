@@ -1,6 +1,6 @@
-"""A converted network in the teacher's place: it must be what params.yaml and data/latents say the teacher is.
+"""A converted network as the pipeline's teacher: it must be what params.yaml and data/latents say the teacher is.
 
-Which codec, and which of its weights, a network was trained on no file tells: those of data/latents are taken.
+No file tells which codec, and which of its weights, a network was trained on: those of data/latents are taken.
 """
 
 from dataclasses import replace
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from facm import convert
 from facm.convert import labels, layouts
-from facm.convert.pickles import ForeignError
 from facm.data.latents.store import LatentSet
 from facm.networks import checkpoint, preconds
 from facm.networks.checkpoint import Config
 from facm.runtime.files import refuse_no_file
+from facm.runtime.foreign import ForeignError
 from facm.runtime.params import Imported
 from facm.runtime.paths import located
 
@@ -28,15 +28,8 @@ def read(
 ) -> tuple[dict[str, Tensor], Config]:
     """The checkpoint that params.yaml names, converted; it needs no latents.
 
-    Args:
-        imported: the block of that name.
-        codec: key of facm.data.codecs.
-        backbone: name and constants that it must have.
-        precond: key of facm.networks.preconds that it must have.
-        classes: of the data, 0: none; None: not known yet.
-
-    Raises:
-        FileNotFoundError, ForeignError, ValueError: as `convert.space` and `convert.convert`.
+    It must have this backbone (name and constants) and precond. `classes` of the data: 0: none; None: not known yet.
+    Raises FileNotFoundError, ForeignError, ValueError as `convert.space` and `convert.convert`.
     """
     source = convert.Source(
         path=located(imported.source or ""),
@@ -57,14 +50,7 @@ def read(
 
 
 def refuse_other(config: Config, conditioning: str, precond: dict[str, Any], path: Path) -> None:
-    """Raise ForeignError where params.yaml says another conditioning, or other constants of the precond.
-
-    Args:
-        config: as `read` gives it.
-        conditioning: of params.yaml, teacher.conditioning.
-        precond: constants of the precond, of params.yaml.
-        path: of the source, for messages.
-    """
+    """Raise ForeignError where params.yaml has another conditioning, or other constants of the precond."""
     if conditioning != config.conditioning:
         cure = (
             "to have it know the FM format too, convert it with `python -m facm.convert`, fine-tune it for a few "
@@ -86,14 +72,7 @@ def refuse_other(config: Config, conditioning: str, precond: dict[str, Any], pat
 
 
 def place(config: Config, latents: LatentSet, conditioning: str, precond: dict[str, Any], path: Path) -> Config:
-    """The description under which a converted network is the pipeline's teacher.
-
-    Args:
-        config: as `convert` gives it.
-        latents: the pipeline's.
-        conditioning: of params.yaml, teacher.conditioning.
-        precond: constants of the precond, of params.yaml.
-        path: of the source, for messages.
+    """The description under which a converted network is the pipeline's teacher; arguments as `refuse_other`'s.
 
     Raises:
         ForeignError: as `refuse_other`.

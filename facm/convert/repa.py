@@ -1,38 +1,33 @@
 """REPA (Yu et al. 2025, arXiv 2410.06940; sihyun-yu/REPA): a bare average, or {model, ema, opt, args, steps}.
 
-Raw t in [0, 1] with t = 1 for noise, answers noise - data. Both go into the weights (`transformer.reverse_time`), so
-that nothing is left to do at run time. `projectors.*` serve pretraining alone and are dropped. Files from before a
-renaming call the blocks behind the aligned one `decoder_blocks.<j>`.
+Raw t in [0, 1] with t = 1 for noise, answers noise - data. Both go into the weights (`transformer.reverse_time`).
+`projectors.*` serve pretraining alone and are dropped. Files from before a renaming call the blocks behind the aligned
+one `decoder_blocks.<j>`.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
-from facm.convert.found import Found
 from facm.convert.settings import PLAIN
 from facm.convert.transformer import describe, number_of_blocks, reverse_time, without
-from facm.convert.weights import Weights
+from facm.convert.weights import Format, Found, Weights
 
 
-class REPA:
-    """The format. Codec: SD-VAE f8d4, latents times 0.18215 and not normalised further."""
+class REPA(Format):
+    """Codec: SD-VAE f8d4, latents times 0.18215 and not normalised further."""
 
-    codec: ClassVar[str] = "sd_vae"
-    normalised: ClassVar[bool] = False
-    students: ClassVar[bool] = False
-    settings: ClassVar[dict[str, tuple[Any, ...]]] = PLAIN | {
+    settings = PLAIN | {
         "path": ("linear",),
         "prediction": ("v",),
         "families": ("SiT",),
     }
 
     def read(self, weights: Weights, given: Mapping[str, Any], path: Path) -> Found:
-        """What the weights are; `given` are constants that the user knows. Raises ForeignError."""
         tensors = renamed(without(weights.tensors, ("projectors.",)))
         found = describe("repa", tensors, weights.settings, given, path)
         depth = min(8, found.constants["depth"])

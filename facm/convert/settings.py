@@ -2,8 +2,8 @@
 
 Names are those of willisma/SiT (path_type, prediction, model, num_classes), sihyun-yu/REPA (also cfg_prob, qk_norm),
 hustvl/LightningDiT (its yaml: transport.*, data.latent_norm, data.latent_multiplier, model.use_rope, ...) and
-facebookresearch/DiT. Every mapping of the file is looked through, at any depth; what bears no name of NAMES, such as a
-learning rate, does not change the network and is passed over.
+facebookresearch/DiT. Every mapping of the file is searched, at any depth; what bears no name of NAMES, such as a
+learning rate, does not change the network and is ignored.
 
 Which values a format translates stands in its class (`settings`); every other one is refused by name. SiT's GVP and VP
 paths, REPA's cosine and predictions of noise or score on any of them have no precond here that is exact: `ddpm` knows
@@ -19,8 +19,8 @@ from typing import Any
 
 from torch import Tensor
 
-from facm.convert.pickles import ForeignError, StandIn
 from facm.networks import backbones
+from facm.runtime.foreign import ForeignError, StandIn
 
 NAMES = {  # name in a file -> what it is called here
     "path_type": "path",
@@ -63,17 +63,11 @@ CURE = "if the settings are not the file's own, save its weights alone, as {'ema
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a file that are known.
+    """The settings of a file that are known; `found` by our names, a switch as the constant of the backbone."""
 
-    Attributes:
-        told: by their full names in the file, such as args.path_type.
-        found: by what they are called here; a switch is what the constant of the backbone is.
-        names: the full name of each of these.
-    """
-
-    told: dict[str, Any] = field(default_factory=dict)
+    told: dict[str, Any] = field(default_factory=dict)  # by their full names in the file, such as args.path_type
     found: dict[str, Any] = field(default_factory=dict)
-    names: dict[str, str] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)  # the full name of each of these
 
     def get(self, name: str) -> Any:
         """A setting, None where the file does not tell it."""
@@ -85,11 +79,7 @@ class Settings:
 
 
 def read(content: Mapping[Any, Any], path: Path) -> Settings:
-    """The settings of a file's content.
-
-    Raises:
-        ForeignError: one that is there twice, with two values, or is of a kind that it cannot be.
-    """
+    """The settings of a file's content; ForeignError for one that has two values, or a kind that it cannot be."""
     settings = Settings()
     entries = {name: value for name, value in content.items() if name not in OF_WEIGHTS or isinstance(value, str)}
     for name, value in _leaves(entries, "", set()):
@@ -106,14 +96,7 @@ def read(content: Mapping[Any, Any], path: Path) -> Settings:
 
 
 def refuse_other(settings: Settings, format: str, translated: Mapping[str, tuple[Any, ...]], path: Path) -> None:
-    """Raise ForeignError for settings of which a format makes nothing.
-
-    Args:
-        settings: of the file.
-        format: its name.
-        translated: values that it translates; `families` of its models' names.
-        path: for messages.
-    """
+    """Raise ForeignError for settings that the format does not translate; `families` are those of its models' names."""
     for name in CHOSEN:
         value, known = settings.get(name), translated.get(name, ())
         if value is not None and not any(value == one and type(value) is type(one) for one in known):
@@ -134,11 +117,7 @@ def refuse_other(settings: Settings, format: str, translated: Mapping[str, tuple
 def constants(
     settings: Settings, given: Mapping[str, Any], translated: Mapping[str, Any], path: Path
 ) -> dict[str, Any]:
-    """Constants that the user gives, and those that the file tells beside them.
-
-    Raises:
-        ForeignError: they contradict each other.
-    """
+    """Constants that the user gives, and those that the file tells; ForeignError where they contradict each other."""
     told = {name: settings.found[name] for name in SWITCHES if name in settings.found and translated[name] == EITHER}
     told |= dict.fromkeys(["classes"], settings.get("classes")) if "classes" in settings.found else {}
     names = {name: settings.named(name) for name in told}
@@ -166,11 +145,8 @@ def statistics(
     `latent_multiplier`.
 
     Args:
-        settings: of the file.
-        mean, std: of its statistics, per channel; empty: none.
+        mean, std: of the statistics, per channel; empty: none.
         scale: by which the codec multiplies the autoencoder's own.
-        channels: how many.
-        path: for messages.
 
     Raises:
         ForeignError: statistics that the file contradicts, or needs.

@@ -1,31 +1,26 @@
 """SiT (Ma et al. 2024, arXiv 2401.08740; willisma/SiT): a bare average, or {model, ema, opt, args}.
 
-Raw t in [0, 1], t = 1 for data, answers data - noise: our convention. The published files have 2C channels in their
-last layer, of which the first C are the velocity (`learn_sigma`, read from the shapes; the network drops the others).
+Raw t in [0, 1], t = 1 for data, answers data - noise: our convention. Of the 2C channels in the last layer of the
+published files the first C are the velocity (`learn_sigma`, read from the shapes; the network drops the others).
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from facm.convert.found import Found
 from facm.convert.settings import PLAIN
 from facm.convert.transformer import describe
-from facm.convert.weights import Weights
+from facm.convert.weights import Format, Found, Weights
 
 
-class SiT:
-    """The format. Codec: SD-VAE f8d4, latents times 0.18215 and not normalised further."""
+class SiT(Format):
+    """Codec: SD-VAE f8d4, latents times 0.18215 and not normalised further."""
 
-    codec: ClassVar[str] = "sd_vae"
-    normalised: ClassVar[bool] = False
-    students: ClassVar[bool] = False
-    settings: ClassVar[dict[str, tuple[Any, ...]]] = PLAIN | {
+    settings = PLAIN | {
         "path": ("Linear",),
         "prediction": ("velocity",),
         "families": ("SiT",),
     }
 
     def read(self, weights: Weights, given: Mapping[str, Any], path: Path) -> Found:
-        """What the weights are; `given` are constants that the user knows. Raises ForeignError."""
         return describe("sit", weights.tensors, weights.settings, given, path)

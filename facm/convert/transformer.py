@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facm.convert import keys, labels
-from facm.convert.found import Found
-from facm.convert.pickles import ForeignError
+from facm.convert import labels
 from facm.convert.settings import Settings
+from facm.convert.weights import Found, Layout, is_plain, refuse_misshapen
 from facm.networks.layers.transformer import WIDTHS
+from facm.runtime.foreign import ForeignError
 
 HEADS = {size["hidden"]: size["heads"] for size in WIDTHS.values()}  # of the published widths
 DEPTHS = {(size["hidden"], size["heads"]): size["depth"] for size in WIDTHS.values()}
 MAX_PERIOD = 1e4  # of the time embedding
 NEEDED = ("x_embedder.proj.weight", labels.TABLE, "final_layer.linear.weight")
-LAYOUTS: dict[str, keys.Layout] = {
+LAYOUTS: dict[str, Layout] = {
     "x_embedder.proj.weight": ("hidden", "channels", "patch", "patch"),
     labels.TABLE: ("labels", "hidden"),
     "final_layer.linear.weight": ("patch patch channels", "hidden"),
@@ -41,16 +41,13 @@ TIME, LAST = "t_embedder.mlp.0.weight", ("final_layer.linear.weight", "final_lay
 def describe(
     backbone: str, weights: Mapping[str, Tensor], settings: Settings, given: Mapping[str, Any], path: Path
 ) -> Found:
-    """Constants, shape (C, H, W) of a latent, and classes, as shapes of weights and settings tell them.
+    """The network, from the authors' weights and settings.
 
     Args:
         backbone: key of facm.networks.backbones.
-        weights: by the authors' names.
-        settings: of the file, which tell whether there is a null label.
-        given: constants that the user knows; they win. `heads` is needed where neither the width is a published one
-            nor QK-norm or RoPE tell it; `side` (H = W) where there is no position embedding; `depth` where it is not
-            the published one of that width; `classes` where neither settings nor the published number tell it.
-        path: for messages.
+        given: constants that the user knows; they win. `heads` is needed where neither the width is a published one nor
+            QK-norm or RoPE tell it; `side` (H = W) where there is no position embedding; `depth` where it is not the
+            published one of that width; `classes` where neither settings nor the published number tell it.
 
     Raises:
         ForeignError: not the weights of such a network, or a constant that they do not tell.
@@ -78,7 +75,7 @@ def refuse_other(weights: Mapping[str, Tensor], path: Path) -> None:
     absent = [name for name in NEEDED if name not in weights]
     if absent:
         raise ForeignError(f"{path} lacks {', '.join(absent)}: it is not what --from says, it has {list(weights)[:4]}")
-    keys.refuse_misshapen(weights, LAYOUTS, path)
+    refuse_misshapen(weights, LAYOUTS, path)
 
 
 def number_of_blocks(names: Iterable[str]) -> int:
@@ -102,7 +99,7 @@ def reverse_time(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     a reflection for each frequency f, which goes into the first layer; the sign goes into the last one. Both are exact,
     the reflection up to the rounding of float32. Where one of these weights is missing, mis-shaped or no dense number,
-    nothing is changed: keys.compare tells it.
+    nothing is changed: weights.compare reports it.
     """
     if not _reversible(weights):
         return dict(weights)
@@ -117,7 +114,7 @@ def reverse_time(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _reversible(weights: Mapping[str, Tensor]) -> bool:
-    if not all(name in weights and keys.is_plain(weights[name]) for name in (TIME, *LAST)):
+    if not all(name in weights and is_plain(weights[name]) for name in (TIME, *LAST)):
         return False
     shape = weights[TIME].shape
     return len(shape) == 2 and shape[1] > 0 and shape[1] % 2 == 0

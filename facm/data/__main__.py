@@ -1,4 +1,4 @@
-"""`python -m facm.data`: print the line `data.fingerprint: <sha256>` for the data set in params.yaml.
+"""`python -m facm.data`: print the line `data.fingerprint: <sha256>` for the dataset in params.yaml.
 
 `--look` decodes every file of a folder, too, and names those that are no usable pictures.
 """
@@ -15,7 +15,7 @@ SHOWN = 20  # classes
 
 
 def main() -> None:
-    """Print the fingerprint of the data set that params.yaml, or else `--name` and `--root`, name."""
+    """Print the fingerprint of the dataset that params.yaml, or else `--name` and `--root`, name."""
     parser = argparse.ArgumentParser(prog="python -m facm.data", description="print a data set's fingerprint")
     parser.add_argument("--name", help="data set; left out: data.name and data.root of params.yaml")
     parser.add_argument("--root", help="its folder, where it has one")

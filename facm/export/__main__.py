@@ -55,17 +55,9 @@ def main() -> None:
     parser.add_argument("--vae", help="where the codec's weights are, if not where the checkpoint's config.json says")
     parser.add_argument("--name", help="title of the model card; default: the last part of --out")
     parser.add_argument("--license", default=LICENSE, help=f"of the weights, an identifier of the hub ({LICENSE})")
-    arguments = parser.parse_args()
+    arguments = vars(parser.parse_args())
     try:
-        export(
-            Path(arguments.folder),
-            Path(arguments.out),
-            onnx=arguments.onnx,
-            sigma_rel=arguments.sigma_rel,
-            vae=arguments.vae,
-            name=arguments.name,
-            license=arguments.license,
-        )
+        export(Path(arguments.pop("folder")), Path(arguments.pop("out")), **arguments)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
 
@@ -80,20 +72,7 @@ def export(
     name: str | None = None,
     license: str = LICENSE,
 ) -> None:
-    """Write the folder.
-
-    Args:
-        folder: of the checkpoint.
-        out: the folder to make.
-        onnx: with the one-step graph.
-        sigma_rel: post-hoc EMA length; None: the weights as stored.
-        vae: where the codec's weights are here.
-        name: of the model; None: out's.
-        license: of the weights, an identifier of the hub.
-
-    Raises:
-        ValueError: what cannot be exported, or would be overwritten; nothing is changed then.
-    """
+    """Write the folder; options as `main`'s. Raises ValueError, before anything is changed."""
     config = checkpoint.read_config(folder)
     _refuse(folder, out)
     if onnx:
@@ -110,13 +89,7 @@ def export(
 
 
 def _write(
-    folder: Path,
-    generator: Generator,
-    known: Provenance,
-    onnx: bool,
-    sigma_rel: float | None,
-    name: str,
-    license: str,
+    folder: Path, generator: Generator, known: Provenance, onnx: bool, sigma_rel: float | None, name: str, license: str
 ) -> None:
     config, network = generator.config, generator.network
     autoencoder = getattr(generator.codec, "network", None)
@@ -142,13 +115,10 @@ def _write(
 
 
 def samples(generator: Generator, known: Provenance) -> tuple[np.ndarray, str]:
-    """What the card shows, and the sentence that says what it is.
+    """What the card shows, uint8 (N, H, W, C) or points float32 (N, D), and the sentence that says what it is.
 
     A student: a row for each of NFES, the same noise; a teacher: rows of its sampler as the run had it, if that is
     known, else unguided.
-
-    Returns:
-        uint8 (N, H, W, C), or points float32 (N, D).
     """
     config = generator.config
     points = config.codec in codecs.POINTS
@@ -190,16 +160,14 @@ def _refuse(folder: Path, out: Path) -> None:
 
 
 def _move(new: Path, out: Path, before: Path) -> None:
-    """Put a whole folder in its place, or what it holds in the place of what an earlier export holds.
+    """Put a new folder in its place, or what it holds in the place of what an earlier export holds.
 
-    Args:
-        new: what was written.
-        out: where to; the folder itself stays if it is there, as it may be a repository, or where somebody is.
-        before: folder to make for what is replaced; from there it is put back if something fails.
+    `out` itself stays if it is there, as it may be a repository, or somebody's current folder. What is replaced goes to
+    `before`, and comes back from there if something fails.
     """
     if not out.exists():
         os.replace(new, out)
-        files.settle(out.parent)
+        files.fsync_dir(out.parent)
         return
     before.mkdir()
     moved: list[tuple[Path, Path]] = []
@@ -212,11 +180,11 @@ def _move(new: Path, out: Path, before: Path) -> None:
         for source, target in reversed(moved):
             os.replace(target, source)
         raise
-    files.settle(out)
+    files.fsync_dir(out)
 
 
 def _text(path: Path, text: str) -> None:
-    with files.whole(path) as file:
+    with files.atomic_write(path) as file:
         file.write(text.encode())
 
 

@@ -23,29 +23,18 @@ DRAWING = ("sampler", "steps", "w", "t_low", "t_high", "t_grid", "shift", "seed"
 
 @dataclass(frozen=True)
 class Exported:
-    """What the export itself did.
+    """What the export itself did."""
 
-    Attributes:
-        name: of the model, its title.
-        license: of the weights, an identifier of the hub.
-        weights: number of the network's weights.
-        sigma_rel: of the exported average, None: as it was stored.
-        samples: what samples.png shows, a sentence.
-        onnx_error: the graph's difference from torch; None: there is no graph.
-        vae: whether the codec's network is in the folder.
-    """
-
-    name: str
-    license: str
-    weights: int
-    sigma_rel: float | None
-    samples: str
-    onnx_error: float | None = None
-    vae: bool = False
+    name: str  # of the model, its title
+    license: str  # of the weights, an identifier of the hub
+    weights: int  # number of the network's weights
+    sigma_rel: float | None  # of the exported average, None: as it was stored
+    samples: str  # what samples.png shows, a sentence
+    onnx_error: float | None = None  # the graph's difference from torch; None: there is no graph
+    vae: bool = False  # whether the codec's network is in the folder
 
 
 def render(config: Config, known: Provenance, exported: Exported) -> str:
-    """The whole file."""
     parts = [
         _front(config, exported),
         _title(config, known, exported),
@@ -58,13 +47,18 @@ def render(config: Config, known: Provenance, exported: Exported) -> str:
 
 
 def _front(config: Config, exported: Exported) -> str:
+    from huggingface_hub import ModelCardData
+
     tags = ["image-generation", "flow-matching", config.kind, config.objective, config.backbone, "diffusers"]
     tags += ["consistency-model", "few-step"] if config.kind == "student" else []
     tags += ["class-conditional"] if config.num_classes else []
-    lines = ["---", f"license: {_quoted(exported.license)}", f"library_name: {LIBRARY}"]
-    lines += ["pipeline_tag: unconditional-image-generation"] if config.codec not in codecs.POINTS else []
-    lines += ["tags:", *(f"- {_quoted(tag)}" for tag in dict.fromkeys(tags))]
-    return "\n".join([*lines, "---"])
+    data = ModelCardData(
+        license=exported.license,
+        library_name=LIBRARY,
+        pipeline_tag=None if config.codec in codecs.POINTS else "unconditional-image-generation",
+        tags=list(dict.fromkeys(tags)),
+    )
+    return f"---\n{data.to_yaml()}\n---"
 
 
 def _title(config: Config, known: Provenance, exported: Exported) -> str:
@@ -124,7 +118,7 @@ torch by {exported.onnx_error:.1e} of the largest value (onnxruntime, CPU)."""
 
 
 def _calls(config: Config, known: Provenance) -> tuple[str, str]:
-    """Arguments that tell how to draw, of `generate` and of the pipeline: as the run drew, where that is known."""
+    """Arguments of `generate` and of the pipeline that sample as the run did, where that is known."""
     name = known.drawn.get("sampler", config.samplers[0])
     if config.kind == "student":
         nfes = known.drawn.get("nfe") or [2]
@@ -142,7 +136,7 @@ def _calls(config: Config, known: Provenance) -> tuple[str, str]:
 
 
 def of_nfe(known: Provenance, sampler: str, nfe: int) -> dict[str, Any]:
-    """Fields with which the run drew from a student at an NFE; the default's where it is not known."""
+    """Fields with which the run sampled from a student at an NFE; the default's where it is not known."""
     grids = {len(grid): tuple(grid) for grid in known.drawn.get("t_grid") or ()}
     length, _ = samplers.length(sampler)
     if length == "t_grid" and nfe in grids:
@@ -153,7 +147,7 @@ def of_nfe(known: Provenance, sampler: str, nfe: int) -> dict[str, Any]:
 
 
 def guided(known: Provenance) -> dict[str, Any]:
-    """Fields with which the run drew from a teacher; unguided where it is not known."""
+    """Fields with which the run sampled from a teacher; unguided where it is not known."""
     kept = ("steps", "w", "t_low", "t_high", "shift")
     found = {key: known.drawn[key] for key in kept if key in known.drawn}
     return {key: value for key, value in found.items() if key != "shift" or value} or {"steps": 50}
@@ -250,7 +244,6 @@ def _imported(config: Config) -> dict[str, Any]:
 
 
 def _from(imported: Mapping[str, Any]) -> str:
-    """A source without its path."""
     return f"{Path(imported['source']).name}, {_plain({key: imported.get(key) for key in ('format', 'sha256')})}"
 
 
@@ -286,9 +279,3 @@ def _cell(value: float | None) -> str:
     if value is None:
         return "-"
     return str(value) if isinstance(value, int) else f"{value:.4f}"
-
-
-def _quoted(text: str) -> str:
-    """A scalar of YAML, quoted only where it must be."""
-    plain = text.replace("-", "").replace(".", "").replace("_", "").isalnum()
-    return text if plain and not text.replace(".", "").isdigit() else json.dumps(text)

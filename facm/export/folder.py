@@ -1,9 +1,9 @@
 """The folder that `python -m facm.export` and `FACMPipeline.save_pretrained` write; read without diffusers.
 
-    model_index.json                            names the pipeline and its parts
-    network/config.json                         a checkpoint's description (facm.networks.checkpoint.Config) and two
-    keys with _ network/diffusion_pytorch_model.safetensors its weights, each name after `network.`
-    vae/                                        the codec's network as diffusers keeps it, where it has one
+    model_index.json      names the pipeline and its parts
+    network/config.json   a checkpoint's description (facm.networks.checkpoint.Config), and two keys that begin with _
+    network/diffusion_pytorch_model.safetensors      its weights, each name after `network.`
+    vae/                  the codec's network as diffusers keeps it, where it has one
 
 Around them, of no part in loading: README.md (the model card), samples.png, pipeline.py, onnx/.
 """
@@ -34,15 +34,9 @@ def is_exported(folder: str | Path) -> bool:
 
 
 def load(folder: str | Path, *, vae: str | None = None, rounding: str = "round") -> Generator:
-    """A generator from an exported folder.
+    """A generator from an exported folder; `vae`: the codec's weights, if not the folder's own; see `Generator.load`.
 
-    Args:
-        folder: with model_index.json.
-        vae: the codec's weights, if not the folder's own.
-        rounding: see `Generator.load`.
-
-    Raises:
-        CheckpointError: another pipeline's folder, or missing, damaged or unfitting files.
+    Raises CheckpointError: another pipeline's folder, or missing, damaged or unfitting files.
     """
     folder = Path(folder)
     index = _json(folder / INDEX)
@@ -59,11 +53,7 @@ def load(folder: str | Path, *, vae: str | None = None, rounding: str = "round")
 
 
 def read_config(folder: Path) -> Config:
-    """The description in an exported folder.
-
-    Raises:
-        CheckpointError: missing, damaged or of another format.
-    """
+    """The description in an exported folder; CheckpointError where it is missing, damaged or of another format."""
     return described(_json(folder / NETWORK / CONFIG), str(folder / NETWORK / CONFIG))
 
 
@@ -77,13 +67,8 @@ def described(values: dict[str, Any], where: str) -> Config:
 
 
 def write(folder: Path, network: nn.Module, config: Config, vae: Any = None) -> Config:
-    """Write the parts that are loaded, into an empty folder.
-
-    Args:
-        folder: made where it is missing.
-        network: with its weights.
-        config: its description.
-        vae: the codec's network, an AutoencoderKL; None: it has none.
+    """Write the parts that are loaded, into an empty or missing folder; `vae` is the codec's AutoencoderKL, if it has
+    one.
 
     Returns:
         The description as it was written: the codec's weights are the folder's own.
@@ -111,5 +96,4 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _named(name: str) -> dict[str, str]:
-    """What diffusers writes first."""
     return {"_class_name": name, "_diffusers_version": version("diffusers")}

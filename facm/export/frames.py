@@ -1,8 +1,8 @@
 """What a sampler goes through on its way from noise to data, decoded: frames of a refinement.
 
-The samplers are not touched: the network is asked through a `Watch`, which keeps where it was asked. A frame is the
-state x_t at an evaluation (of several at one time, as Heun's rule has them, the last); where an evaluation is a jump to
-the data (eq. 19, the anchored sampler), the end of the jump is one more. The last frame is the result.
+The samplers are not touched: they call the network through a `Recorder`, which keeps the states. A frame is the state
+x_t at an evaluation (of several at one time, as Heun's rule has them, the last); where an evaluation is a jump to the
+data (Eq. 19, the anchored sampler), the end of the jump is one more. The last frame is the result.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from facm.flow.path import endpoint
 from facm.inference import grid
 from facm.inference.generator import Generator
 from facm.networks.precision import full
-from facm.runtime.files import whole
+from facm.runtime.files import atomic_write
 from facm.samplers.anchored import Anchored
 from facm.samplers.consistency import Consistency
 
@@ -29,23 +29,19 @@ FEW = 10
 
 
 @dataclass
-class Watch:
-    """A network that keeps where it was asked.
+class Recorder:
+    """A network F(x, t, y, r) that keeps where it was evaluated.
 
     Attributes:
-        network: F(x, t, y, r).
-        rows: pictures; a guided call has as many again, of the same points, behind them.
-        jumps: whether a call at c_CM is a jump to the data.
         states: (t, x_t) in the order of the calls, t in [0, 1]; jumps' ends at t = 1.
     """
 
     network: Callable[..., Tensor]
-    rows: int
-    jumps: bool
+    rows: int  # images; a guided call has as many again, of the same points, behind them
+    jumps: bool  # whether a call at c_CM is a jump to the data
     states: list[tuple[float, Tensor]] = field(default_factory=list)
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None, r: Tensor | None = None) -> Tensor:
-        """The network's answer, unchanged."""
         answer = self.network(x, t, y, r)
         told, x_t = float(t[0]), x[: self.rows].clone()
         physical = min(told, 2 - told)
@@ -60,37 +56,24 @@ class Watch:
 
 @torch.no_grad()
 def frames(generator: Generator, sampler: Any, y: Tensor | None, num: int, seed: int) -> tuple[list[np.ndarray], int]:
-    """Decoded states, the last of them the pictures that `Generator.draw` gives.
-
-    Args:
-        generator: what draws.
-        sampler: of `generator.sampler`.
-        y: (num,) labels or None.
-        num: pictures, all at once.
-        seed: of the noise.
+    """Decoded states, the last of them the images that `Generator.draw` gives; all `num` at once.
 
     Returns:
         uint8 (num, H, W, C) each, or points float32 (num, D); and the NFE.
     """
     noise = samplers.noise(seed, range(num), sampler.draws, generator.config.shape)
-    watch = Watch(generator.network, num, isinstance(sampler, Consistency | Anchored))
+    recorder = Recorder(generator.network, num, isinstance(sampler, Consistency | Anchored))
     labels = None if y is None else y.to(generator.device)
     with full():
-        x1, nfe = sampler(watch, noise.to(generator.device), labels, generator.config.num_classes)
-        states = watch.states[:-1] if watch.states[-1][0] == 1 else watch.states
+        x1, nfe = sampler(recorder, noise.to(generator.device), labels, generator.config.num_classes)
+        states = recorder.states[:-1] if recorder.states[-1][0] == 1 else recorder.states
         return [generator.decode(x.float()) for x in (*(x_t for _, x_t in states), x1)], nfe
 
 
 def save_gif(path: str | Path, shown: list[np.ndarray], columns: int) -> None:
-    """Write frames as an animation that repeats; the last one stays longer.
-
-    Args:
-        path: the .gif.
-        shown: of `frames`.
-        columns: pictures per row.
-    """
+    """Write the images of `frames` as an animation that repeats; the last frame stays longer."""
     sheets = [grid.sheet(images, columns) for images in shown]
     every = FEW_MS if len(sheets) <= FEW else FRAME_MS
     times = [every] * (len(sheets) - 1) + [LAST_MS]
-    with whole(Path(path)) as file:
+    with atomic_write(Path(path)) as file:
         sheets[0].save(file, format="GIF", save_all=True, append_images=sheets[1:], duration=times, loop=0)

@@ -30,8 +30,8 @@ def find(where: str | Path, path: str | None = None, rev: str | None = None) -> 
     """The local folder of a checkpoint, fetched where it is not here.
 
     Args:
-        where: a folder; or a git repository with DVC (an address; what ends in .git; with `path` or `rev`,
-            a folder); or hf://OWNER/NAME.
+        where: a folder; or a git repository with DVC (an address; what ends in .git; with `path` or `rev`, a folder);
+            or hf://OWNER/NAME.
         path: of the checkpoint in the repository, from the project's root where `where` is the folder of one; None:
             data/student, on the hub its top.
         rev: branch, tag or commit; None: the default branch's head.
@@ -106,11 +106,7 @@ def _from_dvc(url: str, path: str, rev: str | None) -> Path:
 
 @contextmanager
 def _repository(url: str, rev: str) -> Iterator[Any]:
-    """A DVC repository at a revision. Paths in it are relative to the project where `url` is a project's folder.
-
-    Raises:
-        DvcException, OSError: there is no repository, or no such revision.
-    """
+    """A DVC repository at a revision. Paths in it are relative to the project where `url` is a project's folder."""
     from dvc.exceptions import NotDvcRepoError
     from dvc.repo import Repo
 

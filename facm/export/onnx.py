@@ -1,10 +1,10 @@
 """The one-step generator as one ONNX graph, x1 = x0 + F(x0, c_CM(0), y): noise and labels in, latents out.
 
-The file `onestep.onnx` asks for neither torch nor facm. Inputs: `noise` float32 (B, ...), standard normal, and, where
-there are K classes, `labels` int64 (B,), 0 .. K - 1, which the metadata `facm.labels` names; B is free. Output `x1`:
-float32 (B, ...), what the codec decodes: levels / 127.5 - 1 of pixels, the latents of a VAE (times its scaling_factor),
-points as they are. Where a label lies outside it is NaN: ONNX counts negative rows of a table from its end, and row K
-is the null class. The file is written only where onnxruntime answers as torch does.
+`onestep.onnx` needs neither torch nor facm. Inputs: `noise` float32 (B, ...), standard normal, and, where there are K
+classes, `labels` int64 (B,), 0 .. K - 1, which the metadata `facm.labels` names; B is free. Output `x1`: float32 (B,
+...), what the codec decodes: levels / 127.5 - 1 of pixels, the latents of a VAE (times its scaling_factor), points as
+they are. Where a label lies outside it is NaN: ONNX counts negative rows of a table from its end, and row K is the null
+class. The file is written only where onnxruntime answers as torch does.
 """
 
 import os
@@ -34,12 +34,7 @@ class OnnxError(ValueError):
 
 
 class OneStep(nn.Module):
-    """x0 (B, ...) float32, y (B,) int64 or None -> what the codec decodes, like x0.
-
-    Args:
-        network: of a student, in eval mode.
-        config: its description.
-    """
+    """x0 (B, ...) float32, y (B,) int64 or None -> what the codec decodes, like x0; by a student in eval mode."""
 
     mean: Tensor
     std: Tensor
@@ -75,10 +70,6 @@ def check(config: Config) -> None:
 
 def write(folder: Path, generator: Generator) -> float:
     """Write `onestep.onnx` (weights beyond 2 GB beside it) into a folder that exists.
-
-    Args:
-        folder: where to.
-        generator: a student.
 
     Returns:
         The largest difference from torch, relative to the largest absolute value.
@@ -129,16 +120,7 @@ def difference(path: Path, generator: Generator, config: Config) -> float:
 
 
 def run(session: Any, noise: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
-    """x1 of a graph by onnxruntime.
-
-    Args:
-        session: onnxruntime.InferenceSession of `onestep.onnx`.
-        noise: float32 (B, ...).
-        labels: int64 (B,), None without classes.
-
-    Raises:
-        ValueError: labels that the network does not have, or none where it has classes.
-    """
+    """x1 by an InferenceSession; noise float32 (B, ...), labels int64 (B,) or None; ValueError if unfit."""
     classes = int(session.get_modelmeta().custom_metadata_map["facm.num_classes"])
     if (labels is None) != (classes == 0):
         raise ValueError(f"this graph has {classes} classes: it needs {'labels' if classes else 'no labels'}")

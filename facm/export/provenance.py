@@ -1,7 +1,7 @@
 """Where a checkpoint comes from, as far as dvc.lock proves it: its data, and the figures that were measured on it.
 
 A file of metrics says nothing about which network it is of. dvc.lock does: the stage that trained gave this content,
-the stage that drew took it, the stage that scored took what was drawn, and gave this file. A chain that is broken
+the stage that sampled took it, the stage that scored took the samples and gave this file. A chain that is broken
 anywhere gives no figures, but the reason.
 """
 
@@ -27,25 +27,21 @@ class Provenance:
     """What is known of a checkpoint beside its config.json.
 
     Attributes:
-        commit: of the repository, None where it is not known.
-        dirty: whether params.yaml, dvc.lock or the code differ from that commit.
         data: the block `data` of params.yaml that it was trained on; empty where it is not known.
         figures: as metrics/evaluate.json has them, of the teacher only if it is the student's own; for a teacher with
             its own row alone; empty where there are none.
-        drawn: how they were drawn: the block `baseline` without what had no effect, or what is known of `sample`.
+        drawn: how they were sampled: the block `baseline` without what had no effect, or what is known of `sample`.
         imported: of a student, the block `imported` of its teacher, where that one was imported; else empty.
-        ends: samples of each end of the scale, held-out data apart; None where it is not known.
-        why: reason for which there are no figures.
     """
 
-    commit: str | None = None
-    dirty: bool = False
+    commit: str | None = None  # of the repository, None where it is not known
+    dirty: bool = False  # whether params.yaml, dvc.lock or the code differ from that commit
     data: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
     drawn: dict[str, Any] = field(default_factory=dict)
     imported: dict[str, Any] = field(default_factory=dict)
-    ends: int | None = None
-    why: str = ""
+    ends: int | None = None  # samples of each end of the scale, held-out data apart; None where it is not known
+    why: str = ""  # reason for which there are no figures
 
 
 class Broken(ValueError):
@@ -53,13 +49,7 @@ class Broken(ValueError):
 
 
 def of(folder: Path, config: Config, sigma_rel: float | None = None) -> Provenance:
-    """What is known of a checkpoint folder.
-
-    Args:
-        folder: of the checkpoint.
-        config: its description.
-        sigma_rel: another EMA length than the stored one, of which nothing was measured.
-    """
+    """What is known of a checkpoint folder; of another EMA length (`sigma_rel`) nothing was measured."""
     root = next((parent for parent in folder.resolve().parents if (parent / LOCK).is_file()), None)
     if root is None:
         return Provenance(why=f"there is no {LOCK} above the checkpoint folder")
@@ -85,8 +75,6 @@ def of(folder: Path, config: Config, sigma_rel: float | None = None) -> Provenan
 
 
 class Lock:
-    """The stages of a dvc.lock."""
-
     def __init__(self, stages: dict[str, Any]) -> None:
         self.stages = stages
 
@@ -158,7 +146,7 @@ def _teacher(lock: Lock, checkpoint: str, root: Path) -> tuple[dict[str, Any], d
 
 
 def _effective(drawn: dict[str, Any], figures: dict[str, Any], config: Config) -> dict[str, Any]:
-    """How pictures were drawn, with the w that the stage took, and without what a model has no use for."""
+    """How images were sampled, with the w that the stage took, and without what a model has no use for."""
     if config.kind == "teacher":
         drawn = drawn | {"w": figures["teacher"].get("w", drawn.get("w", 1.0))}
     unused = {"rounding"} if config.codec in codecs.POINTS else set()

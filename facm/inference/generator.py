@@ -1,4 +1,4 @@
-"""A trained checkpoint as a generator of pictures: `facm.load("data/student").generate(labels, nfe=2, seed=0)`."""
+"""A trained checkpoint as a generator of images: `facm.load("data/student").generate(labels, nfe=2, seed=0)`."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,12 +18,7 @@ from facm.runtime.log import progress
 
 
 class Drawn(NamedTuple):
-    """What `draw_into` has drawn.
-
-    Attributes:
-        nfe: evaluations per picture, as the sampler counted them.
-        not_finite: pictures of a network that answered with what is no number; the data's mean is in their place.
-    """
+    """Evaluations per image, and images that were not finite, replaced by the data's mean."""
 
     nfe: int
     not_finite: int
@@ -42,14 +37,9 @@ class Generator:
         codec: Any = None,
         device: torch.device | None = None,
     ):
-        """
-        Args:
-            network: in eval mode.
-            config: its description.
-            vae: see `load`.
-            rounding: see `load`.
-            codec: one that is loaded already (facm.data.codecs.Codec), in place of the one that config names.
-            device: where the network goes; None: the accelerator, else the CPU.
+        """Put a network in eval mode on a device (None: the accelerator, else the CPU).
+
+        `vae` and `rounding`: see `load`. `codec`: one that is loaded already, in place of the one that config names.
         """
         self.device = device or dist.device()
         self.network, self.config = network.to(self.device), config
@@ -74,10 +64,9 @@ class Generator:
         """From a checkpoint folder.
 
         Args:
-            folder: of the checkpoint.
             sigma_rel: another, post-hoc EMA length than the stored one.
             vae: where the codec's weights are here, if not where config.json says; they must be the same ones.
-            rounding: of decoded levels to uint8: round (half up) | floor; points know none.
+            rounding: of decoded levels to uint8: round (half up) | floor; not for points.
 
         Raises:
             facm.networks.checkpoint.CheckpointError: missing, damaged or unfitting files.
@@ -87,10 +76,9 @@ class Generator:
         return cls(*checkpoint.load(folder, sigma_rel), vae=vae, rounding=rounding)
 
     def sampler(self, name: str | None = None, **fields: Any) -> Any:
-        """A sampler that this checkpoint can use.
+        """A sampler that this checkpoint can use; `name` None: the checkpoint's first.
 
         Args:
-            name: consistency | euler | heun; None: the checkpoint's first.
             fields: `nfe` or `t_grid` (consistency); `nfe` or `steps`, `w`, `t_low`, `t_high`, `shift` (euler, heun).
 
         Raises:
@@ -118,15 +106,14 @@ class Generator:
         sampler: str | None = None,
         **fields: Any,
     ) -> np.ndarray:
-        """Draw pictures.
+        """Sample images.
 
         Args:
-            labels: class of each picture, 0 .. classes - 1; None for a model without classes.
-            nfe: function evaluations per picture.
-            seed: picture i depends on seed, i and its label only.
-            num: number of pictures; needed where there are no labels, else left out.
-            sampler: see `sampler`.
-            fields: see `sampler`.
+            labels: class of each image, 0 .. classes - 1; None for a model without classes.
+            nfe: function evaluations per image.
+            seed: image i depends on seed, i and its label only.
+            num: number of images; needed where there are no labels, else left out.
+            sampler, fields: see `sampler`.
 
         Returns:
             uint8 (N, H, W, C), or points float32 (N, D).
@@ -142,15 +129,9 @@ class Generator:
     def draw(
         self, sampler: Any, y: Tensor | None, num: int, seed: int, *, batch_size: int = 256, what: str = "sampling"
     ) -> tuple[np.ndarray, int]:
-        """`num` pictures by a sampler, all of them in this process, and the NFE it counted.
+        """`num` images with labels y (num,) int64 or None, all in this process, and the NFE that the sampler counted.
 
-        Args:
-            sampler: of `sampler`.
-            y: (num,) int64 labels or None.
-            num: number of pictures.
-            seed: of the noise.
-            batch_size: pictures at once; does not change them beyond rounding.
-            what: name of the progress bar.
+        `batch_size` does not change them beyond rounding; `what` names the progress bar.
         """
         batches = dist.batches(num, batch_size)
         drawn = [self._batch(sampler, y, batch, seed) for batch in progress(batches, len(batches), what)]
@@ -168,16 +149,16 @@ class Generator:
         batch_size: int,
         what: str,
     ) -> Drawn:
-        """Draw `num` pictures, the batches shared among the ranks, and hand them on, in order, on rank 0.
+        """Sample `num` images, the batches shared among the ranks, and pass them on, in order, on rank 0.
 
-        A rank holds one batch at a time. Its pictures are the same whatever the number of ranks.
+        A rank holds one batch at a time. Its images are the same whatever the number of ranks. Other arguments: see
+        `draw`.
 
         Args:
-            take: called with pictures uint8 (B, H, W, C) as soon as they are drawn.
-            sampler, y, num, seed, batch_size, what: see `draw`.
+            take: called with images uint8 (B, H, W, C) as soon as they are there.
 
         Returns:
-            What was drawn; of zeros on other ranks.
+            What was sampled; zeros on other ranks.
         """
         batches, counted, not_finite = dist.batches(num, batch_size), 0, 0
         mine = [batches[number] for number in dist.share(len(batches))]
@@ -189,7 +170,7 @@ class Generator:
         return Drawn(counted, not_finite)
 
     def decode(self, x1: Tensor) -> np.ndarray:
-        """Normalised latents (B, C, H, W) -> uint8 pictures (B, H, W, C), or (B, D) -> float32 points (B, D)."""
+        """Normalised latents (B, C, H, W) -> uint8 images (B, H, W, C), or (B, D) -> float32 points (B, D)."""
         return np.asarray(self.codec.decode(self._units(x1)).cpu())
 
     def _units(self, x1: Tensor) -> Tensor:
@@ -200,15 +181,9 @@ class Generator:
 
     @torch.no_grad()
     def sample(self, sampler: Any, noise: Tensor, y: Tensor | None) -> tuple[Tensor, int]:
-        """From given noise to the data, not decoded.
+        """From noise (sampler.draws, B, ...) float64 and labels y (B,) int64 or None to x1 and the NFE.
 
-        Args:
-            sampler: of `sampler`.
-            noise: (sampler.draws, B, ...) float64.
-            y: (B,) int64 labels or None.
-
-        Returns:
-            Normalised latents x1 (B, ...) float32 on the device, and the NFE.
+        x1 are normalised latents (B, ...) float32 on the device, not decoded.
         """
         labels = None if y is None else y.to(self.device)
         with full():
@@ -217,7 +192,7 @@ class Generator:
 
     @torch.no_grad()
     def _batch(self, sampler: Any, y: Tensor | None, batch: range, seed: int) -> tuple[np.ndarray, int, int]:
-        """Pictures number `batch`, the NFE, and how many were not finite, in whose place is the data's mean."""
+        """Images number `batch`, the NFE, and how many were not finite, in whose place is the data's mean."""
         noise = samplers.noise(seed, batch, sampler.draws, self.config.shape)
         with full():
             x1, nfe = self.sample(sampler, noise, None if y is None else y[batch.start : batch.stop])
@@ -226,11 +201,7 @@ class Generator:
             return self.decode(x1), nfe, int((~finite).sum())
 
     def labels(self, labels: Sequence[int] | None, num: int | None = None) -> Tensor | None:
-        """Labels (N,) int64 of `num` pictures, None without classes.
-
-        Raises:
-            ValueError: labels that the model does not have, or no number of pictures.
-        """
+        """Labels (N,) int64 of `num` images, None without classes; ValueError where they do not fit the model."""
         classes = self.config.num_classes
         if (labels is None) != (classes == 0):
             need = f"labels 0..{classes - 1}" if classes else "no labels, but num"
@@ -248,7 +219,7 @@ class Generator:
 
 
 def refuse_not_finite(number: int, num: int, what: str) -> None:
-    """Raise ValueError where some of `num` pictures were not finite."""
+    """Raise ValueError where some of `num` images were not finite."""
     if number:
         raise ValueError(
             f"{what}: {number} of {num} pictures are not finite: the network has diverged. Look at its curves with "

@@ -1,4 +1,4 @@
-"""Grids of pictures, and scatter plots of points, as PNG files."""
+"""Grids of images, and scatter plots of points, as PNG files."""
 
 from pathlib import Path
 from typing import Any
@@ -7,20 +7,17 @@ import numpy as np
 from PIL import Image
 
 from facm.data.images.images import kind
-from facm.runtime.files import whole
+from facm.runtime.files import atomic_write
 
-LEAST_SIDE = 64  # pixels; smaller pictures are enlarged by whole factors
+LEAST_SIDE = 64  # pixels; smaller images are enlarged by whole factors
 FRAME = 2
 PLOT_SIDE = 320  # pixels of a scatter plot
 
 
 def sheet(samples: Any, columns: int, rows: int | None = None) -> Image.Image:
-    """Samples as one picture: pictures as a `grid`, points as a `scatter` plot of all of them.
+    """Samples as one image: of images the first `columns` x `rows` (None: all) as a `grid`, of points a `scatter` plot.
 
-    Args:
-        samples: uint8 (N, H, W, C) or float32 (N, D), an array or an archive's.
-        columns: pictures per row.
-        rows: of pictures, at most; None: all.
+    They are uint8 (N, H, W, C) or float32 (N, D), an array or an archive's.
     """
     if kind(samples.dtype, samples.shape) == "points":
         return scatter(np.asarray(samples))
@@ -28,12 +25,7 @@ def sheet(samples: Any, columns: int, rows: int | None = None) -> Image.Image:
 
 
 def grid(images: np.ndarray, columns: int) -> Image.Image:
-    """Pictures side by side, row by row.
-
-    Args:
-        images: uint8 (N, H, W, C), C 1 or 3.
-        columns: pictures per row.
-    """
+    """Images uint8 (N, H, W, C), C 1 or 3, side by side, row by row."""
     num, height, width, channels = images.shape
     factor = max(1, -(-LEAST_SIDE // height))
     tall, wide = height * factor + FRAME, width * factor + FRAME
@@ -58,5 +50,5 @@ def scatter(points: np.ndarray) -> Image.Image:
 
 def save(image: Image.Image, path: str | Path) -> None:
     """Write a PNG under a temporary name, then move it into place."""
-    with whole(Path(path)) as file:
+    with atomic_write(Path(path)) as file:
         image.save(file, format="PNG")

@@ -1,7 +1,7 @@
-"""Sampled pictures on disk: ADM's npz (arr_0 uint8 NHWC, arr_1 labels), written and read in parts, and a grid.
+"""Sampled images on disk: ADM's npz (arr_0 uint8 NHWC, arr_1 labels), written and read in parts, and a grid.
 
 Of points arr_0 is float32 (N, D), and they are plotted. The archive is byte for byte what `numpy.savez` writes, but
-neither writing nor reading it holds all pictures in memory.
+neither writing nor reading it holds all images in memory.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,10 +19,10 @@ from torch import Tensor
 from facm.data.images.images import KINDS
 from facm.inference import grid
 from facm.runtime import dist
-from facm.runtime.files import whole
+from facm.runtime.files import atomic_write
 
 GRID = 10  # rows and columns of a grid, at most
-NOT_FINITE = "not_finite.json"  # beside pictures of a student that was recorded as diverged: how many, by nfe<N>
+NOT_FINITE = "not_finite.json"  # beside images of a student that was recorded as diverged: how many, by nfe<N>
 PICTURES, LABELS = "arr_0.npy", "arr_1.npy"
 LOCAL_HEADER = 30  # bytes of a zip member's header before its name; the last four are two lengths
 
@@ -32,16 +32,9 @@ Take = Callable[[np.ndarray], None]
 
 @contextmanager
 def saving_samples(folder: str | Path, name: str, num: int, labels: Tensor | None) -> Iterator[Take]:
-    """Write `<name>.npz` and `grid_<name>.png` from the pictures that rank 0 gives, in order; all ranks wait for it.
+    """Write `<name>.npz` and `grid_<name>.png` from the `num` images that rank 0 gives, in order; all ranks wait.
 
-    Args:
-        folder: made where it is missing.
-        name: such as nfe2.
-        num: pictures in all.
-        labels: (num,) int64 or None.
-
-    Raises:
-        ValueError: fewer or more pictures than `num`.
+    Labels are (num,) int64 or None. Raises ValueError for fewer or more images than `num`.
     """
     path = Path(folder) / f"{name}.npz"
     if dist.is_main():
@@ -55,8 +48,8 @@ def saving_samples(folder: str | Path, name: str, num: int, labels: Tensor | Non
 
 @contextmanager
 def saving_arrays(path: str | Path, num: int, labels: np.ndarray | None) -> Iterator[Take]:
-    """Write an npz of `num` pictures, given part by part, and labels where there are any; whole or not at all."""
-    with whole(Path(path)) as file, ZipFile(file, "w", ZIP_STORED) as archive:
+    """Write an npz of `num` images, given part by part, and labels where there are any; whole or not at all."""
+    with atomic_write(Path(path)) as file, ZipFile(file, "w", ZIP_STORED) as archive:
         with archive.open(PICTURES, "w", force_zip64=True) as member:
             writer = _Writer(member, num)
             yield writer.take
@@ -66,31 +59,17 @@ def saving_arrays(path: str | Path, num: int, labels: np.ndarray | None) -> Iter
                 npy.write_array(member, labels, allow_pickle=False)
 
 
-def save_arrays(path: str | Path, images: np.ndarray, labels: np.ndarray | None) -> None:
-    """Write an npz of pictures that are at hand, arr_0, and labels, arr_1, where there are any."""
-    with saving_arrays(path, len(images), labels) as take:
-        take(images)
-
-
 @dataclass(frozen=True)
 class Stored:
-    """Pictures or points of an archive, read when they are asked for: a slice is a tensor (B, ...).
-
-    Attributes:
-        path: the archive.
-        shape: (N, H, W, C) or (N, D).
-        offset: bytes before the first value.
-        values: type of a value.
-    """
+    """Images or points of an archive, read when they are asked for: a slice is a tensor (B, ...)."""
 
     path: Path
-    shape: tuple[int, ...]
-    offset: int
-    values: np.dtype
+    shape: tuple[int, ...]  # (N, H, W, C) or (N, D)
+    offset: int  # bytes before the first value
+    values: np.dtype  # type of a value
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of a slice."""
         return torch.from_numpy(np.empty(0, self.values)).dtype
 
     def __len__(self) -> int:
@@ -109,10 +88,9 @@ class Stored:
 
 
 def load_samples(path: str | Path) -> tuple[Stored, np.ndarray | None]:
-    """Pictures uint8 (N, H, W, C) or points, left on the disk, and labels (N,) int64, None without classes.
+    """Images uint8 (N, H, W, C) or points, left on the disk, and labels (N,) int64, None without classes.
 
-    Raises:
-        ValueError: missing or damaged file, or one of another kind.
+    Raises ValueError: missing or damaged file, or one of another kind.
     """
     try:
         with np.load(path) as arrays:
@@ -122,13 +100,12 @@ def load_samples(path: str | Path) -> tuple[Stored, np.ndarray | None]:
 
 
 class _Writer:
-    """Member arr_0 of an archive: numpy's header, which is known when the first pictures come, then the pictures."""
+    """Member arr_0 of an archive: numpy's header, which is known when the first images come, then the images."""
 
     def __init__(self, member: IO[bytes], num: int):
         self.member, self.num, self.taken = member, num, 0
 
     def take(self, images: np.ndarray) -> None:
-        """Append pictures uint8 (B, H, W, C)."""
         if not self.taken:
             shape = (self.num, *images.shape[1:])
             described = {"descr": npy.dtype_to_descr(images.dtype), "fortran_order": False, "shape": shape}
@@ -137,13 +114,13 @@ class _Writer:
         self.member.write(np.ascontiguousarray(images).data)
 
     def finish(self) -> None:
-        """Raise ValueError unless all pictures have come."""
+        """Raise ValueError unless all images have come."""
         if self.taken != self.num:
             raise ValueError(f"{self.taken} pictures were drawn, {self.num} were to be: run `dvc repro`")
 
 
 def _stored(path: Path, archive: ZipFile) -> Stored:
-    """Find the pictures in an open archive; raises ValueError, KeyError or BadZipFile where they are not as written."""
+    """Find the images in an open archive; raises ValueError, KeyError or BadZipFile where they are not as written."""
     found = archive.getinfo(PICTURES)
     with archive.open(found) as member:
         version = npy.read_magic(member)

@@ -1,4 +1,4 @@
-"""Copies of training pictures among samples, by nearest neighbours in pixels."""
+"""Copies of training images among samples, by nearest neighbours in pixels."""
 
 from dataclasses import dataclass
 
@@ -9,48 +9,37 @@ from facm.runtime import dist
 
 PERCENTILE = 1.0
 CHUNK = 1000
-VALUES = 2**24  # pixel values of train pictures that are held in float64 at once: 128 MiB
+VALUES = 2**24  # pixel values of train images that are held in float64 at once: 128 MiB
 LEVELS_PER_UNIT = 127.5  # levels 0..255 span [-1, 1]
 
 
 @dataclass(frozen=True)
 class Copies:
-    """A copy lies nearer to a train picture than nearly all train pictures lie to each other.
+    """A copy lies nearer to a train image than nearly all train images lie to each other."""
 
-    Attributes:
-        pictures: the train split, uint8 (N, H, W, C).
-        threshold: L2 distance of pixels in [-1, 1]; samples within it count as copies.
-    """
-
-    pictures: Tensor
-    threshold: float
+    pictures: Tensor  # the train split, uint8 (N, H, W, C)
+    threshold: float  # L2 distance of pixels in [-1, 1]; samples within it count as copies
 
     @classmethod
     def of(cls, pictures: Tensor) -> "Copies":
-        """Take the 1st percentile of the distances from each train picture to its nearest other one as threshold."""
+        """Take the 1st percentile of the distances from each train image to its nearest other one as threshold."""
         return cls(pictures, dist.from_main(lambda: float(nearest(pictures).quantile(PERCENTILE / 100))))
 
     def nearest(self, images: Tensor) -> Tensor:
-        """Distance, float64 (N,), from each picture, uint8 (N, H, W, C), to the nearest train picture."""
+        """Distance, float64 (N,), from each image, uint8 (N, H, W, C), to the nearest train image."""
         return nearest(images, self.pictures)
 
     def rate(self, distances: Tensor) -> float:
-        """Fraction of pictures that are copies, by their `nearest`; held-out pictures set the rate to expect."""
+        """Fraction of images that are copies, by their `nearest`; held-out images set the rate to expect."""
         return float((distances <= self.threshold).double().mean())
 
 
 def nearest(images: Tensor, pictures: Tensor | None = None) -> Tensor:
-    """Pixel L2 distance, [-1, 1], from each picture to the nearest of others.
+    """Pixel L2 distance, [-1, 1], float64 (N,) on the CPU, from each image uint8 (N, H, W, C) to the nearest of
+    `pictures` (M, H, W, C), or of the other ones of `images`.
 
     Levels are whole numbers and their squared distances exact in float64, so neither the order of sums nor the number
     of threads, nor the device, can move the result.
-
-    Args:
-        images: uint8 (N, H, W, C).
-        pictures: uint8 (M, H, W, C); None: the other ones of `images`.
-
-    Returns:
-        float64 (N,), on the CPU.
     """
     others = images if pictures is None else pictures
     size = max(1, VALUES // images[0].numel())
@@ -69,5 +58,5 @@ def nearest(images: Tensor, pictures: Tensor | None = None) -> Tensor:
 
 
 def _levels(images: Tensor) -> Tensor:
-    """Pictures (N, H, W, C) -> levels float64 (N, H W C) where this rank computes."""
+    """Images (N, H, W, C) -> levels float64 (N, H W C) where this rank computes."""
     return images.to(dist.device()).flatten(1).double()

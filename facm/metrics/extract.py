@@ -1,7 +1,7 @@
-"""What feature networks saw of pictures: gathered in one pass, part by part, whatever the number of processes.
+"""Statistics of images under feature networks, from one pass, part by part, whatever the number of processes.
 
-Pictures are read in one fixed partition, and nothing is kept that grows with their pixels: mean and covariance and the
-sums of the Inception Score are gathered, features are kept of as many pictures as the caller names.
+Images are read in one fixed partition, and nothing is kept that grows with their pixels: mean, covariance and the sums
+of the Inception Score, and features of as many images as the caller names.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from facm.metrics.copies import Copies
-from facm.metrics.frechet import Gathered, Statistics
+from facm.metrics.frechet import RunningMoments, Statistics
 from facm.metrics.inception_score import PARTS, InceptionScore
 from facm.networks.features import FeatureNetwork
 from facm.runtime import dist
@@ -23,7 +23,7 @@ FEW = 20  # parts without a progress bar
 
 
 class Pictures(Protocol):
-    """Pictures to look at: a uint8 tensor (N, H, W, C), or an archive's, which are read part by part; or points."""
+    """Images to look at: a uint8 tensor (N, H, W, C), or an archive's, which are read part by part; or points."""
 
     @property
     def shape(self) -> Sequence[int]: ...
@@ -36,30 +36,23 @@ class Pictures(Protocol):
     def __getitem__(self, rows: slice) -> Tensor: ...
 
 
-class Seen:
-    """What a network saw of pictures that it is shown part by part.
-
-    Args:
-        network: the feature network.
-        num: pictures in all.
-        keep: whose features are kept, indices in ascending order; None: nobody's.
-    """
+class FeatureStatistics:
+    """Of `num` images under a network, given part by part; features are kept of those in `keep`, ascending."""
 
     def __init__(self, network: FeatureNetwork, num: int, keep: Tensor | None):
         self.network = network
-        self.gathered = {name: Gathered() for name in network.widths if name != "logits"}
+        self.moments = {name: RunningMoments() for name in network.widths if name != "logits"}
         self.score = InceptionScore(num) if "logits" in network.widths and num >= PARTS else None
         self.keep, self.taken, self._kept = keep, 0, list[Tensor]()
 
     def take(self, views: dict[str, Tensor]) -> None:
-        """Take in what `FeatureNetwork.look` gave of the next pictures.
+        """Add what `FeatureNetwork.look` gave of the next images.
 
-        Raises:
-            ValueError: features that are not finite, of which no score could be told from a good one.
+        Raises ValueError: features that are not finite, of which no score could be told from a good one.
         """
-        for name, gathered in self.gathered.items():
+        for name, moments in self.moments.items():
             self._refuse_not_finite(name, views[name])
-            gathered.add(views[name])
+            moments.add(views[name])
         if self.score is not None:
             self.score.add(views["logits"])
         num = len(views["features"])
@@ -82,7 +75,7 @@ class Seen:
 
     def spatial(self) -> Statistics | None:
         """Mean and covariance of the spatial features; None where the network has none."""
-        return self.gathered["spatial"].statistics() if "spatial" in self.gathered else None
+        return self.moments["spatial"].statistics() if "spatial" in self.moments else None
 
 
 def look(
@@ -90,17 +83,15 @@ def look(
     networks: Sequence[FeatureNetwork],
     keep: Sequence[Tensor | None],
     copies: Copies | None = None,
-) -> tuple[list[Seen], Tensor | None]:
-    """Look at pictures once, for all that is wanted of them; the ranks share them, rank 0 has the result.
+) -> tuple[list[FeatureStatistics], Tensor | None]:
+    """Look at images uint8 (N, H, W, C) once, under all networks; the ranks share them, rank 0 has the result.
 
     Args:
-        images: uint8 (N, H, W, C).
-        networks: that look at them.
-        keep: of whom each network's features are kept, see `Seen`.
+        keep: whose features are kept, for each network, see `FeatureStatistics`.
         copies: whose distances are wanted; None: none.
 
     Returns:
-        What each network saw, and, with `copies`, distances (N,); on other ranks nothing that is complete.
+        The statistics under each network, and, with `copies`, distances (N,); incomplete on other ranks.
     """
     batch = networks[0].batch
     parts = dist.batches(len(images), batch * max(1, PICTURES // batch))
@@ -111,7 +102,7 @@ def look(
     mine = dist.share(len(parts))
     read = ahead(lambda number: images[parts[number].start : parts[number].stop], mine, depth=1)
     shown = progress(read, len(mine), "looking") if len(parts) > FEW else read
-    seen = [Seen(network, len(images), kept) for network, kept in zip(networks, keep, strict=True)]
+    seen = [FeatureStatistics(network, len(images), kept) for network, kept in zip(networks, keep, strict=True)]
     distances = []
     for found, nearest in dist.in_order(map(views, shown), len(parts)):
         for one, view in zip(seen, found, strict=True):

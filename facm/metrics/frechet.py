@@ -20,7 +20,7 @@ Statistics = tuple[np.ndarray, np.ndarray]
 """Mean (D,) and covariance (D, D), float64."""
 
 
-class Gathered:
+class RunningMoments:
     """Mean and covariance of rows that come in parts of any size, without keeping them.
 
     Rows are reduced in chunks of CHUNK, whatever the parts, and the chunks are merged in their order (Chan, Golub and
@@ -34,7 +34,7 @@ class Gathered:
         self._merged: Statistics | None = None
 
     def add(self, features: Tensor) -> None:
-        """Take in the next rows, (B, D)."""
+        """Add the next rows, (B, D)."""
         self._waiting.append(features)
         self._rows += len(features)
         while self._rows >= CHUNK:
@@ -44,11 +44,7 @@ class Gathered:
             self._rows = len(self._waiting[0])
 
     def statistics(self) -> Statistics:
-        """Mean and covariance of all rows so far, of which there must be two.
-
-        Raises:
-            ValueError: fewer.
-        """
+        """Mean and covariance of all rows so far; ValueError for fewer than two."""
         if self._rows:
             self._reduce(torch.cat(self._waiting))
             self._waiting, self._rows = [], 0

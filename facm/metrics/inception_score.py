@@ -14,11 +14,7 @@ SEED = 2020  # of torch-fidelity's shuffle
 
 
 class InceptionScore:
-    """The score of `num` pictures, of whose logits only sums per part are kept.
-
-    Args:
-        num: pictures in all, at least PARTS.
-    """
+    """The score of `num` images, at least PARTS, of whose logits only sums per part are kept."""
 
     def __init__(self, num: int):
         ends = [i * num // PARTS for i in range(1, PARTS)]
@@ -30,7 +26,7 @@ class InceptionScore:
         self.negentropy = torch.zeros(PARTS, dtype=torch.float64)  # sums of p log p
 
     def add(self, logits: Tensor) -> None:
-        """Take in the logits of the next pictures, (B, classes)."""
+        """Add the logits of the next images, (B, classes)."""
         part = self.parts[self.taken : self.taken + len(logits)]
         self.taken += len(logits)
         log_p = logits.double().log_softmax(1)
@@ -41,11 +37,7 @@ class InceptionScore:
         self.negentropy.index_add_(0, part, (p * log_p).sum(1))
 
     def value(self) -> float:
-        """The score.
-
-        Raises:
-            ValueError: not all pictures have come.
-        """
+        """The score; ValueError unless all images have come."""
         if self.p is None or self.taken != len(self.parts):
             raise ValueError(f"logits of {self.taken} of {len(self.parts)} pictures have come")
         num = self.parts.bincount(minlength=PARTS).double()

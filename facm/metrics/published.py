@@ -1,10 +1,10 @@
-"""References that others published as npz: statistics of a data set under Inception, and pictures where there are any.
+"""References that others published as npz: statistics of a dataset under Inception, and images where there are any.
 
 | keys | shape | what |
 |---|---|---|
 | mu, sigma | (2048,), (2048, 2048) | of pool_3: all that FACM's and EDM's files have |
 | mu_s, sigma_s | (2023,), (2023, 2023) | of the spatial features, for sFID (ADM) |
-| arr_0 | uint8 (N, H, W, 3) | 10,000 pictures, for precision, recall and KID only (ADM) |
+| arr_0 | uint8 (N, H, W, 3) | 10,000 images, for precision, recall and KID only (ADM) |
 | mu_NAME, sigma_NAME | (D,), (D, D) | of another feature network of facm/features, such as dinov2 |
 
 ADM: openai/guided-diffusion, evaluations/evaluator.py. EDM2's references are pickles, which may run any code and are
@@ -36,23 +36,16 @@ PICTURES = "arr_0"
 
 @dataclass(frozen=True)
 class Member:
-    """Pictures of an archive, compressed or not, read when they are asked for, from the front to the back.
-
-    Attributes:
-        path: the archive.
-        name: of the member.
-        shape: (N, H, W, C).
-        start: bytes of the header.
-    """
+    """Images of an archive, compressed or not, read when they are asked for, from the front to the back."""
 
     path: Path
     name: str
-    shape: tuple[int, ...]
-    start: int
+    shape: tuple[int, ...]  # (N, H, W, C)
+    start: int  # bytes of the header
 
     @classmethod
     def of(cls, path: Path, name: str) -> Self:
-        """Find a member; raises ValueError where it is not pictures."""
+        """Find a member; raises ValueError where it is not images."""
         with ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
             version = npy.read_magic(member)
             read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
@@ -63,7 +56,6 @@ class Member:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of a slice."""
         return torch.uint8
 
     def __len__(self) -> int:
@@ -83,17 +75,14 @@ class Archive:
     """A published reference.
 
     Attributes:
-        path: of the npz.
-        sha256: of the file.
-        statistics: mean and covariance, float64, by what stands behind `mu`: "" (pool features), "s" (spatial ones), or
-            the name of a feature network.
-        pictures: None where there are none.
+        statistics: mean and covariance, float64, by what follows `mu`: "" (pool features), "s" (spatial ones), or the
+            name of a feature network.
     """
 
     path: Path
     sha256: str
     statistics: dict[str, Statistics]
-    pictures: Member | None
+    pictures: Member | None  # None where there are none
 
     @classmethod
     def open(cls, path: str | Path, pinned: str) -> "Archive":

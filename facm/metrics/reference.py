@@ -1,10 +1,10 @@
-"""data/reference: the data set as samples are measured against it, and the ends of the scale.
+"""data/reference: the dataset as samples are measured against it, and the ends of the scale.
 
 * network.safetensors, network_second.safetensors: feature networks (of published ones only which weights)
-* statistics.safetensors, statistics_second.safetensors: mu, sigma float64 of the train split; features float32;
-  mu_s, sigma_s of Inception's spatial features
+* statistics.safetensors, statistics_second.safetensors: mu, sigma float64 of the train split; features float32; mu_s,
+  sigma_s of Inception's spatial features
 * network_<name>.safetensors, statistics_<name>.safetensors: the same, without features, of each further network
-* pictures.safetensors: the train pictures, for copies; left out above 1 GiB, and of points
+* pictures.safetensors: the train images, for copies; left out above 1 GiB, and of points
 * meta.json: threshold of copies, further networks, the published reference where one stands in for the train split,
   and, per file, bytes and sha256; written last: without it the folder is unfinished
 """
@@ -22,7 +22,7 @@ from facm.data.images.images import Images
 from facm.metrics.copies import Copies
 from facm.metrics.extract import look
 from facm.metrics.published import Archive
-from facm.metrics.scores import NEIGHBOURS, Yardstick, chosen, score
+from facm.metrics.scores import NEIGHBOURS, ReferenceStatistics, chosen, score
 from facm.metrics.trivial_baselines import Ends
 from facm.networks.features import FeatureNetwork, network_class
 from facm.runtime import dist
@@ -39,12 +39,12 @@ class Reference:
     """A train split, measured; see facm.metrics.scores.Measured.
 
     Attributes:
-        yardsticks: the first network, its second, seeded otherwise, where it is trained here, and further ones.
-        copies: the train pictures; None above 1 GiB of them, and of points.
+        statistics: the first network's, its second's, seeded otherwise, where it is trained here, and further ones.
+        copies: the train images; None above 1 GiB of them, and of points.
         archive: the published reference that the first network's statistics are from; None: the train split.
     """
 
-    yardsticks: tuple[Yardstick, ...]
+    statistics: tuple[ReferenceStatistics, ...]
     copies: Copies | None
     archive: Archive | None = None
 
@@ -55,15 +55,14 @@ class Reference:
         """Make the feature networks, on rank 0, and measure a train split, on all ranks.
 
         Args:
-            train: the split; None where the data set has no pictures, only latents: then all must be in `archive`.
-            features: a key of facm.networks.features.FEATURES.
+            train: the split; None where the dataset has no images, only latents: then all must be in `archive`.
+            features: a key of facm.networks.features.FEATURES; `also`: further ones.
             seed: of the first network's training; the second has the next one.
-            also: further keys.
-            archive: a published reference, which takes the split's place for the first network, and for further ones
-                of which it has statistics.
+            archive: a published reference, which takes the split's place for the first network, and for further ones of
+                which it has statistics.
 
         Raises:
-            ValueError: statistics of another width than the network's features, or neither they nor pictures.
+            ValueError: statistics of another width than the network's features, or neither they nor images.
         """
         _check_source(train, archive, features, also)
         made = dist.from_main(functools.partial(_networks, train, features, seed, also))
@@ -72,36 +71,31 @@ class Reference:
         measured = [(key, network) for key, network in networks if key not in published]
         keep = [not key for key, _ in measured]
         found = iter(_measured([network for _, network in measured], train, keep))
-        yardsticks = [
+        statistics = [
             next(found) if archive is None or key not in published else _published(archive, network, key)
             for key, network in networks
         ]
-        return cls(tuple(yardsticks), _copies(train), archive)
+        return cls(tuple(statistics), _copies(train), archive)
 
     @classmethod
     def open(cls, folder: str | Path) -> "Reference":
-        """Read what `save` wrote; features are computed where this rank computes.
-
-        Raises:
-            FileNotFoundError: a file is missing.
-            ValueError: a file is damaged.
-        """
+        """Read what `save` wrote, on this rank's device; FileNotFoundError, or ValueError for a damaged file."""
         folder = Path(folder)
         cure = f"remove {folder} and run `dvc repro`"
         meta = load_json(folder / "meta.json", cure)
-        yardsticks = []
+        statistics = []
         named = [(suffix, meta["features"]) for suffix in SUFFIXES[: meta["networks"]]]
         for suffix, name in [*named, *((f"_{name}", name) for name in meta.get("also", ()))]:
             network = network_class(name).load(folder / f"network{suffix}.safetensors").to(dist.device())
             stored = load_tensors(folder / f"statistics{suffix}.safetensors", cure)
             spatial = (stored["mu_s"].numpy(), stored["sigma_s"].numpy()) if "mu_s" in stored else None
             mu, sigma = stored["mu"].numpy(), stored["sigma"].numpy()
-            yardsticks.append(Yardstick(network, mu, sigma, stored.get("features"), spatial))
+            statistics.append(ReferenceStatistics(network, mu, sigma, stored.get("features"), spatial))
         copies = None
         if meta["copies_threshold"] is not None:
             pictures = load_tensors(folder / "pictures.safetensors", cure)["pictures"]
             copies = Copies(pictures, meta["copies_threshold"])
-        return cls(tuple(yardsticks), copies)
+        return cls(tuple(statistics), copies)
 
     def save(self, folder: str | Path) -> None:
         """Write to a folder, each file whole, meta.json last."""
@@ -109,23 +103,23 @@ class Reference:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "meta.json").unlink(missing_ok=True)
         files = []
-        first, also = self.yardsticks[0].network.name, []
-        for number, yardstick in enumerate(self.yardsticks):
-            name = yardstick.network.name
+        first, also = self.statistics[0].network.name, []
+        for number, one in enumerate(self.statistics):
+            name = one.network.name
             suffix = SUFFIXES[number] if name == first else f"_{name}"
             also += [] if name == first else [name]
-            files.append(yardstick.network.save(folder / f"network{suffix}.safetensors"))
-            stored = {"mu": torch.from_numpy(yardstick.mu), "sigma": torch.from_numpy(yardstick.sigma)}
-            if yardstick.features is not None:
-                stored["features"] = yardstick.features
-            if yardstick.spatial is not None:
-                stored |= dict(zip(("mu_s", "sigma_s"), map(torch.from_numpy, yardstick.spatial), strict=True))
+            files.append(one.network.save(folder / f"network{suffix}.safetensors"))
+            stored = {"mu": torch.from_numpy(one.mu), "sigma": torch.from_numpy(one.sigma)}
+            if one.features is not None:
+                stored["features"] = one.features
+            if one.spatial is not None:
+                stored |= dict(zip(("mu_s", "sigma_s"), map(torch.from_numpy, one.spatial), strict=True))
             files.append(save_tensors(folder / f"statistics{suffix}.safetensors", stored))
         if self.copies is not None:
             files.append(save_tensors(folder / "pictures.safetensors", {"pictures": self.copies.pictures}))
         meta: dict[str, Any] = {
             "features": first,
-            "networks": len(self.yardsticks) - len(also),
+            "networks": len(self.statistics) - len(also),
             "copies_threshold": None if self.copies is None else self.copies.threshold,
             "files": files,
         }
@@ -137,36 +131,24 @@ class Reference:
 
 def build(
     folder: str | Path,
-    train: Images | None,
-    heldout: Images | None,
+    train: Images | None,  # the split that samples are measured against; without one there are no ends
+    heldout: Images | None,  # the split that sets `floor`, what a perfect generator may reach
     *,
     features: str,
     seed: int,
-    num: int,
+    num: int,  # images in the scores `class_mean` (without classes `pixel_mean`, of points the mean point) and `noise`
     also: Sequence[str] = (),
     archive: Archive | None = None,
-    kid_subsets: int = KID_SUBSETS,
-    copies: bool = False,
+    kid_subsets: int = KID_SUBSETS,  # subsets of KID
+    copies: bool = False,  # whether samples will be searched for copies
 ) -> dict[str, Any]:
-    """Write data/reference and return its metrics: what held-out pictures score, and the ends of the scale.
+    """Write data/reference and return its metrics: what held-out images score, and the ends of the scale.
 
-    All ranks must call it; rank 0 writes and has the scores.
-
-    Args:
-        folder: where to.
-        train: the split that samples are measured against; None: see `Reference.of`; there are no ends then.
-        heldout: the split that sets `floor`, what a perfect generator may reach.
-        features: a key of facm.networks.features.FEATURES.
-        seed: of the first network and of the noise.
-        num: pictures in the scores `class_mean` (without classes `pixel_mean`, of points the mean point) and `noise`.
-        also: further keys, whose distances stand beside the first network's.
-        archive: a published reference, see `Reference.of`.
-        kid_subsets: subsets of KID.
-        copies: whether samples will be looked through for copies.
+    All ranks must call it; rank 0 writes and has the scores. Other arguments: see `Reference.of`.
 
     Raises:
-        ValueError: the feature network does not fit the data, or the published reference the network; copies of
-            pictures that are too many to be kept, or not there; a split of too few pictures.
+        ValueError: the feature network does not fit the data, or the published reference the network; copies of images
+            that are too many to be kept, or not there; a split of too few images.
     """
     _refuse_few(train, heldout)
     if copies and not _keeps(train):
@@ -240,12 +222,12 @@ def _check_widths(archive: Archive, features: str, also: Sequence[str]) -> None:
 
 
 def _keeps(train: Images | None) -> bool:
-    """Whether there are train pictures, and not too many to look through."""
+    """Whether there are train images, and not too many to search."""
     return train is not None and train.kind == "pictures" and math.prod(train.images.shape) <= PICTURES_GIB * 2**30
 
 
 def _copies(train: Images | None) -> Copies | None:
-    """The train pictures, unless there are none, or too many."""
+    """The train images, unless there are none, or too many."""
     return Copies.of(train.images[:]) if train is not None and _keeps(train) else None
 
 
@@ -257,16 +239,18 @@ def _networks(train: Images | None, features: str, seed: int, also: Sequence[str
     return [("", first.create(train, s)) for s in seeds] + further
 
 
-def _measured(networks: Sequence[FeatureNetwork], train: Images | None, keep: Sequence[bool]) -> list[Yardstick]:
+def _measured(
+    networks: Sequence[FeatureNetwork], train: Images | None, keep: Sequence[bool]
+) -> list[ReferenceStatistics]:
     """The train split as these networks see it, in one pass; none where there are none."""
-    return Yardstick.all_of(networks, train.images, keep) if networks and train is not None else []
+    return ReferenceStatistics.all_of(networks, train.images, keep) if networks and train is not None else []
 
 
-def _published(archive: Archive, network: FeatureNetwork, key: str) -> Yardstick:
-    """A network's yardstick from a published reference; the first one's with features of its pictures, if any."""
+def _published(archive: Archive, network: FeatureNetwork, key: str) -> ReferenceStatistics:
+    """A network's statistics from a published reference; the first one's with features of its images, if any."""
     features = None
     if archive.pictures is not None and not key:
         ((seen,), _) = look(archive.pictures, [network], [chosen(len(archive.pictures))])
         features = dist.from_main(seen.features)
     spatial = archive.statistics.get("s") if "spatial" in network.widths and not key else None
-    return Yardstick(network, *archive.statistics[key], features, spatial)
+    return ReferenceStatistics(network, *archive.statistics[key], features, spatial)

@@ -1,4 +1,4 @@
-"""Scores of samples against a data set's train split, by torch-fidelity's functions.
+"""Scores of samples against a dataset's train split, by torch-fidelity's functions.
 
 Fréchet distance (facm/metrics/frechet.py), KID (Binkowski et al. 2018), precision and recall with k = 3 (Kynkäänniemi
 et al. 2019; at most 10,000 reference features, as in ADM's evaluator), Inception Score
@@ -6,10 +6,8 @@ et al. 2019; at most 10,000 reference features, as in ADM's evaluator), Inceptio
 in ADM's evaluator). Where the exact map of noise to data is known (facm/networks/features/exact_map.py), samples are
 also measured against it.
 
-Pictures are looked at part by part (facm/metrics/extract.py); features are kept, for KID, precision, recall and
-accuracy, of the first 50,000 samples.
-All of it is float64, from the features on.
-Nothing here draws a random number that is not seeded.
+Images are looked at part by part (facm/metrics/extract.py); features are kept, for KID, precision, recall and accuracy,
+of the first 50,000 samples. All of it is float64, from the features on, and every random number is seeded.
 """
 
 from collections.abc import Sequence
@@ -23,8 +21,8 @@ from torch import Tensor
 from facm.data.images.images import kind
 from facm.flow.noise import noise
 from facm.metrics.copies import Copies
-from facm.metrics.extract import Pictures, Seen, look
-from facm.metrics.frechet import Gathered, Statistics, frechet_distance
+from facm.metrics.extract import FeatureStatistics, Pictures, look
+from facm.metrics.frechet import RunningMoments, Statistics, frechet_distance
 from facm.networks.features import FeatureNetwork
 from facm.runtime import dist
 
@@ -38,71 +36,61 @@ PRC_ROWS = 2000  # features whose distances to all others are held at once
 
 
 @dataclass(frozen=True)
-class Yardstick:
-    """The train split as one feature network sees it.
-
-    Attributes:
-        network: the feature network.
-        mu: float64 (D,), mean of all its features.
-        sigma: float64 (D, D), their covariance.
-        features: float32 (M, D), at most KEPT of them; None: no KID, precision, recall and accuracy.
-        spatial: mean and covariance, float64, of its spatial features; None: no sFID.
-    """
+class ReferenceStatistics:
+    """The train split under one feature network."""
 
     network: FeatureNetwork
-    mu: np.ndarray
-    sigma: np.ndarray
-    features: Tensor | None
-    spatial: Statistics | None = None
+    mu: np.ndarray  # float64 (D,), mean of all its features
+    sigma: np.ndarray  # float64 (D, D), their covariance
+    features: Tensor | None  # float32 (M, D), at most KEPT of them; None: no KID, precision, recall and accuracy
+    spatial: Statistics | None = None  # mean and covariance, float64, of its spatial features; None: no sFID
 
     @classmethod
-    def of(cls, network: FeatureNetwork, images: Pictures) -> "Yardstick":
-        """Measure a train split, see `all_of`."""
+    def of(cls, network: FeatureNetwork, images: Pictures) -> "ReferenceStatistics":
         return cls.all_of([network], images, [True])[0]
 
     @classmethod
-    def all_of(cls, networks: Sequence[FeatureNetwork], images: Pictures, keep: Sequence[bool]) -> list["Yardstick"]:
-        """Measure a train split, uint8 (N, H, W, C), in one pass, its pictures shared among the ranks.
+    def all_of(
+        cls, networks: Sequence[FeatureNetwork], images: Pictures, keep: Sequence[bool]
+    ) -> list["ReferenceStatistics"]:
+        """Measure a train split, uint8 (N, H, W, C), in one pass, its images shared among the ranks.
 
-        Args:
-            networks: the feature networks.
-            images: the split.
-            keep: per network, whether features are kept too.
+        `keep` says for each network whether features are kept too.
         """
         kept = chosen(len(images))
         seen, _ = look(images, networks, [kept if wanted else None for wanted in keep])
 
-        def measured(one: Seen) -> tuple[np.ndarray, np.ndarray, Tensor | None, Statistics | None]:
-            return *one.gathered["features"].statistics(), one.features(), one.spatial()
+        def measured(one: FeatureStatistics) -> tuple[np.ndarray, np.ndarray, Tensor | None, Statistics | None]:
+            return *one.moments["features"].statistics(), one.features(), one.spatial()
 
         parts = dist.from_main(lambda: [measured(one) for one in seen])
         return [cls(network, *part) for network, part in zip(networks, parts, strict=True)]
 
     def distance(self, features: Tensor) -> float:
         """Fréchet distance of features (N, D) from the train split's."""
-        gathered = Gathered()
-        gathered.add(features)
-        return self.distance_of(gathered)
+        moments = RunningMoments()
+        moments.add(features)
+        return self.distance_of(moments)
 
-    def distance_of(self, gathered: Gathered) -> float:
-        """Fréchet distance of features of which mean and covariance were gathered."""
-        return frechet_distance(gathered.statistics(), (self.mu, self.sigma))
+    def distance_of(self, moments: RunningMoments) -> float:
+        """Fréchet distance of features by their mean and covariance."""
+        return frechet_distance(moments.statistics(), (self.mu, self.sigma))
 
 
 class Measured(Protocol):
     """What `score` measures against (facm.metrics.reference.Reference): networks that agree on nothing but the data."""
 
     @property
-    def yardsticks(self) -> Sequence[Yardstick]:
+    def statistics(self) -> Sequence[ReferenceStatistics]:
         """The first gives all scores, its second, if any, repeats distance and accuracy, others add a distance."""
 
     @property
     def copies(self) -> Copies | None:
-        """The train pictures; None where they are too many to keep."""
+        """The train images; None where they are too many to keep."""
 
 
 def chosen(num: int) -> Tensor:
-    """Which of `num` reference pictures have their features kept, in ascending order: KEPT, seeded, or all of them."""
+    """Which of `num` reference images have their features kept, in ascending order: KEPT, seeded, or all of them."""
     return torch.randperm(num, generator=torch.Generator().manual_seed(0))[:KEPT].sort().values
 
 
@@ -115,39 +103,37 @@ def score(
     copies: bool = True,
     seed: int | None = None,
 ) -> dict[str, float]:
-    """Score pictures by every measure that reference and labels allow; all ranks must call it.
+    """Score images by every measure that reference and labels allow; all ranks must call it.
 
     Args:
         images: uint8 (N, H, W, C), or points float32 (N, D), N at least 4.
         labels: (N,) the classes that were asked for; None: no accuracy.
-        reference: the data set's train split.
-        kid_subsets: subsets of KID.
-        copies: look for copies of training pictures.
+        copies: look for copies of training images.
         seed: of the noise of which they are a map; None: of none.
 
     Returns:
         `fd` (or `fid`, see `distance_key`), `kid`, `precision`, `recall`, `accuracy`, `fd_second`, `accuracy_second`,
-        `copies`; with Inception `is` and, where the reference has it, `sfid` (`is_10k` and so on for fewer pictures);
-        `fd_<network>` for each further one; `map_rmse` and `map_median` where the exact map is known (`map_error`).
-        Nothing on ranks other than 0.
+            `copies`; with Inception `is` and, where the reference has it, `sfid` (`is_10k` and so on for fewer images);
+            `fd_<network>` for each further one; `map_rmse` and `map_median` where the exact map is known (`map_error`).
+            Nothing on ranks other than 0.
 
     Raises:
-        ValueError: pictures or labels of a wrong kind, or copies asked of a reference without pictures.
+        ValueError: images or labels of a wrong kind, or copies asked of a reference without images.
     """
     pictures: Pictures = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
     labels = None if labels is None else torch.as_tensor(labels)
     _check(pictures, labels, reference, copies)
     looked_for = reference.copies if copies else None
-    first = reference.yardsticks[0]
+    first = reference.statistics[0]
     kept = torch.arange(min(len(pictures), SAMPLES_KEPT))
-    keep = [None if yardstick.features is None else kept for yardstick in reference.yardsticks]
-    seen, distances = look(pictures, [yardstick.network for yardstick in reference.yardsticks], keep, looked_for)
+    keep = [None if train.features is None else kept for train in reference.statistics]
+    seen, distances = look(pictures, [train.network for train in reference.statistics], keep, looked_for)
     if not dist.is_main():
         return {}
     scores: dict[str, float] = {}
-    for number, (yardstick, one) in enumerate(zip(reference.yardsticks, seen, strict=True)):
-        again = "_second" if yardstick.network.name == first.network.name else f"_{yardstick.network.name}"
-        scores |= _under(yardstick, one, labels, again if number else "", kid_subsets)
+    for number, (train, one) in enumerate(zip(reference.statistics, seen, strict=True)):
+        again = "_second" if train.network.name == first.network.name else f"_{train.network.name}"
+        scores |= _under(train, one, labels, again if number else "", kid_subsets)
     if looked_for is not None and distances is not None:
         scores["copies"] = looked_for.rate(distances)
     return scores if seed is None else scores | map_error(pictures, first.network, seed)
@@ -159,15 +145,9 @@ def distance_key(features: str, num: int) -> str:
 
 
 def map_error(samples: Pictures, network: FeatureNetwork, seed: int) -> dict[str, float]:
-    """Distance of samples from where the exact flow takes their own noise; nothing where that is not known.
+    """`map_rmse` and `map_median`: root mean square and median of |x - exact(x0)|; nothing without an exact flow.
 
-    Args:
-        samples: points (N, D), in the data's units; point i was drawn from the noise of (seed, i).
-        network: tells the exact map.
-        seed: of the noise.
-
-    Returns:
-        `map_rmse` and `map_median`, root mean square and median of the distances |x - exact(x0)|.
+    Samples x are points (N, D), in the data's units; point i is from the noise x0 of (seed, i).
     """
     if network.exact is None:
         return {}
@@ -193,11 +173,7 @@ def kernel_distance(features_1: Tensor, features_2: Tensor, *, subsets: int = 10
 
 def precision_recall(samples: Tensor, real: Tensor) -> tuple[float, float]:
     """Fraction of samples (N, D) among real features (M, D), and of real ones among samples; k = 3 neighbours."""
-    from torch_fidelity.metric_prc import (
-        KEY_METRIC_PRECISION,
-        KEY_METRIC_RECALL,
-        prc_features_to_metric,
-    )
+    from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
     metric = prc_features_to_metric(
         samples.to(dist.device(), torch.float64),
@@ -212,21 +188,23 @@ def precision_recall(samples: Tensor, real: Tensor) -> tuple[float, float]:
     return round(precision * len(samples)) / len(samples), round(recall * len(real)) / len(real)
 
 
-def _under(yardstick: Yardstick, seen: Seen, labels: Tensor | None, suffix: str, kid_subsets: int) -> dict[str, float]:
-    """What pictures score under one network; `suffix` of names is empty for the first, which alone gives all scores."""
-    network, features, num = yardstick.network, seen.features(), seen.taken
+def _under(
+    train: ReferenceStatistics, seen: FeatureStatistics, labels: Tensor | None, suffix: str, kid_subsets: int
+) -> dict[str, float]:
+    """What images score under one network; `suffix` of names is empty for the first, which alone gives all scores."""
+    network, features, num = train.network, seen.features(), seen.taken
     key = distance_key(network.name, num)
-    scores = {f"fd{suffix}" if key == "fd" else key: yardstick.distance_of(seen.gathered["features"])}
+    scores = {f"fd{suffix}" if key == "fd" else key: train.distance_of(seen.moments["features"])}
     if seen.score is not None:
         scores[f"is{_number(num)}"] = seen.score.value()
     spatial = seen.spatial()
-    if spatial is not None and yardstick.spatial is not None:
-        scores[f"sfid{_number(num)}"] = frechet_distance(spatial, yardstick.spatial)
-    if features is None or yardstick.features is None:
+    if spatial is not None and train.spatial is not None:
+        scores[f"sfid{_number(num)}"] = frechet_distance(spatial, train.spatial)
+    if features is None or train.features is None:
         return scores
     if not suffix:
-        scores["kid"] = kernel_distance(features, yardstick.features, subsets=kid_subsets)
-        scores["precision"], scores["recall"] = precision_recall(features, yardstick.features)
+        scores["kid"] = kernel_distance(features, train.features, subsets=kid_subsets)
+        scores["precision"], scores["recall"] = precision_recall(features, train.features)
     return scores | _accuracy(f"accuracy{suffix}", network, features, None if labels is None else labels[:SAMPLES_KEPT])
 
 
@@ -242,7 +220,6 @@ def _accuracy(key: str, network: FeatureNetwork, features: Tensor, labels: Tenso
 
 
 def _check(images: Pictures, labels: Tensor | None, reference: Measured, copies: bool) -> None:
-    """Raise ValueError for what cannot be scored."""
     what = kind(images.dtype, images.shape)
     if len(images) <= NEIGHBOURS:
         raise ValueError(

@@ -1,6 +1,6 @@
 """The ends of the scale: class means, without any diversity, and noise, without any likeness.
 
-The train split is read once, in parts that the ranks share; the pictures are made when they are asked for: neither is
+The train split is read once, in parts that the ranks share; the images are made when they are asked for: neither is
 held in memory. Sums of levels are whole numbers, so that neither the parts nor the ranks can move them.
 """
 
@@ -16,18 +16,13 @@ from facm.data.images.images import Images
 from facm.flow.noise import noise
 from facm.runtime import dist
 
-BLOCK = 16  # pictures whose noise is drawn at once; torch draws normals in blocks of 16, so that parts make up a whole
+BLOCK = 16  # images whose noise is drawn at once; torch draws normals in blocks of 16, so that parts make up a whole
 VALUES = 2**24  # levels of the train split that are read at once
 
 
 @dataclass(frozen=True)
 class Cycled:
-    """Pictures (or points) that repeat some, `num` in all.
-
-    Attributes:
-        some: (M, ...), uint8 or float32.
-        num: how many there are.
-    """
+    """`num` images (or points) that repeat some, (M, ...), uint8 or float32."""
 
     some: Tensor
     num: int
@@ -48,16 +43,9 @@ class Cycled:
 
 
 class Noise:
-    """Normal noise with given mean and std per channel, like the train split's pictures: an untrained generator.
+    """`num` images of normal noise with mean and std per channel (float64 (C,) or (D,)), in the form of `like`.
 
     Of points it is the identity map, of the noise that samplers start from.
-
-    Args:
-        mean: float64 (C,) or (D,).
-        std: likewise.
-        like: the train split.
-        num: pictures.
-        seed: of the noise.
     """
 
     def __init__(self, mean: Tensor, std: Tensor, like: Images, num: int, seed: int):
@@ -79,10 +67,10 @@ class Noise:
 
     def _start(self) -> None:
         self.generator = torch.Generator().manual_seed(self.seed)
-        self.block, self.drawn = torch.empty(0), 0  # the last BLOCK pictures, which end before number `drawn`
+        self.block, self.drawn = torch.empty(0), 0  # the last BLOCK images, which end before number `drawn`
 
     def _normals(self, first: int, end: int) -> Tensor:
-        """Pictures `first` .. `end` - 1 of one stream, float64, which is drawn from its start again where it must."""
+        """Images `first` .. `end` - 1 of one stream, float64, which starts again from its beginning where it must."""
         if first < self.drawn - len(self.block):
             self._start()
         parts = []
@@ -98,18 +86,11 @@ class Noise:
 
 @dataclass(frozen=True)
 class Ends:
-    """What the ends of the scale take of a train split.
-
-    Attributes:
-        train: the split.
-        means: mean picture of each class (of all, without classes), uint8 (classes, H, W, C); points likewise.
-        mean: of each channel, float64 (C,); of points of each coordinate.
-        std: likewise.
-    """
+    """What the ends of the scale take of a train split."""
 
     train: Images
-    means: Tensor
-    mean: Tensor
+    means: Tensor  # mean image of each class (of all, without classes), uint8 (classes, H, W, C); points likewise
+    mean: Tensor  # mean, std: of each channel, float64 (C,); of points of each coordinate
     std: Tensor
 
     @classmethod
@@ -129,14 +110,13 @@ class Ends:
         return cls(train, means, channels.double() / n, torch.tensor(std, dtype=torch.float64))
 
     def mean_pictures(self, num: int) -> Cycled:
-        """The mean picture of class i mod classes, `num` times: like the train split's.
+        """The mean image of class i mod classes, `num` times, in the form of the train split.
 
         Recognised perfectly and without any diversity: what accuracy alone would call the best of generators.
         """
         return Cycled(self.means, num)
 
     def noise_pictures(self, num: int, seed: int) -> Noise:
-        """Normal noise, see `Noise`."""
         return Noise(self.mean, self.std, self.train, num, seed)
 
 

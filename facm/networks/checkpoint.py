@@ -1,6 +1,6 @@
 """Self-describing checkpoint folders: `model.safetensors`, `ema/*.safetensors`, `config.json`. No pickle.
 
-Loading needs no params.yaml: config.json tells the backbone and its constants, the conditioning, classes, codec and
+Loading needs no params.yaml: config.json has the backbone and its constants, the conditioning, classes, codec and
 latent statistics, the objective and the samplers that fit it, step, params and versions.
 """
 
@@ -78,7 +78,6 @@ class Config:
         return self.conditioning != "plain" and self.fraction > 0
 
     def build(self, dropout: float = 0.0) -> nn.Module:
-        """The network with fresh weights."""
         network = backbones.build(
             self.backbone,
             self.constants,
@@ -103,9 +102,7 @@ def describe(
 
     Args:
         kind: teacher | student.
-        latents: what it is trained on; tells shape, classes, codec and statistics.
-        backbone: name and constants, resolved (`facm.networks.backbones.resolve`); a student's are `of_student`.
-        objective: tells conditioning and samplers.
+        backbone: name and constants, resolved (`facm.networks.backbones.resolve`); a student's become `of_student`.
         settings: params.teacher or params.distill.
         params: the whole params.yaml as plain mappings, recorded.
         precond: name and constants.
@@ -150,13 +147,9 @@ def versions() -> dict[str, str]:
 
 
 def save(folder: str | Path, weights: dict[str, Tensor], config: Config, snapshots: list[Path] | None = None) -> None:
-    """Write a checkpoint; nothing half-written is ever found under the final name.
+    """Write a checkpoint with copies of EMA snapshots in `ema/`; an earlier one is replaced.
 
-    Args:
-        folder: the folder to make; an earlier one is replaced.
-        weights: state dict of the network.
-        config: its description.
-        snapshots: files of EMA snapshots to copy into `ema/`.
+    Nothing half-written is ever found under the final name.
     """
     folder = Path(folder)
     temporary = folder.with_name(folder.name + ".tmp")
@@ -167,11 +160,11 @@ def save(folder: str | Path, weights: dict[str, Tensor], config: Config, snapsho
     left_out = [name for name in OPTIONAL if described[name] == LATER[name]]
     files.save_json(temporary / "config.json", {k: v for k, v in described.items() if k not in left_out})
     for snapshot in snapshots or []:
-        with snapshot.open("rb") as source, files.whole(temporary / "ema" / snapshot.name) as copy:
+        with snapshot.open("rb") as source, files.atomic_write(temporary / "ema" / snapshot.name) as copy:
             shutil.copyfileobj(source, copy)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
-    files.settle(folder.parent)
+    files.fsync_dir(folder.parent)
 
 
 def refuse_own(folder: str | Path, out: str | Path, option: str = "--out") -> None:
@@ -209,11 +202,7 @@ def refuse_made(out: str | Path, option: str = "--out") -> None:
 
 
 def read_config(folder: str | Path) -> Config:
-    """The description alone.
-
-    Raises:
-        CheckpointError: missing or damaged config.json.
-    """
+    """The description alone; CheckpointError for a missing or damaged config.json."""
     path = Path(folder) / "config.json"
     try:
         found = files.load_json(path, f"remove {folder} and run `dvc repro`")
@@ -266,11 +255,7 @@ def refuse_statistics(config: Config, where: str, cure: str) -> None:
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """A safetensors file on the CPU.
-
-    Raises:
-        CheckpointError: missing or truncated file.
-    """
+    """A safetensors file on the CPU; CheckpointError where it is missing or truncated."""
     try:
         return files.load_tensors(Path(path), f"remove {Path(path).parent} and run `dvc repro`")
     except FileNotFoundError:
@@ -280,14 +265,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def load(folder: str | Path, sigma_rel: float | None = None) -> tuple[nn.Module, Config]:
-    """A network with its weights, in eval mode on the CPU.
+    """A network in eval mode on the CPU, with the weights as stored, or those of a post-hoc EMA length sigma_rel.
 
-    Args:
-        folder: checkpoint folder.
-        sigma_rel: post-hoc EMA length, synthesised from the snapshots; None: the weights as stored.
-
-    Raises:
-        CheckpointError: as `read_config` and `read_weights`, or weights that do not fit config.json.
+    Raises CheckpointError: as `read_config` and `read_weights`, or weights that do not fit config.json.
     """
     config, path = read_config(folder), Path(folder) / "model.safetensors"
     weights = read_weights(path) if sigma_rel is None else synthesize(folder, sigma_rel)
@@ -350,8 +330,7 @@ def snapshots(folder: str | Path) -> list[tuple[int, float, Path]]:
 def synthesize(folder: str | Path, sigma_rel: float) -> dict[str, Tensor]:
     """Post-hoc EMA weights of any sigma_rel at the checkpoint's step (facm.networks.ema).
 
-    Raises:
-        CheckpointError: fewer than two snapshots, or one that is truncated or does not fit the others.
+    Raises CheckpointError: fewer than two snapshots, or one that is truncated or does not fit the others.
     """
     found = snapshots(folder)
     if len(found) < 2:
@@ -381,8 +360,7 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
 def transfer(network: nn.Module, weights: dict[str, Tensor], where: str) -> None:
     """Load weights of a network that may lack the extra, zero-initialised embedders, and projectors on either side.
 
-    Raises:
-        CheckpointError: any other missing, unexpected or mis-shaped key.
+    Raises CheckpointError for any other missing, unexpected or mis-shaped key.
     """
     own = network.state_dict()
     weights = {k: tensor for k, tensor in weights.items() if k in own or not k.startswith(PROJECTORS)}
@@ -399,17 +377,13 @@ def transfer(network: nn.Module, weights: dict[str, Tensor], where: str) -> None
 
 
 def start_from(network: nn.Module, config: Config, folder: str | Path, expected: str | None) -> None:
-    """Load the first weights of a training from another checkpoint.
+    """Load the first weights of a training, described by `config`, from another checkpoint.
 
-    Args:
-        network: built from `config`.
-        config: of the training that starts.
-        folder: the other checkpoint; a relative path is looked for here, then under the repository's root, where
-            queue workers do not run.
-        expected: sha256 of its weights, pinned in params.yaml.
+    A relative folder is looked for here, then under the repository's root, where queue workers do not run. `expected`
+    is the sha256 of its weights, pinned in params.yaml.
 
-    Raises:
-        CheckpointError: another width, class count, codec or latent statistics, other weights than the pinned ones.
+    Raises CheckpointError for another width, class count, codec or latent statistics, other weights than the pinned
+    ones.
     """
     folder = located(str(folder))
     other = read_config(folder)
@@ -461,14 +435,12 @@ def check_teacher(config: Config, teacher: Config, folder: str | Path, condition
 
 
 def refuse_guidance(config: Config, where: str | Path, w: float, place: str = "w", label_dropout: float = 0.0) -> None:
-    """Raise CheckpointError where a network that was never trained with a null label would be asked at it.
+    """Raise CheckpointError where a network that was never trained with a null label would be evaluated at it.
 
     Args:
-        config: of the network.
         where: its folder, for messages.
-        w: guidance scale.
         place: of w in params.yaml.
-        label_dropout: share of labels for which a student asks its teacher at the null label.
+        label_dropout: share of labels for which a student evaluates its teacher at the null label.
     """
     for name, value, least in ((place, w, 1), ("distill.label_dropout", label_dropout, 0)):
         if config.num_classes and not config.null_label and value > least:
@@ -510,5 +482,4 @@ def check_fits(config: Config, other: Config, folder: str | Path) -> None:
 
 
 def sha256(path: str | Path) -> str:
-    """Content hash of a file, hexadecimal."""
     return files.sha256(Path(path))

@@ -1,4 +1,4 @@
-"""LPIPS: how different two pictures look to VGG16 (Zhang et al. 2018, arXiv 1801.03924), version 0.1, differentiable.
+"""LPIPS: how different two images look to VGG16 (Zhang et al. 2018, arXiv 1801.03924), version 0.1, differentiable.
 
     d(a, b) = sum_l mean_hw sum_c w_lc (y_l(a) - y_l(b))_c^2,    y_l = features of layer l / their norm over channels
 
@@ -8,12 +8,12 @@ Sources: lpips/lpips.py of the published code (richzhang/PerceptualSimilarity) a
 read. torch-fidelity's own class is not used: it cannot be made without fetching both files and unpickling them, and it
 takes levels from 0 to 255. Its distances are ours (tests/test_lpips.py).
 
-Pictures below 256 pixels are enlarged to 224 x 224 bilinearly, as the published code of consistency models does
+Images below 256 pixels are enlarged to 224 x 224 bilinearly, as the published code of consistency models does
 (openai/consistency_models, cm/karras_diffusion.py). That code takes piq's LPIPS with average in place of max pooling.
 Here: LPIPS as its authors define it, with max pooling, for which the weights w were learned.
 
-The weights lie outside the repository, in torch's cache, and are pinned by their sha256; `python -m
-facm.networks.lpips` fetches them. They are read as tensors only, so no code in them can run.
+The weights lie in torch's cache, pinned by their sha256; `python -m facm.networks.lpips` fetches them. They are read as
+tensors only, so no code in them can run.
 """
 
 import argparse
@@ -25,8 +25,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 from torch.linalg import vector_norm
 
-from facm.runtime import files
-from facm.runtime.files import load_foreign
+from facm.runtime import files, foreign
 from facm.runtime.names import printable
 
 FILES = {  # name -> (where from, sha256, as several independent projects pin them)
@@ -41,15 +40,13 @@ FILES = {  # name -> (where from, sha256, as several independent projects pin th
 }
 BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # width and convolutions of each of VGG16's blocks
 CLASSIFIER = {f"classifier.{i}.{kind}" for i in (0, 3, 6) for kind in ("weight", "bias")}  # of VGG16; not needed
-SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's mean and std for pictures in [-1, 1]
+SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's mean and std for images in [-1, 1]
 SMALL, SIDE, EPS = 256, 224, 1e-10
 
 
 class LPIPS(nn.Module):
-    """The network; its weights are constants, and names are those of the published files.
-
-    Args:
-        blocks: width and number of convolutions of each block; VGG16's, but for tests.
+    """The network; weights are constants with the names of the published files. `blocks`: width and convolutions of
+    each.
     """
 
     def __init__(self, blocks: tuple[tuple[int, int], ...] = BLOCKS) -> None:
@@ -71,7 +68,7 @@ class LPIPS(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in [-1, 1], sides of at least 16 -> d(a, b) (B,), with a gradient to a alone."""
+        """Images (B, 3, H, W) in [-1, 1], sides of at least 16 -> d(a, b) (B,), with a gradient to a alone."""
         with torch.no_grad():
             of_b = self.layers(b)
         d = torch.zeros(len(a), dtype=a.dtype, device=a.device)
@@ -81,7 +78,7 @@ class LPIPS(nn.Module):
         return d
 
     def layers(self, x: Tensor) -> list[Tensor]:
-        """Pictures (B, 3, H, W) -> unit-length features of each block (B, C_l, H_l, W_l)."""
+        """Images (B, 3, H, W) -> unit-length features of each block (B, C_l, H_l, W_l)."""
         x, found = (x - self.get_buffer("shift")) / self.get_buffer("scale"), list[Tensor]()
         for i, layer in enumerate(self.features, 1):
             x = layer(x)
@@ -93,12 +90,7 @@ class LPIPS(nn.Module):
 class Distance:
     """d(a, b) of normalised latents that are pixels: (a, b) like x_t -> (B,), with a gradient to a alone.
 
-    Args:
-        network: LPIPS.
-        mean, std: (C,), of the latents: x std + mean is the picture in [-1, 1]. One channel (grey) is repeated.
-
-    Raises:
-        ValueError: neither one nor three channels.
+    x std + mean, both (C,), is the image in [-1, 1]; one channel (grey) is repeated, ValueError unless C is 1 or 3.
     """
 
     def __init__(self, network: LPIPS, mean: Tensor, std: Tensor) -> None:
@@ -111,11 +103,10 @@ class Distance:
         self.network, self.mean, self.std = network, mean.view(-1, 1, 1).to(device), std.view(-1, 1, 1).to(device)
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        """The distance (B,) of two batches (B, C, H, W)."""
         return self.network(self.picture(a), self.picture(b.detach()))
 
     def picture(self, x: Tensor) -> Tensor:
-        """Normalised latents (B, C, H, W) -> pictures (B, 3, H, W), enlarged where they are small."""
+        """Normalised latents (B, C, H, W) -> images (B, 3, H, W), enlarged where they are small."""
         x = (x * self.std + self.mean).expand(-1, 3, -1, -1)
         if min(x.shape[-2:]) < SMALL:
             x = functional.interpolate(x, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
@@ -125,18 +116,15 @@ class Distance:
 def from_weights(vgg: Path, lins: Path) -> LPIPS:
     """LPIPS with the weights of two published files, read as tensors only.
 
-    Args:
-        vgg: torchvision's VGG16: `features.<i>.weight`, `.bias`, and the classifier's, which are dropped.
-        lins: `lin<l>.model.1.weight` (1, C_l, 1, 1), of the lpips package or of torch-fidelity.
+    `vgg` is torchvision's VGG16: `features.<i>.weight`, `.bias`, and the classifier's, which are dropped. `lins` has
+    `lin<l>.model.1.weight` (1, C_l, 1, 1), of the lpips package or of torch-fidelity.
 
-    Raises:
-        FileNotFoundError: one of them is missing.
-        ValueError: damaged, more than tensors, or other names or shapes.
+    Raises FileNotFoundError, or ValueError where one is damaged, more than tensors, or has other names or shapes.
     """
     network = LPIPS()
     needed = network.state_dict()
     for path, mine, dropped in ((vgg, "features.", CLASSIFIER), (lins, "lin", set[str]())):
-        state = load_foreign(path)
+        state = foreign.read(path)
         wanted = {name: tensor for name, tensor in needed.items() if name.startswith(mine)}
         if not isinstance(state, dict) or state.keys() != wanted.keys() | dropped:
             odd = sorted(map(str, state.keys() ^ (wanted.keys() | dropped))) if isinstance(state, dict) else []
@@ -150,12 +138,7 @@ def from_weights(vgg: Path, lins: Path) -> LPIPS:
 
 
 def find_weights() -> tuple[Path, Path]:
-    """The two pinned files in torch's cache.
-
-    Raises:
-        FileNotFoundError: one is not there.
-        ValueError: one has other content.
-    """
+    """The two pinned files in torch's cache; FileNotFoundError, or ValueError for other content."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     vgg, lins = (folder / name for name in FILES)
     for path in (vgg, lins):

@@ -17,7 +17,7 @@ from pathlib import Path
 from facm.report.page import page
 from facm.report.revision import Revision, workspace
 from facm.report.run import Run, grouped
-from facm.runtime.files import refuse_no_target, whole
+from facm.runtime.files import atomic_write, refuse_no_target
 from facm.runtime.log import say
 from facm.runtime.params import ParamsError
 
@@ -56,7 +56,7 @@ def main() -> None:
         refuse_no_target(arguments.out)
         with tempfile.TemporaryDirectory() as blobs:
             text, told = compare(arguments.revisions or [WORKSPACE], Path(blobs))
-        with whole(arguments.out) as file:
+        with atomic_write(arguments.out) as file:
             file.write(text.encode())
     except (ParamsError, ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None

@@ -1,5 +1,6 @@
 """Where this process runs: device, rank, threads. The only module that knows of accelerators and process groups."""
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
@@ -10,7 +11,7 @@ import torch.distributed as torch_dist
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-PATIENCE = timedelta(hours=2)  # for one rank that works while the others wait (feature network, scores)
+COLLECTIVE_TIMEOUT = timedelta(hours=2)  # for one rank that works while the others wait (feature network, scores)
 
 
 def setup(threads: int) -> None:
@@ -26,11 +27,21 @@ def setup(threads: int) -> None:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        torch_dist.init_process_group(backend, timeout=PATIENCE)
+        torch_dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums in one order, whatever the number of threads outside."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def teardown() -> None:
-    """Leave the process group."""
     if torch_dist.is_initialized():
         torch_dist.destroy_process_group()
 
@@ -54,7 +65,6 @@ def is_main() -> bool:
 
 
 def barrier() -> None:
-    """Wait for all ranks."""
     if torch_dist.is_initialized():
         torch_dist.barrier()
 
@@ -83,7 +93,7 @@ def shard(module: nn.Module, blocks: Sequence[nn.Module]) -> None:
         fully_shard(part, mesh=mesh)
 
 
-def whole(tree: Any, *, everywhere: bool = False) -> Any:
+def gather_full(tree: Any, *, everywhere: bool = False) -> Any:
     """A copy of nested dicts and lists in which sharded tensors are whole and on the CPU; all ranks must call it.
 
     Ranks other than 0 get None for a sharded tensor, unless `everywhere`.
@@ -132,13 +142,10 @@ def share(num: int) -> range:
 
 
 def in_order(items: Iterable[Any], num: int) -> Iterator[Any]:
-    """What all ranks made, in order, on rank 0; the other ranks hand theirs over and yield nothing.
+    """What all ranks made, in order, on rank 0; the other ranks yield nothing. `items` are this rank's (`share`),
+    picklable.
 
     Each rank holds one item at a time: it makes the next when rank 0 has taken the last.
-
-    Args:
-        items: this rank's, those of `share(num)`; anything that can be pickled.
-        num: items of all ranks.
     """
     mine = iter(items)
     for number in range(num):

@@ -8,8 +8,6 @@ import hashlib
 import json
 import math
 import os
-import pickle
-import re
 import reprlib
 import tempfile
 import types
@@ -51,7 +49,7 @@ PLAIN = {
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """A new binary file that becomes `path` when the block ends, and is gone where the block raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
@@ -64,10 +62,10 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
         raise
     os.replace(temporary, path)
-    settle(path.parent)
+    fsync_dir(path.parent)
 
 
-def settle(folder: Path) -> None:
+def fsync_dir(folder: Path) -> None:
     """Bring a folder's names to the disk: what was moved into it is still there after a power loss."""
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -81,19 +79,10 @@ def save_tensors(
 ) -> dict[str, Any]:
     """Write a safetensors file, byte for byte as its library does, but in one pass and without a copy in memory.
 
-    Args:
-        path: the file.
-        tensors: of any device.
-        metadata: text for the file's header.
-
-    Returns:
-        What a meta.json says about it: `file`, `bytes` and `sha256`.
-
-    Raises:
-        ValueError: a dtype that is not among DTYPES.
+    Returns its `file`, `bytes` and `sha256` for a meta.json. ValueError for a dtype that is not among DTYPES.
     """
     digest, size = hashlib.sha256(), 0
-    with whole(path) as file:
+    with atomic_write(path) as file:
         for part in _safetensors(tensors, metadata):
             digest.update(part)
             size += file.write(part)
@@ -103,13 +92,7 @@ def save_tensors(
 def load_tensors(path: Path, cure: str) -> dict[str, Tensor]:
     """Read a safetensors file; the tensors are mapped, so that pages are read when they are touched.
 
-    Args:
-        path: the file.
-        cure: what the user should do where it is missing or damaged; ends the message.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: truncated or no safetensors file.
+    `cure` ends the message where it is missing (FileNotFoundError) or damaged (ValueError).
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {cure}")
@@ -126,13 +109,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def refuse_no_file(path: Path, place: str = "", cure: str = "check the path") -> None:
-    """Raise FileNotFoundError unless there is a file; where a folder is in its place, the message says so.
-
-    Args:
-        path: of the file.
-        place: what the message begins with, such as "params.yaml, latents.stats: ".
-        cure: for one that is missing.
-    """
+    """Raise FileNotFoundError unless there is a file; the message begins with `place` and ends with the cure."""
     if path.is_dir():
         raise FileNotFoundError(f"{place}{path} is a folder: name a file")
     if not path.is_file():
@@ -142,9 +119,7 @@ def refuse_no_file(path: Path, place: str = "", cure: str = "check the path") ->
 def refuse_unwritable(path: Path, option: str = "--out") -> None:
     """Raise ValueError where a new file or folder could not be written, before the work that it is to hold.
 
-    Args:
-        path: of what will be written; folders above it may be missing, and are made then.
-        option: that named it.
+    Folders above it may be missing: they are made later. `option` named it.
     """
     place = path.absolute()
     above = next((folder for folder in place.parents if os.path.lexists(folder)), place)
@@ -162,36 +137,11 @@ def refuse_no_target(path: Path, option: str = "--out") -> None:
     refuse_unwritable(path, option)
 
 
-def load_foreign(path: Path) -> Any:
-    """Read another project's `.pt` file on the CPU: tensors and plain values only, since pickle can run any code.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds more than that, or is damaged.
-    """
-    refuse_no_file(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError) as error:
-        unsafe = re.search(r"unsupported (global|class).*?(?=\. |\.?$)", str(error), re.IGNORECASE | re.MULTILINE)
-        if unsafe is None:
-            raise ValueError(f"{path} is damaged ({_first_line(error)}): fetch it again") from None
-        raise ValueError(
-            f"{path} holds more than tensors and plain values ({unsafe[0]}), and reading that may run code hidden in "
-            "it. If you trust its source, take the tensors out in a place where nothing can be lost, and use the new "
-            'file: python -c "import torch, safetensors.torch as s; '
-            f"s.save_file(torch.load('{path}', map_location='cpu', weights_only=False), "
-            f"'{path.with_suffix('.safetensors')}')\"; where the weights lie deeper, add their key: ['state_dict']"
-        ) from None
-
-
 def flatten(value: Any) -> tuple[str, dict[str, Tensor]]:
     """Take nested plain values and tensors apart: JSON that names each tensor, and the tensors by name.
 
-    Dicts keep their keys' types and order, tuples stay tuples, NaN stays NaN; the opposite is `unflatten`.
-
-    Raises:
-        TypeError: something that is neither plain nor a tensor.
+    Dicts keep their keys' types and order, tuples stay tuples, NaN stays NaN; the opposite is `unflatten`. TypeError
+    for anything else.
     """
     tensors: dict[str, Tensor] = {}
     return json.dumps(_flatten(value, "", tensors)), tensors
@@ -206,8 +156,7 @@ def unflatten(text: str, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def save_json(path: Path, value: Any) -> None:
-    """Write JSON."""
-    with whole(path) as file:
+    with atomic_write(path) as file:
         file.write((json.dumps(value, indent=1) + "\n").encode())
 
 
@@ -271,16 +220,11 @@ def sha256(path: Path) -> str:
 
 
 def pinned(path: Path, expected: str | None, place: str, cure: str) -> str:
-    """The digest of a file whose content is pinned.
+    """The file's sha256; ValueError, which begins with `place`, where it is not the expected one (None: any).
 
     Args:
-        path: the file; it is there.
-        expected: 64 hex digits; None: any content.
         place: that pins it, such as "params.yaml, latents.vae_sha256"; empty: the code.
         cure: what to do about another content.
-
-    Raises:
-        ValueError: another content.
     """
     found = sha256(path)
     if expected not in (None, found):
@@ -291,12 +235,11 @@ def pinned(path: Path, expected: str | None, place: str, cure: str) -> str:
 def save_csv(path: Path, columns: Mapping[str, Sequence[float]]) -> None:
     """Write equally long columns."""
     rows = [",".join(columns), *(",".join(map(str, row)) for row in zip(*columns.values(), strict=True))]
-    with whole(path) as file:
+    with atomic_write(path) as file:
         file.write(("\n".join(rows) + "\n").encode())
 
 
 def content(tensor: Tensor) -> memoryview:
-    """The tensor's bytes."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
@@ -347,8 +290,3 @@ def _unflatten(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if kind == "tuple":
         return tuple(_unflatten(part, tensors) for part in parts)
     return {key: _unflatten(part, tensors) for key, part in parts}
-
-
-def _first_line(error: Exception) -> str:
-    """Of one of torch's long messages."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

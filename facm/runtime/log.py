@@ -1,4 +1,4 @@
-"""What a long run tells: a progress bar on a terminal, one line per interval in a log, curves for `dvc plots`."""
+"""What a long run reports: a progress bar on a terminal, one line per interval in a log, curves for `dvc plots`."""
 
 import shutil
 import sys
@@ -50,13 +50,9 @@ class TrainingLog:
     """Rows of one training run. `rows` is plain data, saved with the unfinished state and replayed on resume."""
 
     def __init__(self, folder: str | Path, what: str, steps: int, rows: list[dict[str, float]], step: int = 0):
-        """
-        Args:
-            folder: where the curves go, `<folder>/plots/metrics/<name>.tsv`.
-            what: name of the run, the first word of each line.
-            steps: optimizer steps in all.
-            rows: rows of an earlier, interrupted part of the run.
-            step: of its last save, after which this process goes on.
+        """Start a log at step `step` of `steps`; curves go to `<folder>/plots/metrics/<name>.tsv`.
+
+        `what` begins each line; `rows` are those of an earlier, interrupted part of the run.
         """
         self.folder, self.what, self.steps, self.rows = Path(folder), what, steps, rows
         self._start, self._first = time.perf_counter(), step
@@ -71,7 +67,7 @@ class TrainingLog:
         self._replay()
 
     def advance(self, step: int) -> None:
-        """A step is done; a log is told so while the first row is still to come."""
+        """A step is done; a log says so while the first row is still to come."""
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
             return
@@ -80,7 +76,7 @@ class TrainingLog:
             self._quiet_since = now
 
     def compiled(self, step: int) -> None:
-        """The first step is done, in which code was compiled: tell its time apart and count from here."""
+        """The first step is done, in which code was compiled: report its time apart and count from here."""
         now = time.perf_counter()
         say(f"{self.what}: first step with compilation {now - self._start:.1f} s")
         self._start, self._first, self._quiet_since = now, step, now
@@ -99,7 +95,6 @@ class TrainingLog:
         self._quiet_since = None
 
     def close(self) -> None:
-        """End the bar and the curves."""
         if self._bar is not None:
             self._bar.close()
         self._live.end()

@@ -1,6 +1,6 @@
-"""Work that runs ahead of whoever takes its results: pictures are decoded while the batch before them is encoded.
+"""Results made before they are needed: images are decoded while the batch before them is encoded.
 
-Results come in the order of the items, whatever the threads do: nothing here can change a number.
+They come in the order of the items, whatever the threads do: nothing here can change a number.
 """
 
 from collections import deque
@@ -13,15 +13,9 @@ Made = TypeVar("Made")
 
 
 def ahead(make: Callable[[Item], Made], items: Iterable[Item], depth: int = 2) -> Iterator[Made]:
-    """What `make` returns for each item, in order; up to `depth` results are made before they are asked for.
+    """What `make` returns for each item, in order; up to `depth` results are made before they are needed.
 
-    Args:
-        make: called in one thread of its own, with one item after the other.
-        items: any number.
-        depth: results that wait at most, beside the one in use; bounds the memory.
-
-    Raises:
-        Exception: what `make` raises, when its turn comes.
+    One thread calls `make`; what it raises is raised when its turn comes. `depth` bounds the memory.
     """
     pool = ThreadPoolExecutor(1, "ahead")
     waiting: deque[Future[Made]] = deque()

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP as a wish: training finishes its step, saves and ends, unless it hangs."""
+"""SIGINT, SIGTERM and SIGHUP as a request: training finishes its step, saves and ends, unless it hangs."""
 
 import os
 import signal
@@ -11,13 +11,10 @@ HUNG_S = 45.0  # after a signal, for a step in which the processes wait for each
 
 
 class StopSignals:
-    """Collects them while open.
+    """Collects them while open; `received`: their numbers so far.
 
     Where one of several processes has died, the others wait for it in a collective operation, and no handler written in
     Python runs. A thread that the signal wakes at once then ends this process: after HUNG_S without `noticed`.
-
-    Attributes:
-        received: numbers of the signals so far.
     """
 
     def __init__(self) -> None:

@@ -14,13 +14,7 @@ from facm.runtime.files import load_tensors, save_tensors
 
 
 def find(features: str, file: str, url: str, pinned: str) -> Path:
-    """The pinned weights in torch's cache, downloaded where they are missing.
-
-    Args:
-        features: the network's key in facm.networks.features.FEATURES.
-        file: their name.
-        url: where they are published.
-        pinned: their sha256.
+    """The pinned weights in torch's cache, downloaded from `url` where they are missing.
 
     Raises:
         FileNotFoundError: neither there nor to be had.
@@ -46,12 +40,7 @@ def save(path: Path, pinned: str) -> dict[str, Any]:
 
 
 def check(path: Path, features: str, pinned: str) -> None:
-    """Raise unless `path` was saved with the pinned weights.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: damaged, or other weights.
-    """
+    """Raise FileNotFoundError or ValueError unless `path` was saved with the pinned weights."""
     cure = f"remove {path.parent} and run `dvc repro`"
     digest = load_tensors(path, cure).get("sha256")
     if digest is None or digest.dtype != torch.uint8 or digest.dim() != 1:

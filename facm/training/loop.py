@@ -155,7 +155,7 @@ class _Loop:
         stop = torch.tensor(float(bool(stopped) or self.work.orphaned), device=batch.x0.device)
         told = dist.sum_(torch.stack([*shares.values(), stop])).tolist()
         values = dict(zip(shares, told[:-1], strict=True))
-        norm = dist.whole(nn.utils.clip_grad_norm_(self.parameters, settings.optimizer.clip), everywhere=True)
+        norm = dist.gather_full(nn.utils.clip_grad_norm_(self.parameters, settings.optimizer.clip), everywhere=True)
         values["grad_norm"] = float(norm)
         decisive = {name: value for name, value in values.items() if name.startswith(("loss_", "grad_norm"))}
         if all(map(math.isfinite, decisive.values())):
@@ -173,7 +173,7 @@ class _Loop:
         figures = {name: value for name, value in last.items() if name.startswith("loss_")}
         figures |= {"steps": self.step, "skipped": self.skipped, "stable": stable}
         snapshots = sorted((self.work.folder / "ema").glob("*.safetensors"))
-        return Trained(dist.whole(self.ema.weights(self.job.settings.ema.sigma_rel)), snapshots, figures)
+        return Trained(dist.gather_full(self.ema.weights(self.job.settings.ema.sigma_rel)), snapshots, figures)
 
     def save(self, *, wait: bool = False) -> None:
         """Write the unfinished state (rank 0), unless it is written; `wait` until it is on disk."""
@@ -192,7 +192,7 @@ class _Loop:
             "phase_weights": self.phase_weights,
             "target": self.target.weights if self.target is not None else {},
         }
-        tensors = dist.whole(tensors)
+        tensors = dist.gather_full(tensors)
         if self.log is not None:
             counters = {"step": self.step, "skipped": self.skipped, "in_a_row": self.in_a_row, "phase": self.phase}
             told = {"rows": self.log.rows, "interval": self.interval}
@@ -326,7 +326,7 @@ class _Loop:
         folder = self.work.folder / "ema"
         folder.mkdir(exist_ok=True)
         for sigma_rel in self.job.settings.ema.sigma_rels:
-            weights = dist.whole(self.ema.weights(sigma_rel))
+            weights = dist.gather_full(self.ema.weights(sigma_rel))
             if dist.is_main():
                 files.save_tensors(folder / checkpoint.snapshot_name(self.step, sigma_rel), weights)
 

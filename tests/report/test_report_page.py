@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from miniature import ROOT, SCRATCH, truncate
+from miniature import ROOT, SCRATCH, save_arrays, truncate
 from runs import Page, result, write_run
 
 from facm import check
-from facm.inference.samples import save_arrays
 from facm.report import images, page
 from facm.report.page import SECTIONS
 from facm.report.run import Group, Run, Workspace, grouped

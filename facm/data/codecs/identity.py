@@ -6,22 +6,17 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from facm.data.latents.levels import from_levels, refuse_rounding, to_levels
+from facm.data.images.levels import from_levels, refuse_rounding, to_levels
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Pixels themselves.
-
-    Attributes:
-        rounding: round (half up) | floor, of the decoded level.
-    """
+    """Pixels themselves; rounding: round (half up) | floor, of the decoded level."""
 
     name: ClassVar[str] = "identity"
     rounding: str = "round"
 
     def __post_init__(self) -> None:
-        """Raise ValueError for an unknown rounding."""
         refuse_rounding(self.rounding)
 
     def encode(self, images: Tensor, streams: Sequence[int] | None = None) -> Tensor:

@@ -6,7 +6,7 @@ Points take the place of pictures where `kind` says so: the toy problems whose a
 
 A dataset too large for the memory has two more: `fingerprint()`, computed file by file, and `survey()`, which looks at
 every file, so that what cannot be used is told before the work. One of ready-made latents is read by
-facm.data.latents.adopt.
+facm.data.latents.store.adopt.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""CIFAR-10 (Krizhevsky 2009) as torchvision has it: 50,000 pictures of 32x32 to train on, 10,000 held out."""
+"""CIFAR-10 (Krizhevsky 2009) as torchvision has it: 50,000 images of 32x32 to train on, 10,000 held out."""
 
 from pathlib import Path
 from urllib.error import URLError
@@ -14,13 +14,7 @@ class Cifar10:
     """torchvision.datasets.CIFAR10; its archive is downloaded by torchvision where it is missing (170 MB)."""
 
     def __init__(self, root: Path | None = None):
-        """
-        Args:
-            root: folder that has, or is to have, `cifar-10-batches-py/`.
-
-        Raises:
-            ValueError: no folder is named, or something else lies there.
-        """
+        """In a folder that has, or is to have, `cifar-10-batches-py/`; ValueError where there is none."""
         if root is None:
             raise ValueError("params.yaml, data.root: 'cifar10' needs a folder for torchvision's files, got null")
         there = next((place for place in (root, *root.parents) if place.exists()), root)
@@ -33,8 +27,7 @@ class Cifar10:
     def load(self, split: str) -> Images:
         """One split: images uint8 (N, 32, 32, 3), labels 0..9; held out is CIFAR-10's test set.
 
-        Raises:
-            FileNotFoundError: the files are missing or damaged, and cannot be downloaded.
+        Raises FileNotFoundError where the files are missing or damaged, and cannot be downloaded.
         """
         from torchvision.datasets import CIFAR10  # type: ignore[import-untyped]
 

@@ -10,13 +10,10 @@ SPLIT_SEED = 0
 
 
 class Digits:
-    """load_digits in a fixed, stratified 75/25 split: 1347 pictures to train on, 450 held out."""
+    """load_digits in a fixed, stratified 75/25 split: 1347 images to train on, 450 held out."""
 
     def __init__(self, root: Path | None = None):
-        """
-        Raises:
-            ValueError: a folder is given.
-        """
+        """Nothing to read; ValueError where a folder is given."""
         if root is not None:
             raise ValueError(f"params.yaml, data.root: 'digits' comes with scikit-learn, got {root}; set it to null")
 

@@ -1,21 +1,20 @@
 """Any folder of images, or a zip of one: a subfolder per class, labels in dataset.json, or images without classes.
 
-* `train/` with the pictures to train on, and `heldout/`, `val/` or `test/` (the first that is there) with those held
-  out. Where none of the three is there, a picture is held out if the hash of its name says so, one in HELDOUT_ONE_IN;
-  where there is no `train/`, the folder itself has the pictures.
-  Nothing is passed over in silence: beside `train/` and what is held out no other folder of pictures may lie, nor
-  pictures, but for a `test/` that is kept for later; without `train/` no class may be called like a split.
+* `train/` with the images to train on, and `heldout/`, `val/` or `test/` (the first that is there) with those held out.
+  Where none of the three is there, an image is held out if the hash of its name says so, one in HELDOUT_ONE_IN; where
+  there is no `train/`, the folder itself has the images. Nothing is left out in silence: beside `train/` and what is
+  held out no other folder of images may lie, nor images, but for a `test/` that is kept for later; without `train/` no
+  class may be called like a split.
 * Classes are the sorted names of the subfolders, as torchvision's ImageFolder counts them, compared as Unicode NFC. Two
   that differ by no more than Unicode form, letter case or spaces at their ends are refused.
 * Where a split has EDM's dataset.json, `{"labels": [["00000/img00000000.png", 6], ...]}`, classes are its numbers, and
   folders are none; `{"labels": null}`: no classes.
 * Names that are known to be no data (facm/data/images/files.py) are passed over and counted; every other file is meant
-to
-  be an image.
-* A file that is no usable picture is told by name, with the reason, and refused beyond the fraction `data.max_bad`.
+  to be an image.
+* A file that is no usable image is named, with the reason, and refused beyond the fraction `data.max_bad`.
 
-Pictures stay in their files. All of them are read, hashed and decoded once before the work, so that a damaged one is
-told in time and the number of pictures is known.
+Images stay in their files. All of them are read, hashed and decoded once before the work, so that a damaged one is
+found in time and the number of images is known.
 """
 
 import hashlib
@@ -54,42 +53,26 @@ LAYOUT = (
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a file showed.
+    """What a file showed."""
 
-    Attributes:
-        digest: sha256 of its bytes.
-        sides: (H, W) of the picture as it is used.
-        reason: why it cannot be used; empty where it can.
-        highest: level of 255, of images with 16 bits; None: others.
-    """
-
-    digest: bytes
-    sides: tuple[int, int]
-    reason: str = ""
-    highest: int | None = None
+    digest: bytes  # sha256 of its bytes
+    sides: tuple[int, int]  # (H, W) of the image as it is used
+    reason: str = ""  # why it cannot be used; empty where it can
+    highest: int | None = None  # level of 255, of images with 16 bits; None: others
 
 
 @dataclass(frozen=True)
 class Listed:
-    """The files that are there, none of them read but for the tables of labels.
+    """The files that are there, none of them read but for the tables of labels."""
 
-    Attributes:
-        names: per split, sorted.
-        classes: their names, in order; none: no classes.
-        of: class by name, without those that lie beside the class folders.
-        tables: names of the dataset.json that have the labels.
-        passed_over: entries that are no data, by kind of name.
-    """
-
-    names: dict[str, list[str]]
-    classes: tuple[str, ...]
-    of: dict[str, str]
-    tables: tuple[str, ...]
-    passed_over: dict[str, int]
+    names: dict[str, list[str]]  # per split, sorted
+    classes: tuple[str, ...]  # their names, in order; none: no classes
+    of: dict[str, str]  # class by name, without those that lie beside the class folders
+    tables: tuple[str, ...]  # names of the dataset.json that have the labels
+    passed_over: dict[str, int]  # entries that are no data, by kind of name
 
     @property
     def all(self) -> list[str]:
-        """Names of both splits, sorted."""
         return sorted(name for some in self.names.values() for name in some)
 
 
@@ -97,14 +80,11 @@ class Folder:
     """The images under a folder, RGB, of one size."""
 
     def __init__(self, root: Path | None = None, *, size: int | None = None, max_bad: float = 0.0):
-        """
+        """Open a folder or zip; ValueError where there is none, or a zip that cannot be read.
+
         Args:
-            root: the folder, or a zip.
             size: pixels per side after ADM's centre crop; None: images as they are, all of one size.
             max_bad: fraction of the files that may be unusable.
-
-        Raises:
-            ValueError: there is no such folder, or a zip that cannot be read.
         """
         if root is None or not (root.is_dir() or (root.is_file() and zipfile.is_zipfile(root))):
             raise ValueError(
@@ -115,11 +95,7 @@ class Folder:
         self.surveyed: Survey | None = None
 
     def load(self, split: str) -> Images:
-        """One split: images uint8 (N, H, W, 3), decoded when they are asked for; labels by class.
-
-        Raises:
-            ValueError: as `survey`.
-        """
+        """One split: images uint8 (N, H, W, 3), decoded when they are indexed; labels by class. Raises as `survey`."""
         survey = self.surveyed = self.surveyed or self.survey()
         images = Files.of(self.place, survey.names[split], survey.sides, self.size)
         labels = torch.tensor(survey.labels[split]) if survey.classes else None
@@ -135,11 +111,8 @@ class Folder:
     def survey(self, *, strict: bool = True) -> Survey:
         """Read, hash and decode every file; the ranks share them, and all must call it.
 
-        Args:
-            strict: refuse more unusable files than `max_bad` allows.
-
-        Raises:
-            ValueError: more unusable files than allowed, a split without pictures, or another layout.
+        Raises ValueError: (if `strict`) more unusable files than `max_bad` allows, a split without images, or another
+        layout.
         """
         listed: Listed = dist.from_main(self._listed)
         names = listed.all
@@ -205,18 +178,14 @@ class Folder:
             return b""
 
     def _sides(self, looks: Iterable[Look]) -> tuple[int, int]:
-        """(H, W) of all pictures; of most of them, where they are taken as they are."""
+        """(H, W) of all images; of most of them, where they are taken as they are."""
         if self.size is not None:
             return self.size, self.size
         counts = Counter(look.sides for look in looks if not look.reason)
         return counts.most_common(1)[0][0] if counts else (0, 0)
 
     def _listed(self) -> Listed:
-        """The files of each split, and what their classes are.
-
-        Raises:
-            ValueError: files or folders that would be passed over, or folders and labels that contradict each other.
-        """
+        """The files of each split and their classes; ValueError for files left out, or that contradict the labels."""
         there, _ = self.place.entries()
         train = f"{TRAIN}/" if TRAIN in there else ""
         heldout = next((f"{name}/" for name in HELDOUT if train and name in there), train)
@@ -320,9 +289,9 @@ class Folder:
         return tuple(map(str, sorted(used))), {name: str(label) for name, label in labels.items()}
 
     def _beside(self, used: set[str]) -> list[str]:
-        """Entries of the root, sorted, that are pictures or hold some and are not used; test/ may lie there.
+        """Entries of the root, sorted, that are images or hold some and are not used; test/ may lie there.
 
-        In a folder that is called like a split every file is meant to be a picture.
+        In a folder that is called like a split every file is meant to be an image.
         """
         folders, found = self.place.entries()
         found = [name for name in found if Path(name).suffix.lower() in SUFFIXES or name == TABLE]
@@ -359,11 +328,7 @@ def _warnings(passed_over: dict[str, int], kept: dict[str, tuple[str, ...]], loo
 
 
 def _labels(path: Path, content: bytes) -> dict[str, int] | None:
-    """Labels by name, of EDM's dataset.json; None: it says that there are none.
-
-    Raises:
-        ValueError: something else.
-    """
+    """Labels by name, of EDM's dataset.json; None: it says that there are none; ValueError for something else."""
     try:
         pairs = json.loads(content)["labels"]
         if pairs is None:
@@ -399,7 +364,7 @@ def _kind(name: str) -> str:
 
 
 def _unfit(look: Look, sides: tuple[int, int]) -> str:
-    """Why a file cannot be used among pictures of some size; empty where it can."""
+    """Why a file cannot be used among images of some size; empty where it can."""
     if not look.reason and look.sides != sides:
         (height, width), (tall, wide) = look.sides, sides
         return f"{width}x{height} pixels, most have {wide}x{tall}: set data.side"
@@ -407,13 +372,12 @@ def _unfit(look: Look, sides: tuple[int, int]) -> str:
 
 
 def _held_out(name: str, folder: str) -> bool:
-    """Whether a name's hash holds a picture out; the name is taken relative to its split's folder."""
+    """Whether a name's hash holds an image out; the name is taken relative to its split's folder."""
     digest = hashlib.sha256(_encoded(name.removeprefix(folder))).digest()
     return int.from_bytes(digest[:8], "big") % HELDOUT_ONE_IN == 0
 
 
 def _encoded(name: str) -> bytes:
-    """A name's bytes, the same in every locale."""
     return name.encode("utf-8", "surrogateescape")
 
 
@@ -422,7 +386,6 @@ def _like_a_split(name: str) -> bool:
 
 
 def _fingerprint(files: Iterable[tuple[str, bytes]]) -> str:
-    """Sha256 over names and digests of files."""
     digest = hashlib.sha256()
     for name, content in files:
         digest.update(_encoded(name) + b"\0" + content)

@@ -86,7 +86,6 @@ LAW = Mixture()
 
 
 def _column(t: Tensor, x: Tensor) -> Tensor:
-    """t (N,) with as many axes as x (N, ...)."""
     return t.reshape(-1, *[1] * (x.ndim - 1))
 
 
@@ -99,15 +98,11 @@ class MixturePoints:
     """Points float32 (N, 2) without classes: 65536 to train on, ordered by the first coordinate, and 2048 held out."""
 
     def __init__(self, root: Path | None = None):
-        """
-        Raises:
-            ValueError: a folder is given.
-        """
+        """Nothing to read; ValueError where a folder is given."""
         if root is not None:
             raise ValueError(f"params.yaml, data.root: 'mixture' is drawn from its law, got {root}; set it to null")
 
     def load(self, split: str) -> Images:
-        """One split."""
         levels = hammersley(BITS) if split == "train" else uniform(HELDOUT)
         points = LAW.quantile(levels, torch.ones(1, dtype=torch.float64))
         return Images(points.div(GRID).round().mul(GRID).float(), None, 0)

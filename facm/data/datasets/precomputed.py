@@ -5,9 +5,9 @@
 
 The statistics are the given ones: a network lives in the space that they normalise. `data.root` is the folder; files
 are taken in the order of their names; a lost one is noticed by the numbers in them, and by ranks of unlike length. The
-published extraction fills up the last round of its processes with pictures that it has had already (fewer than it has
+published extraction fills up the last round of its processes with images that it has had already (fewer than it has
 processes); which ones, the files do not tell, so they are kept, as the published training keeps them. Latents are what
-`latents.codec` decodes: as drawn for va_vae, times 0.18215 for sd_vae.
+`latents.codec` decodes: as sampled for va_vae, times 0.18215 for sd_vae.
 """
 
 import hashlib
@@ -29,13 +29,10 @@ NAME = re.compile(r"latents_rank([0-9]+)_shard([0-9]+)\.safetensors")
 
 
 class Precomputed:
-    """A folder of latents; it has no pictures."""
+    """A folder of latents; it has no images."""
 
     def __init__(self, root: Path | None = None):
-        """
-        Raises:
-            ValueError: no folder, or one without such files.
-        """
+        """Find the shards; ValueError where there is no folder, or one without such files."""
         if root is None or not root.is_dir():
             raise ValueError(
                 f"params.yaml, data.root: 'precomputed' needs a folder of latents, there is none at {root}"
@@ -55,10 +52,7 @@ class Precomputed:
             )
 
     def load(self, split: str) -> Images:
-        """
-        Raises:
-            ValueError: always.
-        """
+        """Raise ValueError: there are no images."""
         raise ValueError(
             "params.yaml, data.name: 'precomputed' has latents and no pictures, so samples cannot be compared with it: "
             "give the reference its statistics from elsewhere, or set data.name: folder and encode the pictures"
@@ -75,8 +69,7 @@ class Precomputed:
     def read(self, number: int, *, flip: bool, labels: bool) -> dict[str, Tensor]:
         """The tensors of a shard, mapped from its file: latents, and latents_flip and labels where they are wanted.
 
-        Raises:
-            ValueError: damaged, or not of the form above.
+        Raises ValueError where it is damaged, or not of the form above.
         """
         path = self.paths[number]
         try:
@@ -104,10 +97,9 @@ class Precomputed:
         return {name: found[name] for name in wanted}
 
     def refuse_uneven(self) -> None:
-        """Refuse ranks of unlike numbers of latents: all wrote as many (DistributedSampler pads). Heads are read only.
+        """Raise ValueError for ranks of unlike numbers of latents: all wrote as many (DistributedSampler pads).
 
-        Raises:
-            ValueError: such ranks; a shard that is damaged or empty.
+        Only heads are read; a shard that is damaged or empty is a ValueError, too.
         """
         totals: dict[int, int] = {}
         for path in self.paths:
@@ -122,7 +114,6 @@ class Precomputed:
 
     @property
     def statistics_path(self) -> Path:
-        """latents_stats.pt, as given."""
         return self.root / STATS
 
 
@@ -137,11 +128,7 @@ def _gaps(paths: list[Path]) -> list[str]:
 
 
 def _num(path: Path) -> int:
-    """Latents of a shard, by its head.
-
-    Raises:
-        ValueError: damaged, or without latents.
-    """
+    """Latents of a shard, by its head; ValueError where it is damaged, or without latents."""
     try:
         with safe_open(path, framework="pt") as file:
             names = sorted(file.keys())
@@ -160,11 +147,7 @@ def _damaged(path: Path, error: SafetensorError) -> ValueError:
 
 
 def _numbers(path: Path) -> tuple[int, int]:
-    """Rank and number of a shard.
-
-    Raises:
-        ValueError: a name that has none.
-    """
+    """Rank and number of a shard; ValueError for a name that has none."""
     match = NAME.fullmatch(path.name)
     if match is None:
         raise ValueError(

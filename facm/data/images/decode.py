@@ -1,4 +1,4 @@
-"""A picture file's bytes -> levels uint8 (H, W, 3): whatever Pillow reads is brought to RGB, or refused with a reason.
+"""An image file's bytes -> levels uint8 (H, W, 3): whatever Pillow reads is brought to RGB, or refused with a reason.
 
 Grey is repeated, palettes are looked up, CMYK and the like are converted, transparent parts lie on white, grey of 12
 and 16 bits becomes 8-bit by rounding, an EXIF orientation is applied, of an animation the first frame is taken. What
@@ -6,7 +6,7 @@ Pillow reads otherwise than the file means it is refused by name: 16-bit PNG col
 and 32-bit levels, and the TIFFs of `_misread`. Published code (ADM, DiT, LightningDiT) drops transparency and ignores
 EXIF, which among ImageNet's photographs concerns a handful.
 
-Damage within a JPEG's coded data cannot be told: it has no checksum, and decodes to a spoilt picture.
+Damage within a JPEG's coded data cannot be noticed: it has no checksum, and decodes to a spoilt image.
 
 The crop is ADM's (openai/guided-diffusion, guided_diffusion/image_datasets.py): halve by box averages while the short
 side is at least twice the wanted one, then bicubic to the wanted short side, then the middle.
@@ -21,8 +21,8 @@ from PIL import Image, ImageFile, ImageOps
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 CHANNELS = 3
-LEAST_SIDE = 2  # pixels; a picture of one pixel, or a line, shows nothing
-MOST_PIXELS = 2**27  # of a picture brought to size, before the crop: narrower ones would fill the memory
+LEAST_SIDE = 2  # pixels; an image of one pixel, or a line, shows nothing
+MOST_PIXELS = 2**27  # of an image brought to size, before the crop: narrower ones would fill the memory
 
 LEVELS = {"L;2": 4, "L;4": 16}  # of grey PNGs that Pillow widens to 256
 WIDE = ("PNG", "TIFF", "JPEG2000", "PPM")  # formats whose grey of more than 8 bits Pillow brings to a known range
@@ -38,19 +38,11 @@ BROKEN = (
 
 
 class Unreadable(ValueError):
-    """Bytes that are no usable picture; the message is the reason."""
+    """Bytes that are no usable image; the message is the reason."""
 
 
 def levels(content: bytes, size: int | None) -> np.ndarray:
-    """Levels uint8 (H, W, 3) of a picture file.
-
-    Args:
-        content: the file's bytes.
-        size: pixels per side, by ADM's crop; None: as the picture is.
-
-    Raises:
-        Unreadable: no picture, a damaged one, or one that cannot be converted.
-    """
+    """Levels uint8 (H, W, 3) of an image file's bytes, by ADM's crop to `size` pixels (None: as it is)."""
     picture = rgb(content)
     if min(picture.size) < LEAST_SIDE:
         raise Unreadable(f"{picture.width}x{picture.height} pixels")
@@ -58,11 +50,7 @@ def levels(content: bytes, size: int | None) -> np.ndarray:
 
 
 def rgb(content: bytes) -> Image.Image:
-    """The picture upright, in mode RGB.
-
-    Raises:
-        Unreadable: as `levels`.
-    """
+    """The image upright, in mode RGB; raises as `levels`."""
     if not content:
         raise Unreadable("zero bytes")
     try:
@@ -85,7 +73,7 @@ def rgb(content: bytes) -> Image.Image:
 
 
 def highest(content: bytes) -> int | None:
-    """Highest level, in 0..255, of a picture that `levels` takes and whose samples have 16 bits; None of others."""
+    """Highest level, in 0..255, of an image that `levels` takes and whose samples have 16 bits; None of others."""
     picture = Image.open(BytesIO(content))
     tile = picture.tile[0] if picture.tile else None
     packing = str(tile.args) if tile else ""
@@ -99,11 +87,7 @@ def highest(content: bytes) -> int | None:
 
 
 def crop(picture: Image.Image, size: int) -> Image.Image:
-    """ADM's centre crop to size x size pixels.
-
-    Raises:
-        Unreadable: a picture so narrow that it would fill the memory on the way.
-    """
+    """ADM's centre crop to size x size pixels; Unreadable for an image so narrow that it would fill the memory."""
     while min(picture.size) >= 2 * size:
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
     scale = size / min(picture.size)
@@ -116,7 +100,7 @@ def crop(picture: Image.Image, size: int) -> Image.Image:
 
 
 def _opened(content: bytes) -> Image.Image:
-    """The picture, not decoded; a PNG's checksums are compared, which decoding it does not do."""
+    """The image, not decoded; a PNG's checksums are compared, which decoding it does not do."""
     picture = Image.open(BytesIO(content))
     if picture.format == "PNG":
         picture.verify()
@@ -189,8 +173,7 @@ def _narrow(picture: Image.Image) -> Image.Image:
 def _widen_transparent(picture: ImageFile.ImageFile) -> None:
     """Bring a PNG's transparent level to the range of its pixels, which Pillow scales as it decodes.
 
-    Raises:
-        Unreadable: it is one of 16-bit colours, of which Pillow keeps 8 bits.
+    Raises Unreadable for one of 16-bit colours, of which Pillow keeps 8 bits.
     """
     packing = picture.tile[0].args if "transparency" in picture.info and picture.tile else ""
     if packing == "RGB;16B":

@@ -43,7 +43,6 @@ class Place(ABC):
     """Where image files lie; names are relative to it, with slashes, and folders end in one ("" is the place itself).
 
     Attributes:
-        root: the folder or zip.
         passed_over: the entries that were met and are no data.
     """
 
@@ -52,11 +51,7 @@ class Place(ABC):
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """A file's bytes.
-
-        Raises:
-            OSError: it cannot be read.
-        """
+        """A file's bytes; OSError where it cannot be read."""
 
     @abstractmethod
     def _entries(self, folder: str) -> Iterable[tuple[str, bool]]:
@@ -82,11 +77,7 @@ class Place(ABC):
         return sorted(folders), sorted(files)
 
     def files(self, folder: str = "") -> list[str]:
-        """Names of all files under a folder, sorted.
-
-        Raises:
-            ValueError: a link that leads back to a folder on the way to it.
-        """
+        """Names of all files under a folder, sorted; ValueError for a link that leads back to a folder above it."""
         return sorted(self._files(folder, self._above() | {self._identity("")}))
 
     def _files(self, folder: str, way: frozenset[object]) -> Iterator[str]:
@@ -106,7 +97,6 @@ class Disk(Place):
     """A folder; links are followed."""
 
     def read(self, name: str) -> bytes:
-        """See `Place`."""
         return (self.root / name).read_bytes()
 
     def _entries(self, folder: str) -> Iterable[tuple[str, bool]]:
@@ -125,10 +115,7 @@ class Zip(Place):
     """A zip, as EDM's dataset_tool.py writes one; it reads as the folder that it unpacks to."""
 
     def __init__(self, root: Path):
-        """
-        Raises:
-            ValueError: damaged, or names that are no UTF-8 or that two files have.
-        """
+        """Open it; ValueError where it is damaged, or has names that are no UTF-8 or that two files have."""
         super().__init__(root)
         try:
             self._file = zipfile.ZipFile(root, metadata_encoding="utf-8")
@@ -148,7 +135,6 @@ class Zip(Place):
                 folder, is_folder = above, True
 
     def read(self, name: str) -> bytes:
-        """See `Place`."""
         try:
             return self._file.read(self._members[name])
         except UNREADABLE as error:
@@ -160,19 +146,12 @@ class Zip(Place):
 
 @dataclass(frozen=True)
 class Files:
-    """Pictures of one size in files; a slice, or a tensor of indices or of bools, is a tensor (B, H, W, 3).
+    """Images of one size in files; a slice, or a tensor of indices or of bools, is a tensor (B, H, W, 3)."""
 
-    Attributes:
-        place: where all lie.
-        names: of the files in it.
-        shape: (N, H, W, 3).
-        size: side of ADM's crop; None: the files have H x W pixels.
-    """
-
-    place: Place
-    names: tuple[str, ...]
-    shape: tuple[int, ...]
-    size: int | None
+    place: Place  # where all lie
+    names: tuple[str, ...]  # of the files in it
+    shape: tuple[int, ...]  # (N, H, W, 3)
+    size: int | None  # side of ADM's crop; None: the files have H x W pixels
 
     @classmethod
     def of(cls, place: Place, names: Iterable[str], sides: tuple[int, int], size: int | None) -> "Files":
@@ -182,19 +161,13 @@ class Files:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of levels."""
         return torch.uint8
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, rows: slice | Tensor) -> Tensor:
-        """Decode some.
-
-        Raises:
-            OSError: a file cannot be read.
-            ValueError: a file is not the picture that it was when the data set was looked through.
-        """
+        """Decode some; OSError, or ValueError for a file that has changed since the dataset was looked through."""
         numbers = range(len(self))
         indices = numbers[rows] if isinstance(rows, slice) else torch.tensor(numbers)[rows].tolist()
         pictures = torch.empty((len(indices), *self.shape[1:]), dtype=torch.uint8)

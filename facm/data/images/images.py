@@ -15,21 +15,19 @@ KINDS = {("uint8", 4): "pictures", ("float32", 2): "points"}  # of samples, by t
 
 @dataclass(frozen=True)
 class Images:
-    """Pictures with labels, or points.
+    """Images with labels, or points.
 
     Attributes:
-        images: uint8 (N, H, W, C), or of points float32 (N, D); a tensor, or files that are decoded when rows of them
-            are asked for.
-        labels: int64 (N,) in 0 .. num_classes - 1; None without classes.
-        num_classes: 0 without classes.
+        images: uint8 (N, H, W, C), or of points float32 (N, D); a tensor, or files that are decoded when they are
+            indexed.
     """
 
     images: Union[Tensor, "Files"]
-    labels: Tensor | None
-    num_classes: int
+    labels: Tensor | None  # int64 (N,) in 0 .. num_classes - 1; None without classes.
+    num_classes: int  # 0 without classes
 
     def __post_init__(self) -> None:
-        """Raise ValueError where pictures and labels are not what the attributes say."""
+        """Raise ValueError where images and labels are not what the attributes say."""
         kind(self.images.dtype, self.images.shape)
         if (self.labels is None) != (self.num_classes == 0):
             raise ValueError(f"labels go with classes: {self.num_classes} classes, labels {type(self.labels).__name__}")
@@ -41,24 +39,15 @@ class Images:
 
     @property
     def kind(self) -> str:
-        """pictures | points."""
         return kind(self.images.dtype, self.images.shape)
 
     def unlabelled(self) -> "Images":
-        """The same pictures, for models without classes."""
+        """The same images, for models without classes."""
         return Images(self.images, None, 0)
 
 
 def kind(dtype: object, shape: Sequence[int]) -> str:
-    """What samples are: pictures, uint8 (N, H, W, C), or points, float32 (N, D).
-
-    Args:
-        dtype: of torch or numpy.
-        shape: of all samples.
-
-    Raises:
-        ValueError: neither.
-    """
+    """`pictures`, uint8 (N, H, W, C), or `points`, float32 (N, D), by dtype of torch or numpy and shape."""
     found = KINDS.get((str(dtype).removeprefix("torch."), len(shape)))
     if found is None:
         raise ValueError(f"pictures must be uint8 (N, H, W, C), or points float32 (N, D), got {dtype} {tuple(shape)}")

@@ -4,8 +4,8 @@
 one on the hub, or a file in LDM's layout (.pt, .ckpt with `state_dict`, or .safetensors; facm/data/latents/ldm.py).
 Their sha256 is compared with `latents.vae_sha256` first, and travels with latents and checkpoints.
 
-The latent of a picture is drawn from the encoder's posterior, with noise that depends on (seed, stream), and on neither
-the batch nor the number of processes. All is float32, without TF32, a few pictures at a time.
+The latent of an image is sampled from the encoder's posterior, with noise that depends on (seed, stream), and on
+neither the batch nor the number of processes. All is float32, without TF32, a few images at a time.
 """
 
 import re
@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from facm.data.images.levels import from_levels, refuse_rounding, to_levels
 from facm.data.latents import ldm
-from facm.data.latents.levels import from_levels, refuse_rounding, to_levels
-from facm.runtime import dist
-from facm.runtime.files import load_foreign, load_json, load_tensors, pinned
+from facm.runtime import dist, foreign
+from facm.runtime.files import load_json, pinned
 from facm.runtime.names import refuse_unknown
 from facm.runtime.params import PATH
 from facm.runtime.paths import repository_root
 
-AT_ONCE = 16  # pictures in the network, whatever the batch: 4 GB of activations at 256 x 256 and 128 channels
+AT_ONCE = 16  # images in the network, whatever the batch: 4 GB of activations at 256 x 256 and 128 channels
 POSTERIORS = ("sample", "mode")
 WEIGHTS, CONFIG = "diffusion_pytorch_model.safetensors", "config.json"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -39,20 +39,15 @@ class Architecture:
     """A published autoencoder.
 
     Attributes:
-        name: of the codec.
         multipliers: channels of each level over those of the first; each level but the last halves the sides.
-        attention: of each level, whether its blocks have attention.
-        channels: of a latent.
-        scale: latents are the posterior's draws times this.
-        width: channels of the first level, as published.
     """
 
-    name: str
+    name: str  # of the codec
     multipliers: tuple[int, ...]
-    attention: tuple[bool, ...]
-    channels: int
-    scale: float
-    width: int = 128
+    attention: tuple[bool, ...]  # of each level, whether its blocks have attention
+    channels: int  # of a latent
+    scale: float  # latents are the posterior's samples times this
+    width: int = 128  # channels of the first level, as published
 
     @property
     def factor(self) -> int:
@@ -82,18 +77,16 @@ class Autoencoder:
     def __init__(
         self,
         vae: str,
-        vae_sha256: str | None = None,
-        posterior: str = "sample",
-        seed: int = 0,
-        rounding: str = "round",
+        vae_sha256: str | None = None,  # of the weights' file; None: any
+        posterior: str = "sample",  # sample | mode, what of the posterior a latent is
+        seed: int = 0,  # of the posterior's noise
+        rounding: str = "round",  # round | floor, of decoded levels
+        network: Any = None,  # an AutoencoderKL that is loaded already, in place of `vae`; it stays on its device
     ):
-        """
+        """Load the network.
+
         Args:
             vae: folder, hub name or file of the weights; a path is looked for here, then under the repository's root.
-            vae_sha256: of the weights' file; None: any.
-            posterior: sample | mode, what of the posterior a latent is.
-            seed: of the draws.
-            rounding: round | floor, of decoded levels.
 
         Raises:
             FileNotFoundError: no such weights.
@@ -102,9 +95,10 @@ class Autoencoder:
         refuse_unknown([posterior], POSTERIORS, f"{PATH}, latents.posterior")
         refuse_rounding(rounding)
         self.rounding, self.posterior, self.seed = rounding, posterior, seed
-        path, self.sha256 = find_pinned(vae, vae_sha256)
-        self._vae = vae
-        self.network = load(path, self.architecture).to(dist.device())
+        self._vae, self.sha256, self.network = vae, vae_sha256, network
+        if network is None:
+            path, self.sha256 = find_pinned(vae, vae_sha256)
+            self.network = load(path, self.architecture).to(dist.device())
 
     @property
     def options(self) -> dict[str, Any]:
@@ -113,11 +107,9 @@ class Autoencoder:
 
     @torch.no_grad()
     def encode(self, images: Tensor, streams: Sequence[int] | None = None) -> Tensor:
-        """Pictures uint8 (B, H, W, 3) -> latents float32 (B, C, H/f, W/f), on the device, times the scale.
+        """Images uint8 (B, H, W, 3) -> latents float32 (B, C, H/f, W/f), on the device, times the scale.
 
-        Args:
-            images: the pictures.
-            streams: (B,) numbers of the noise streams that their posteriors are drawn with; None: 0, 1, ...
+        `streams`: numbers of the noise streams of their posteriors; None: 0, 1, ...
         """
         streams = range(len(images)) if streams is None else streams
         parts = [slice(first, first + AT_ONCE) for first in range(0, len(images), AT_ONCE)]
@@ -125,15 +117,11 @@ class Autoencoder:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, H, W), scaled -> pictures uint8 (B, f H, f W, 3), on the CPU."""
+        """Latents (B, C, H, W), scaled -> images uint8 (B, f H, f W, 3), on the CPU."""
         return torch.cat([self._decode(part).cpu() for part in latents.split(AT_ONCE)])
 
     def latent_shape(self, image_shape: Sequence[int]) -> tuple[int, int, int]:
-        """(H, W, 3) -> (C, H/f, W/f).
-
-        Raises:
-            ValueError: pictures that are not RGB, or whose sides the factor does not divide.
-        """
+        """(H, W, 3) -> (C, H/f, W/f); ValueError for images that are not RGB, or whose sides f does not divide."""
         height, width, channels = image_shape
         factor = self.architecture.factor
         if channels != 3 or height % factor or width % factor:
@@ -144,7 +132,7 @@ class Autoencoder:
         return self.architecture.channels, height // factor, width // factor
 
     def _encode(self, images: Tensor, streams: Sequence[int]) -> Tensor:
-        x = from_levels(images.to(dist.device()))
+        x = from_levels(images.to(self.network.device))
         with _float32():
             found = self.network.encode(x).latent_dist
         z = found.mean
@@ -153,7 +141,7 @@ class Autoencoder:
         return z * self.architecture.scale
 
     def _decode(self, latents: Tensor) -> Tensor:
-        z = latents.to(dist.device(), torch.float32) / self.architecture.scale
+        z = latents.to(self.network.device, torch.float32) / self.architecture.scale
         with _float32():
             return to_levels(self.network.decode(z).sample, self.rounding)
 
@@ -168,12 +156,7 @@ def noise(seed: int, streams: Sequence[int], shape: Sequence[int]) -> Tensor:
 
 
 def find_pinned(vae: str, vae_sha256: str | None) -> tuple[Path, str]:
-    """The weights' file and its sha256.
-
-    Raises:
-        FileNotFoundError: no such weights.
-        ValueError: other weights than the pinned ones.
-    """
+    """The weights' file and its sha256; FileNotFoundError, or ValueError for other weights than the pinned ones."""
     path = find(vae)
     place = f"{PATH}, latents.vae_sha256 (or a checkpoint's config.json)"
     cure = "latents can be encoded and decoded by the same weights only: restore them, or pin the others"
@@ -187,11 +170,7 @@ def is_hub_name(vae: str) -> bool:
 
 
 def find(vae: str) -> Path:
-    """The weights' file.
-
-    Raises:
-        FileNotFoundError: neither here nor to be had from the hub.
-    """
+    """The weights' file; FileNotFoundError where they are neither here nor to be had from the hub."""
     for path in (Path(vae), repository_root() / vae):
         if path.is_file():
             return path
@@ -219,15 +198,7 @@ def _fetched(name: str) -> Path:
 
 
 def load(path: Path, architecture: Architecture) -> Any:
-    """The network in eval mode on the CPU, float32.
-
-    Args:
-        path: the weights' file.
-        architecture: that it must have; only its width may be another.
-
-    Raises:
-        ValueError: damaged, or of another architecture.
-    """
+    """The network in eval mode on the CPU, float32; ValueError where it is damaged, or more than its width differs."""
     from diffusers import AutoencoderKL
 
     weights = _weights(path)
@@ -246,9 +217,7 @@ def load(path: Path, architecture: Architecture) -> Any:
 
 def _weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, those under `state_dict` where it has one."""
-    if path.suffix == ".safetensors":
-        return load_tensors(path, "fetch it again")
-    found = load_foreign(path)
+    found = foreign.read(path)
     found = found.get("state_dict", found) if isinstance(found, dict) else {}
     weights = {name: value for name, value in found.items() if isinstance(value, Tensor)}
     if not weights:

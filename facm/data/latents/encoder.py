@@ -1,7 +1,7 @@
 """Patch tokens of a frozen vision transformer of timm, DINOv2's in the first place, for REPA
 (facm/data/latents/tokens.py).
 
-As in sihyun-yu/REPA, train.py and utils.py: pictures in [0, 1] are normalised by ImageNet's mean and std, enlarged or
+As in sihyun-yu/REPA, train.py and utils.py: images in [0, 1] are normalised by ImageNet's mean and std, enlarged or
 reduced to `side` by bicubic interpolation without antialiasing, and the tokens are those behind the last norm, without
 the class token; position embeddings are resampled to the grid of `side`.
 
@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from facm.runtime import files
-from facm.runtime.files import load_foreign, load_tensors
+from facm.runtime import files, foreign
 from facm.runtime.params import PATH
 from facm.runtime.paths import repository_root
 
@@ -30,7 +29,7 @@ class Encoder:
     Args:
         name: of timm, such as vit_base_patch14_dinov2; `features` of it is the width of a token.
         weights: its state dict, Meta's or timm's.
-        side: of the square to which pictures are brought, a multiple of the patch size (14).
+        side: of the square to which images are brought, a multiple of the patch size (14).
         sizes: in place of the model's own, for tests.
 
     Raises:
@@ -55,20 +54,17 @@ class Encoder:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Number and width of a picture's tokens."""
+        """Number and width of an image's tokens."""
         return (self.side // self.network.patch_embed.patch_size[0]) ** 2, self.network.num_features
 
     def to(self, device: torch.device) -> "Encoder":
-        """Move it to a device."""
         self.network.to(device)
         return self
 
     @torch.no_grad()
     def tokens(self, images: Tensor) -> Tensor:
-        """Pictures uint8 (B, H, W, 3), or grey (B, H, W, 1) repeated -> tokens float32 (B, (side / patch)^2, features).
-
-        Raises:
-            ValueError: pictures of another kind.
+        """Images uint8 (B, H, W, 3), or grey (B, H, W, 1) -> tokens float32 (B, (side / patch)^2, features), or
+        ValueError.
         """
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[3] not in (1, 3):
             raise ValueError(f"pictures must be uint8 (B, H, W, 1 or 3), got {images.dtype} {tuple(images.shape)}")
@@ -90,20 +86,15 @@ def pinned(path: str, expected: str) -> Path:
 
 
 def load(name: str, path: str, expected: str, side: int) -> Encoder:
-    """Make an encoder from a file of weights.
-
-    Args:
-        name: see `Encoder`.
-        path: of the weights, .safetensors or .pth; a relative one is looked for under the repository's root.
-        expected: sha256 of the file.
-        side: see `Encoder`.
+    """Make an `Encoder` from a file of weights (.safetensors or .pth; a relative path lies under the repository's
+    root).
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: another file than the pinned one, or as `Encoder` does.
     """
     file = pinned(path, expected)
-    weights = load_tensors(file, f"fetch {file} again") if file.suffix == ".safetensors" else load_foreign(file)
+    weights = foreign.read(file)
     if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
         raise ValueError(f"{PLACE}.weights: {file} holds no bare state dict")
     return Encoder(name, weights, side=side)

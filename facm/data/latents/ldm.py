@@ -29,11 +29,7 @@ def is_ldm(weights: Mapping[str, Tensor]) -> bool:
 
 
 def converted(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under diffusers' names, less what a training's file holds beside the autoencoder.
-
-    Raises:
-        ValueError: a name that LDM's autoencoder does not have.
-    """
+    """Weights under diffusers' names, without what serves training alone; ValueError for unknown names."""
     kept = {name: value for name, value in weights.items() if not name.startswith(DROPPED)}
     levels = 1 + max((int(name.split(".")[2]) for name in kept if name.startswith("encoder.down.")), default=0)
     unknown = [name for name in kept if _renamed(name, levels) is None]
@@ -44,7 +40,6 @@ def converted(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def width(weights: Mapping[str, Tensor]) -> int:
-    """Channels of the first convolution."""
     return int(weights["encoder.conv_in.weight"].shape[0])
 
 

@@ -15,21 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from facm.runtime import files
-from facm.runtime.files import load_foreign, refuse_no_file
+from facm.runtime import files, foreign
 
 
 def statistics(measured: dict[str, Tensor], how: str, given: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """`mean` and `std`, float32 (C,).
-
-    Args:
-        measured: of the latents, likewise.
-        how: channel | one | none | given.
-        given: likewise, where `how` is given.
-
-    Raises:
-        ValueError: given statistics of other channels.
-    """
+    """`mean` and `std`, float32 (C,), by `how` (see above); ValueError for given ones of other channels."""
     mean, std = measured["mean"], measured["std"]
     if how == "none":
         return {"mean": torch.zeros_like(mean), "std": torch.ones_like(std)}
@@ -52,7 +42,7 @@ def refuse_channels(given: dict[str, Tensor], channels: int) -> None:
 
 def pinned(path: Path, expected: str | None) -> dict[str, Tensor]:
     """Statistics of a file whose content is pinned; raises as `read`, and ValueError for another content."""
-    refuse_no_file(path, "params.yaml, latents.stats: ")
+    files.refuse_no_file(path, "params.yaml, latents.stats: ")
     files.pinned(path, expected or "", "params.yaml, latents.stats_sha256", "restore it, or pin this one")
     return read(path)
 
@@ -64,7 +54,7 @@ def read(path: Path) -> dict[str, Tensor]:
         FileNotFoundError: there is no such file.
         ValueError: of another form, no real numbers, not finite, or a std that is not above 0.
     """
-    found = load_foreign(path)
+    found = foreign.read(path)
     if not isinstance(found, dict) or not all(isinstance(found.get(name), Tensor) for name in ("mean", "std")):
         raise ValueError(f"{path} must hold tensors 'mean' and 'std'")
     if any(found[name].is_complex() or found[name].dtype == torch.bool for name in ("mean", "std")):

@@ -1,13 +1,14 @@
-"""data/latents: a dataset's pictures, encoded once, in few large shards, with the statistics that normalise them.
+"""data/latents: a dataset's images, encoded once, in few large shards, with the statistics that normalise them.
 
-* shard_00000.safetensors ...: latents (n, C, H, W), or of points (n, D), float32, latents_flip (of mirrored pictures),
+* shard_00000.safetensors ...: latents (n, C, H, W), or of points (n, D), float32, latents_flip (of mirrored images),
   labels (n,) int64
 * stats.safetensors: mean (C,), std (C,) float32, of the unflipped latents of the whole set
 * meta.json: what it is and, per file, bytes and sha256; `codec_options` of a codec that has any, and the files that
   were left out, if any (`skipped`: reason by name); written last: without it the set is unfinished
 
-Pictures are decoded ahead of the encoder (facm/runtime/prefetch.py). Shards that a killed run has finished lie in its
-folder of unfinished work, each with a `.json` beside it, written after it; one whose sha256 is the written one is kept.
+Images are decoded while those before them are encoded (facm/runtime/prefetch.py). Shards that a killed run has finished
+lie in its folder of unfinished work, each with a `.json` beside it, written after it; one whose sha256 is the written
+one is kept.
 """
 
 import os
@@ -25,8 +26,9 @@ from torch import Tensor
 
 from facm.data.images.images import Images
 from facm.data.latents.codec import Codec
+from facm.data.latents.statistics import read as read_statistics
 from facm.runtime import dist
-from facm.runtime.files import load_record, load_tensors, save_json, save_tensors, sha256, whole
+from facm.runtime.files import atomic_write, load_record, load_tensors, save_json, save_tensors, sha256
 from facm.runtime.log import progress, say
 from facm.runtime.prefetch import ahead
 
@@ -78,30 +80,23 @@ class Marked(TypedDict):
 def write(
     folder: str | Path,
     images: Images,
-    codec: Codec,
+    codec: Codec,  # encodes `batch_size` images at once, which does not change the result
     *,
-    flip: bool,
-    shard_size: int,
-    dataset_name: str,
+    flip: bool,  # also store the latents of the mirrored images
+    shard_size: int,  # images per shard
+    dataset_name: str,  # dataset_name, fingerprint, skipped: recorded
     fingerprint: str,
     batch_size: int,
     skipped: Mapping[str, str] | None = None,
     unfinished: Path | None = None,
     normalise: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
 ) -> None:
-    """Encode a split into a folder of shards, which the ranks share.
+    """Encode a split into a folder of shards, which the ranks share; an earlier set in it is removed.
 
     Args:
-        folder: where to; an earlier set in it is removed.
-        images: the pictures.
-        codec: encodes them, `batch_size` at once, which does not change the result.
-        flip: also store the latents of the mirrored pictures.
-        shard_size: pictures per shard.
-        dataset_name, fingerprint, skipped: recorded.
-        unfinished: where shards lie until all are done, and are found again after a kill; None: in `folder` at once.
-            It must be the same set's: nothing but the bytes of a shard is checked.
-        normalise: from the measured mean and std to those that are recorded (facm/data/latents/statistics.py); None:
-        those.
+        unfinished: where shards lie until all are done, and are found again after a kill; None: in `folder` at once. It
+            must be the same set's: only the bytes of a shard are checked.
+        normalise: from the measured mean and std to those that are recorded (facm/data/latents/statistics.py).
 
     Raises:
         ValueError: a channel that is constant over the set, so that it cannot be normalised.
@@ -127,6 +122,59 @@ def write(
         finish(folder, meta | sizes, statistics, shards, getattr(codec, "options", {}), skipped)
 
 
+def adopt(
+    folder: str | Path, dataset: Any, codec: Codec, *, flip: bool, labels: bool, dataset_name: str, fingerprint: str
+) -> None:
+    """Copy ready-made latents, shard by shard, with the statistics that came with them; the ranks share the work.
+
+    Args:
+        folder: where to; an earlier set in it is removed.
+        dataset: a facm.data.datasets.precomputed.Precomputed.
+        codec: whose latents they are.
+        flip: take over the mirrored ones, which must be there.
+        labels: take over the labels; the number of classes is one more than the greatest.
+
+    Raises:
+        ValueError: shards or statistics of another form, lost ones, or latents that the codec does not have.
+    """
+    dist.from_main(dataset.refuse_uneven)
+    folder, given = Path(folder), read_statistics(dataset.statistics_path)
+    shape = tuple(dataset.read(0, flip=flip, labels=labels)["latents"].shape[1:])
+    _refuse_codec(codec, shape, len(given["mean"]))
+    if dist.is_main():
+        empty(folder)
+    dist.barrier()
+    mine, num_shards = dist.share(len(dataset.paths)), len(dataset.paths)
+
+    def written(number: int) -> tuple[dict[str, Any], int]:
+        shard = dataset.read(number, flip=flip, labels=labels)
+        num, *of_one = shard["latents"].shape
+        if tuple(of_one) != shape:
+            raise ValueError(f"{dataset.paths[number]} has latents {tuple(of_one)}, {dataset.paths[0]} has {shape}")
+        described = save_tensors(folder / shard_name(number), shard)
+        return described | {"num": num}, 1 + int(shard["labels"].max()) if labels else 0
+
+    made = list(dist.in_order(map(written, progress(mine, len(mine), "taking over")), num_shards))
+    if dist.is_main():
+        described, classes = [shard for shard, _ in made], max(num_classes for _, num_classes in made)
+        meta = {"codec": codec.name, "dataset": dataset_name, "fingerprint": fingerprint, "flips": flip}
+        sizes = {"shape": list(shape), "num": sum(shard["num"] for shard in described), "num_classes": classes}
+        finish(folder, meta | sizes, given, described, getattr(codec, "options", {}))
+
+
+def _refuse_codec(codec: Codec, shape: tuple[int, ...], channels: int) -> None:
+    """Raise ValueError where a codec, or statistics of so many channels, do not go with latents of a shape."""
+    if channels != shape[0]:
+        raise ValueError(f"latents_stats.pt has {channels} channels, the latents of data.root have {shape[0]}")
+    factor = getattr(getattr(codec, "architecture", None), "factor", 1)
+    expected = codec.latent_shape((shape[1] * factor, shape[2] * factor, 3))
+    if expected != shape:
+        raise ValueError(
+            f"params.yaml, latents.codec: '{codec.name}' has latents {expected}, those of data.root are {shape}: name "
+            "the codec that they were made with"
+        )
+
+
 def finish(
     folder: Path,
     meta: dict[str, Any],
@@ -138,11 +186,9 @@ def finish(
     """Write stats.safetensors and meta.json beside shards that lie there: the set is then finished.
 
     Args:
-        folder: of the set.
         meta: codec, dataset, fingerprint, flips, shape, num, num_classes.
         statistics: mean and std, float32 (C,).
         shards: of each file, what `save_tensors` returns, and `num`.
-        codec_options, skipped: recorded where there are any.
     """
     stats = save_tensors(folder / "stats.safetensors", statistics)
     more = {"codec_options": dict(codec_options or {}), "skipped": dict(skipped or {})}
@@ -150,13 +196,12 @@ def finish(
 
 
 def shard_name(number: int) -> str:
-    """File name of a shard."""
     return f"shard_{number:05d}.safetensors"
 
 
 @dataclass
 class _Encoding:
-    """This rank's share of the shards, encoded one after the other while the next pictures are decoded."""
+    """This rank's share of the shards, encoded one after the other while the next images are decoded."""
 
     place: Path
     images: Images
@@ -168,7 +213,6 @@ class _Encoding:
 
     @cached_property
     def parts(self) -> list[range]:
-        """Rows of each shard."""
         return dist.batches(len(self.images), self.shard_size)
 
     def shards(self) -> Iterator[tuple[dict[str, Any], "Moments"]]:
@@ -225,20 +269,14 @@ class Moments:
     """Mean and variance per channel of some latents, in float64 (Chan et al. 1979: merging two samples).
 
     A point's coordinates are its channels.
-
-    Attributes:
-        num: values per channel.
-        mean: (C,), or () of none.
-        squares: like mean, sum of squared deviations from it.
     """
 
-    num: int
-    mean: Tensor
-    squares: Tensor
+    num: int  # values per channel
+    mean: Tensor  # (C,), or () of none
+    squares: Tensor  # like mean, sum of squared deviations from it
 
     @classmethod
     def none(cls) -> "Moments":
-        """Of no latents."""
         return cls(0, torch.zeros(()).double(), torch.zeros(()).double())
 
     @classmethod
@@ -250,7 +288,6 @@ class Moments:
 
     @classmethod
     def of_plain(cls, values: Plain) -> "Moments":
-        """What `plain` gave."""
         return cls(values["num"], *(torch.tensor(values[name], dtype=torch.float64) for name in ("mean", "squares")))
 
     def plain(self) -> dict[str, Any]:
@@ -264,11 +301,7 @@ class Moments:
         return Moments(total, self.mean + delta * other.num / total, squares)
 
     def statistics(self) -> dict[str, Tensor]:
-        """`mean` and unbiased `std`, float32 (C,).
-
-        Raises:
-            ValueError: a constant channel, or one that is not finite.
-        """
+        """`mean` and unbiased `std`, float32 (C,); ValueError for a channel that is constant or not finite."""
         std = (self.squares / (self.num - 1)).sqrt().float()
         if not bool(std.isfinite().all()):
             raise ValueError("the latents are not all finite: check the data and latents.codec")
@@ -283,29 +316,19 @@ class LatentSet:
     """A folder that `write` made, opened for training.
 
     Attributes:
-        num: latents in the set.
-        shape: of one, (C, H, W) or (D,).
-        num_classes: 0: no labels.
-        mean: float32 (C,).
-        std: float32 (C,).
-        codec: name of the codec.
-        flips: the mirrored pictures are there, too.
-        dataset: its name.
-        fingerprint: its fingerprint.
-        shards: tensors of each shard, mapped from the files.
         codec_options: what the codec is built with, such as the weights' place and sha256.
     """
 
     num: int
-    shape: tuple[int, ...]
-    num_classes: int
-    mean: Tensor
+    shape: tuple[int, ...]  # of one latent, (C, H, W) or (D,)
+    num_classes: int  # 0: no labels
+    mean: Tensor  # mean, std: float32 (C,)
     std: Tensor
     codec: str
-    flips: bool
+    flips: bool  # the mirrored images are there, too
     dataset: str
     fingerprint: str
-    shards: tuple[dict[str, Tensor], ...]
+    shards: tuple[dict[str, Tensor], ...]  # tensors of each shard, mapped from the files
     codec_options: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -343,18 +366,11 @@ class LatentSet:
         """Normalised latents x1 float32 (B, C, ...) and labels y int64 (B,), None without classes.
 
         Args:
-            indices: int64 (B,) in 0 .. num - 1, in any order.
-            flips: bool (B,), which are to be mirrored; None: none.
-
-        Raises:
-            IndexError: an index out of range.
-            ValueError: flips from a set without them.
+            indices: int64 (B,) in 0 .. num - 1, in any order; else IndexError.
+            flips: bool (B,), which are to be mirrored, ValueError where the set has none of these; None: none.
         """
         indices = torch.as_tensor(indices if isinstance(indices, Tensor) else list(indices), dtype=torch.int64)
-        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < self.num:
-            raise IndexError(f"indices must lie in 0..{self.num - 1}, got {int(indices.min())}..{int(indices.max())}")
-        if flips is not None and not self.flips:
-            raise ValueError("the latents were made without mirrored pictures: set latents.flip: true in params.yaml")
+        refuse_rows(indices, self.num, "latents", flips=flips is not None and not self.flips)
         z = self._rows(indices, torch.zeros(len(indices), dtype=torch.bool) if flips is None else flips)
         mean, std = (values.view(-1, *[1] * (z.dim() - 2)) for values in (self.mean, self.std))
         z.sub_(mean).div_(std)
@@ -424,46 +440,67 @@ def place(path: Path, folder: Path) -> None:
     try:
         os.link(path, folder / path.name)
     except OSError:  # another file system, or one without links
-        with path.open("rb") as source, whole(folder / path.name) as copy:
+        with path.open("rb") as source, atomic_write(folder / path.name) as copy:
             shutil.copyfileobj(source, copy)
+
+
+def load_file(
+    folder: Path, described: File, cure: str, needed: Mapping[str, tuple[str | int, ...]], index: str = "meta.json"
+) -> dict[str, Tensor]:
+    """The tensors of a file of a set.
+
+    Args:
+        described: what the set's index says of it.
+        needed: type and shape by name, such as ("torch.float32", 5, 4, 32, 32).
+        index: the file that says it.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        ValueError: it is damaged, or of other size, names, types or shapes.
+    """
+    path = folder / described["file"]
+    tensors = load_tensors(path, cure)
+    if path.stat().st_size != described["bytes"]:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, {index} says {described['bytes']}: {cure}")
+    found = {name: (str(tensor.dtype), *tensor.shape) for name, tensor in tensors.items()}
+    if found != needed:
+        raise ValueError(f"{path} holds {found}, {index} says {needed}: {cure}")
+    return tensors
+
+
+def refuse_rows(indices: Tensor, num: int, what: str, *, flips: bool) -> None:
+    """Raise IndexError for an index outside 0 .. num - 1, ValueError for `flips` that a set does not have."""
+    if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < num:
+        raise IndexError(f"indices must lie in 0..{num - 1}, got {int(indices.min())}..{int(indices.max())}")
+    if flips:
+        raise ValueError(f"the {what} were made without mirrored pictures: set latents.flip: true in params.yaml")
 
 
 def _load_statistics(folder: Path, meta: Meta, cure: str) -> dict[str, Tensor]:
     """mean and std float32 (C,), checked: all latents are normalised by them."""
-    path, stats = folder / meta["stats"]["file"], _load(folder, meta["stats"], cure)
+    path, needed = (
+        folder / meta["stats"]["file"],
+        dict.fromkeys(("mean", "std"), (str(torch.float32), meta["shape"][0])),
+    )
+    stats = load_file(folder, meta["stats"], cure, needed)
     if sha256(path) != meta["stats"]["sha256"]:
         raise ValueError(f"{path} is not the file whose sha256 meta.json has: {cure}")
-    found = {name: (str(tensor.dtype), *tensor.shape) for name, tensor in stats.items()}
-    needed = dict.fromkeys(("mean", "std"), (str(torch.float32), meta["shape"][0]))
-    if found != needed:
-        raise ValueError(f"{path} holds {found}, needed are {needed}: {cure}")
     for name, tensor in stats.items():
         if not bool(tensor.isfinite().all()) or (name == "std" and not bool((tensor > 0).all())):
             raise ValueError(f"{path}: {name} must be finite, std above 0, it is {tensor.tolist()[:4]}: {cure}")
     return stats
 
 
-def _load(folder: Path, described: File, cure: str) -> dict[str, Tensor]:
-    """The tensors of a file of which meta.json knows the size."""
-    path = folder / described["file"]
-    tensors = load_tensors(path, cure)
-    if path.stat().st_size != described["bytes"]:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes, meta.json says {described['bytes']}: {cure}")
-    return tensors
-
-
 def _load_shard(folder: Path, described: Described, meta: Meta, cure: str) -> dict[str, Tensor]:
     """The tensors of a shard, checked against meta.json."""
-    path, shard, classes = folder / described["file"], _load(folder, described, cure), meta["num_classes"]
-    of_one: tuple[str | int, ...] = (str(torch.float32), described["num"], *meta["shape"])
-    needed: dict[str, tuple[str | int, ...]] = dict.fromkeys(
-        ["latents", *(["latents_flip"] if meta["flips"] else [])], of_one
-    )
+    num, classes = described["num"], meta["num_classes"]
+    of_one: tuple[str | int, ...] = (str(torch.float32), num, *meta["shape"])
+    needed = dict.fromkeys(["latents", *(["latents_flip"] if meta["flips"] else [])], of_one)
     if classes:
-        needed["labels"] = (str(torch.int64), described["num"])
-    found = {name: (str(tensor.dtype), *tensor.shape) for name, tensor in shard.items()}
-    if found != needed:
-        raise ValueError(f"{path} holds {found}, meta.json says {needed}: {cure}")
-    if classes and described["num"] and not 0 <= int(shard["labels"].min()) <= int(shard["labels"].max()) < classes:
-        raise ValueError(f"{path} has labels outside 0..{classes - 1}, the classes of meta.json: {cure}")
+        needed["labels"] = (str(torch.int64), num)
+    shard = load_file(folder, described, cure, needed)
+    if classes and num and not 0 <= int(shard["labels"].min()) <= int(shard["labels"].max()) < classes:
+        raise ValueError(
+            f"{folder / described['file']} has labels outside 0..{classes - 1}, the classes of meta.json: {cure}"
+        )
     return shard

@@ -1,11 +1,11 @@
 """Patch tokens of a frozen encoder beside the latents, in shards: what REPA's pretraining is aligned with.
 
-* tokens_00000.safetensors ...: tokens (n, N, features) float16, tokens_flip (of the mirrored pictures)
+* tokens_00000.safetensors ...: tokens (n, N, features) float16, tokens_flip (of the mirrored images)
 * tokens.json: encoder, fingerprint, flips, shape, num and, per file, bytes and sha256; written last
 
 Like the latents' shards (facm/data/latents/store.py), those that a killed run has finished are kept.
 
-ImageNet's 1,281,167 pictures with 256 tokens of 768 numbers take 504 GB, twice that with mirrored ones.
+ImageNet's 1,281,167 images with 256 tokens of 768 numbers take 504 GB, twice that with mirrored ones.
 """
 
 from bisect import bisect_right
@@ -19,9 +19,9 @@ from typing import Any, Protocol, TypedDict
 import torch
 from torch import Tensor
 
-from facm.data.latents.store import Described, mark, marked, place
+from facm.data.latents.store import Described, load_file, mark, marked, place, refuse_rows
 from facm.runtime import dist
-from facm.runtime.files import load_record, load_tensors, save_json, save_tensors
+from facm.runtime.files import load_record, save_json, save_tensors
 from facm.runtime.log import progress, say
 
 INDEX = "tokens.json"
@@ -61,7 +61,7 @@ class Encoder(Protocol):
 
 def write(
     folder: str | Path,
-    pictures: Callable[[range], Tensor],
+    pictures: Callable[[range], Tensor],  # numbers -> uint8 (n, H, W, C), `num` in all
     num: int,
     encoder: Encoder,
     *,
@@ -71,19 +71,9 @@ def write(
     fingerprint: str,
     unfinished: Path | None = None,
 ) -> None:
-    """Encode a split into shards, which the ranks share; the latents of the same pictures stand beside them.
+    """Encode a split into shards, which the ranks share; the latents of the same images lie beside them.
 
-    Args:
-        folder: that of the latents; earlier tokens in it are removed.
-        pictures: numbers -> uint8 (n, H, W, C).
-        num: how many there are.
-        encoder: encodes them, `batch_size` at once.
-        flip: also those of the mirrored pictures.
-        shard_size: pictures per shard.
-        batch_size: see `encoder`.
-        fingerprint: of the dataset, recorded.
-        unfinished: where shards lie until all are done, and are found again after a kill, as in `latents.write`; None:
-            in `folder` at once.
+    Earlier tokens in `folder` are removed. Flip, shard_size, batch_size, fingerprint and unfinished: see `store.write`.
     """
     folder = Path(folder)
     if dist.is_main():
@@ -119,41 +109,28 @@ def write(
 
 
 def shard_name(number: int) -> str:
-    """File name of a shard."""
     return f"tokens_{number:05d}.safetensors"
 
 
 @dataclass(frozen=True)
 class TokenSet:
-    """Tokens that `write` made, opened for training.
+    """Tokens that `write` made, opened for training."""
 
-    Attributes:
-        num: pictures.
-        shape: (N, features) of one.
-        encoder: its name.
-        flips: those of the mirrored pictures are there, too.
-        fingerprint: of the dataset.
-        shards: tensors of each shard, mapped from the files.
-    """
-
-    num: int
-    shape: tuple[int, int]
+    num: int  # images
+    shape: tuple[int, int]  # (N, features) of one
     encoder: str
-    flips: bool
-    fingerprint: str
-    shards: tuple[dict[str, Tensor], ...]
+    flips: bool  # those of the mirrored images are there, too
+    fingerprint: str  # of the dataset
+    shards: tuple[dict[str, Tensor], ...]  # tensors of each shard, mapped from the files
 
     @classmethod
     def find(cls, folder: str | Path, *, num: int, flips: bool, fingerprint: str) -> "TokenSet | None":
-        """Open the tokens beside some latents; None where there are none.
-
-        Args:
-            folder: of the latents.
-            num, flips, fingerprint: of the latents, which the tokens must match.
+        """Open the tokens beside some latents, whose num, flips and fingerprint they must match; None where there are
+        none.
 
         Raises:
             FileNotFoundError: a shard is missing.
-            ValueError: a shard is damaged, or the tokens are of other pictures.
+            ValueError: a shard is damaged, or the tokens are of other images.
         """
         folder = Path(folder)
         if not (folder / INDEX).exists():
@@ -169,24 +146,21 @@ class TokenSet:
         if len(index["shape"]) != 2 or sum(shard["num"] for shard in index["shards"]) != num:
             raise ValueError(f"{folder / INDEX}: shape {index['shape']}, or another number in its shards: {cure}")
         shape = (index["shape"][0], index["shape"][1])
-        shards = tuple(_load_shard(folder, shard, shape, flips, cure) for shard in index["shards"])
+        names = ["tokens", *(["tokens_flip"] if flips else [])]
+        shards = tuple(
+            load_file(folder, one, cure, dict.fromkeys(names, (str(torch.float16), one["num"], *shape)), INDEX)
+            for one in index["shards"]
+        )
         return cls(num, shape, index["encoder"], flips, fingerprint, shards)
 
     def batch(self, indices: Tensor, flips: Tensor | None = None) -> Tensor:
         """Tokens float32 (B, N, features).
 
         Args:
-            indices: int64 (B,) in 0 .. num - 1, in any order.
-            flips: bool (B,), which pictures are mirrored; None: none.
-
-        Raises:
-            IndexError: an index out of range.
-            ValueError: flips from a set without them.
+            indices: int64 (B,) in 0 .. num - 1, in any order; else IndexError.
+            flips: bool (B,), which images are mirrored, ValueError where the set has none of these; None: none.
         """
-        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < self.num:
-            raise IndexError(f"indices must lie in 0..{self.num - 1}, got {int(indices.min())}..{int(indices.max())}")
-        if flips is not None and not self.flips:
-            raise ValueError("the tokens were made without mirrored pictures: set latents.flip: true in params.yaml")
+        refuse_rows(indices, self.num, "tokens", flips=flips is not None and not self.flips)
         mirrored = [False] * len(indices) if flips is None else flips.tolist()
         rows = [self._row(*row) for row in zip(indices.tolist(), mirrored, strict=True)]
         return torch.stack(rows).float() if rows else torch.empty(0, *self.shape)
@@ -198,14 +172,13 @@ class TokenSet:
 
     @cached_property
     def _ends(self) -> list[int]:
-        """Per shard, how many pictures it and those before it hold."""
+        """Per shard, how many images it and those before it hold."""
         return list(accumulate(len(shard["tokens"]) for shard in self.shards))
 
 
 def _encode(
     pictures: Callable[[range], Tensor], part: range, encoder: Encoder, *, flip: bool, batch_size: int
 ) -> dict[str, Tensor]:
-    """The tensors of one shard."""
     shard: dict[str, list[Tensor]] = {"tokens": [], **({"tokens_flip": []} if flip else {})}
     for start in range(part.start, part.stop, batch_size):
         images = pictures(range(start, min(start + batch_size, part.stop)))
@@ -213,17 +186,3 @@ def _encode(
             if name in shard:
                 shard[name].append(encoder.tokens(seen).half().cpu())
     return {name: torch.cat(batches) for name, batches in shard.items()}
-
-
-def _load_shard(folder: Path, described: Shard, shape: tuple[int, int], flips: bool, cure: str) -> dict[str, Tensor]:
-    """The tensors of a shard, checked against tokens.json."""
-    path = folder / described["file"]
-    shard = load_tensors(path, cure)
-    if path.stat().st_size != described["bytes"]:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes, {INDEX} says {described['bytes']}: {cure}")
-    half = str(torch.float16)
-    needed = dict.fromkeys(["tokens", *(["tokens_flip"] if flips else [])], (half, described["num"], *shape))
-    found = {name: (str(tensor.dtype), *tensor.shape) for name, tensor in shard.items()}
-    if found != needed:
-        raise ValueError(f"{path} holds {found}, {INDEX} says {needed}: {cure}")
-    return shard

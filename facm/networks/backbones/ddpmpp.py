@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from facm.networks.layers.blocks import pixel_norm, refuse_condition
 from facm.networks.layers.dropout import Dropout, number_layers
-from facm.networks.layers.pixel_norm import pixel_norm
 from facm.runtime.ranges import Count
 
 PLACE = "params.yaml, backbones.ddpmpp"
@@ -32,27 +32,14 @@ HALF = math.sqrt(0.5)  # keeps the variance of a sum of two
 class DDPMpp(nn.Module):
     """Velocity F(x, t, y, r); nearly zero at initialisation.
 
-    With the constants of presets/base.yaml, for pictures (3, 32, 32) without classes, it has 55,732,739 weights.
+    With the constants of presets/base.yaml, for images (3, 32, 32) without classes, it has 55,732,739 parameters.
 
     Args:
-        shape: (C, S, S) of the pictures.
-        num_classes: number of classes, the null label is `num_classes`, which has no weights; 0: unconditional.
-        model_channels: channels of the first layer; a multiple of 4.
-        channel_mult: channels of each level over `model_channels`; every level halves the sides.
-        num_blocks: residual blocks per level of the encoder; the decoder has one more.
-        attn_resolutions: sides at which blocks attend; the first block of the decoder always does.
         resample_filter: taps of the separable filter that halves and doubles the sides, an even number of them.
-        channel_mult_noise: width of the time's cosines and sines over `model_channels`.
         adaptive_scale: the time scales and shifts what has been normalised; False: it is added before the norm.
-        augment_dim: inputs of EDM's layer for augmentation labels, which are always zero here (EDM's published
-            networks have 9, py-meanflow's 6); None: no such layer.
-        time_scale: multiplies t and r before they are embedded.
+        augment_dim: inputs of EDM's layer for augmentation labels, which are always zero here (EDM's published networks
+            have 9, py-meanflow's 6); None: no such layer.
         pixel_norm: scales and shifts, or what is added in their place, are divided by their rms over the channels.
-        auxiliary: add an embedding of r, whose last layer is zero: nothing changes at initialisation.
-        dropout: probability, before the second convolution of every block.
-
-    Attributes:
-        blocks: the residual blocks, in the order in which they are passed.
 
     Raises:
         ValueError: sizes that do not fit; the message names value, rule and place.
@@ -61,20 +48,20 @@ class DDPMpp(nn.Module):
     def __init__(
         self,
         *,
-        shape: Sequence[int],
-        num_classes: int,
-        model_channels: Count,
-        channel_mult: Sequence[Count],
-        num_blocks: Count,
-        attn_resolutions: Sequence[Count],
+        shape: Sequence[int],  # (C, S, S) of the images
+        num_classes: int,  # the null label is `num_classes`, which has no weights; 0: unconditional
+        model_channels: Count,  # channels of the first layer; a multiple of 4
+        channel_mult: Sequence[Count],  # channels of each level over `model_channels`; every level halves the sides
+        num_blocks: Count,  # residual blocks per level of the encoder; the decoder has one more
+        attn_resolutions: Sequence[Count],  # sides at which blocks attend; the first block of the decoder always does
         resample_filter: Sequence[float] = (1, 1),
-        channel_mult_noise: Count = 1,
+        channel_mult_noise: Count = 1,  # width of the time's cosines and sines over `model_channels`
         adaptive_scale: bool = False,
         augment_dim: Count | None = None,
-        time_scale: float = 1.0,
+        time_scale: float = 1.0,  # multiplies t and r before they are embedded
         pixel_norm: bool = False,
-        auxiliary: bool = False,
-        dropout: float = 0.0,
+        auxiliary: bool = False,  # add an embedding of r, whose last layer is zero: nothing changes at initialisation
+        dropout: float = 0.0,  # probability, before the second convolution of every block
     ) -> None:
         super().__init__()
         if time_scale == 0:
@@ -108,21 +95,7 @@ class DDPMpp(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, y: Tensor | None = None, r: Tensor | None = None, key: Tensor | None = None
     ) -> Tensor:
-        """Velocity at (x, t).
-
-        Args:
-            x: (B, C, S, S).
-            t: (B,) in [0, 2], or a preconditioning's c_noise; float32 (float64 in a float64 network).
-            y: (B,) int64 in [0, num_classes]; None where there are no classes.
-            r: (B,) in [0, 1] for an `auxiliary` network, else None.
-            key: (B,) int64, of each sample's dropout masks; None: no dropout.
-
-        Returns:
-            (B, C, S, S).
-
-        Raises:
-            ValueError: y or r is missing, or given to a network that has no embedding of it.
-        """
+        """Velocity (B, C, S, S) at (x, t), as `Transformer.forward`; t (B,) may be a preconditioning's c_noise."""
         embedding, skips = self.embed(t, y, r), list[Tensor]()
         for layer in self.enc.values():
             x = layer(x, embedding, key) if isinstance(layer, Block) else layer(x).to(embedding.dtype)
@@ -136,10 +109,8 @@ class DDPMpp(nn.Module):
 
     def embed(self, t: Tensor, y: Tensor | None, r: Tensor | None) -> Tensor:
         """Time, label and r -> (B, 4 model_channels); arguments as `forward` has them."""
-        if (y is None) != (self.map_label is None):
-            raise ValueError(f"y is {'missing' if y is None else 'given'}, but {NEEDS['y']}")
-        if (r is None) != (self.r_embedder is None):
-            raise ValueError(f"r is {'missing' if r is None else 'given'}, but {NEEDS['r']}")
+        refuse_condition("y", y, self.map_label)
+        refuse_condition("r", r, self.r_embedder)
         dtype = self.map_layer0.weight.dtype
         embedding = waves(t * self.time_scale, self.frequencies).to(dtype)
         if self.map_label is not None and y is not None:
@@ -153,12 +124,6 @@ class DDPMpp(nn.Module):
         return embedding
 
 
-NEEDS = {
-    "y": "labels go with num_classes > 0 and only with it",
-    "r": "a second time goes with conditioning auxiliary and only with it",
-}
-
-
 def encoder(
     block: Callable[..., nn.Module],
     levels: Sequence[tuple[int, int]],
@@ -167,15 +132,10 @@ def encoder(
     channels: int,
     first: int,
 ) -> tuple[nn.ModuleDict, list[int]]:
-    """Return the layers by name and the channels that each of them hands on.
+    """The layers by name and the channels that each of them passes on.
 
-    Args:
-        block: (c_in, c_out, ...) -> a residual block.
-        levels: side and channels of each.
-        attends: whether the blocks of a level attend.
-        num_blocks: blocks per level.
-        channels: of the pictures.
-        first: channels of the first layer.
+    `block`: (c_in, c_out, ...) -> a residual block; `levels`: side and channels of each, `attends`: whether its blocks
+    attend; `channels` of the images, `first` of the first layer.
     """
     layers, skips = nn.ModuleDict(), [first]
     layers[f"{levels[0][0]}x{levels[0][0]}_conv"] = Convolution(channels, first, 3)
@@ -197,7 +157,7 @@ def decoder(
     channels: int,
     skips: Sequence[int],
 ) -> nn.ModuleDict:
-    """Return the layers by name; arguments as the encoder's, `skips` what it returned."""
+    """The layers by name; arguments as the encoder's, `skips` what it returned."""
     layers, c, waiting = nn.ModuleDict(), skips[-1], list(skips)
     for level, (side, c_out) in reversed(list(enumerate(levels))):
         if level == len(levels) - 1:
@@ -270,14 +230,9 @@ class Block(nn.Module):
 
 
 class Convolution(nn.Conv2d):
-    """A convolution that keeps the sides, after a constant filter that halves or doubles them (Conv2d of NVlabs/edm).
+    """A convolution that keeps the sides, after a filter that halves or doubles them (Conv2d of NVlabs/edm)."""
 
-    Attributes:
-        resample_filter: (1, 1, n, n) of sum 1, a buffer; None where the sides stay.
-        gain: of the initial weights.
-    """
-
-    resample_filter: Tensor | None
+    resample_filter: Tensor | None  # (1, 1, n, n) of sum 1, a buffer; None where the sides stay
 
     def __init__(
         self,
@@ -287,7 +242,7 @@ class Convolution(nn.Conv2d):
         *,
         resample: str | None = None,
         taps: Sequence[float] = (1, 1),
-        gain: float = 1.0,
+        gain: float = 1.0,  # of the initial weights
     ) -> None:
         super().__init__(c_in, c_out, kernel, padding=kernel // 2)
         self.resample, self.gain, self.inset = resample, gain, (len(taps) - 1) // 2

@@ -12,39 +12,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from facm.networks.layers.blocks import pixel_norm, refuse_condition
 from facm.networks.layers.dropout import Dropout, number_layers
-from facm.networks.layers.pixel_norm import pixel_norm
 from facm.runtime.ranges import Count
 
 HARMONICS = 4
 
 
 class MLP(nn.Module):
-    """Velocity F(x, t, y, r) of points.
-
-    Args:
-        shape: (D,).
-        num_classes: number of classes, the null label is `num_classes`; 0: unconditional.
-        hidden: width of a layer.
-        depth: hidden layers.
-        pixel_norm: scales and shifts are divided by their rms over the channels, as in lightningdit.py.
-        auxiliary: add an embedding of r, whose last layer is zero: nothing changes at initialisation.
-        dropout: probability, after every hidden layer.
-
-    Raises:
-        ValueError: a shape that is not (D,).
-    """
+    """Velocity F(x, t, y, r) of points; ValueError for a shape that is not (D,)."""
 
     def __init__(
         self,
         *,
         shape: Sequence[int],
-        num_classes: int,
-        hidden: Count,
+        num_classes: int,  # the null label is `num_classes`; 0: unconditional
+        hidden: Count,  # hidden, depth: width and number of the hidden layers
         depth: Count,
-        pixel_norm: bool = False,
-        auxiliary: bool = False,
-        dropout: float = 0.0,
+        pixel_norm: bool = False,  # scales and shifts are divided by their rms over the channels, as in transformer.py
+        auxiliary: bool = False,  # add an embedding of r, whose last layer is zero: nothing changes at initialisation
+        dropout: float = 0.0,  # probability, after every hidden layer
     ) -> None:
         super().__init__()
         if len(shape) != 1:
@@ -64,25 +51,9 @@ class MLP(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, y: Tensor | None = None, r: Tensor | None = None, key: Tensor | None = None
     ) -> Tensor:
-        """Velocity at (x, t).
-
-        Args:
-            x: (B, D).
-            t: (B,) in [0, 2].
-            y: (B,) int64 in [0, num_classes]; None where there are no classes.
-            r: (B,) in [0, 1] for an `auxiliary` network, else None.
-            key: (B,) int64, of each sample's dropout masks; None: no dropout.
-
-        Returns:
-            (B, D).
-
-        Raises:
-            ValueError: y or r is missing, or given to a network that has no embedding of it.
-        """
-        if (y is None) != (self.y_embedder is None):
-            raise ValueError("labels y go with num_classes > 0 and only with it")
-        if (r is None) != (self.r_embedder is None):
-            raise ValueError("a second time r goes with conditioning auxiliary and only with it")
+        """Velocity at (x, t), both as in `Transformer.forward` but for x (B, D) -> (B, D)."""
+        refuse_condition("y", y, self.y_embedder)
+        refuse_condition("r", r, self.r_embedder)
         dtype = self.head.weight.dtype
         with torch.autocast(x.device.type, enabled=False):  # as in blocks.py: times and modulations in full precision
             c = self.t_embedder(harmonics(t).to(dtype))

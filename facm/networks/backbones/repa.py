@@ -18,18 +18,7 @@ from facm.runtime.ranges import Count, NonNegative, Positive
 
 
 class REPA(AdaLNTransformer):
-    """Velocity F(x, t, y, r); zero at initialisation.
-
-    Args:
-        shape: (C, H, W) of the latents.
-        num_classes: number of classes, the null label is `num_classes`; 0: unconditional.
-        encoder_depth: number of the block, from 1, whose tokens are projected.
-        coefficient: weight of the alignment loss beside the velocity loss; 0: no projector.
-        projector_width: of the two hidden layers of the projector.
-        features: channels of the encoder's tokens.
-        projector: False: no projector, as in a student; set by the stages, not in params.yaml.
-        patch_size, hidden, depth, heads, mlp_ratio, qk_norm, label_std, t_std, gate_bias, pixel_norm, learn_sigma,
-            auxiliary, dropout: see `Transformer`.
+    """Velocity F(x, t, y, r); zero at initialisation. Other arguments: see `Transformer`.
 
     Attributes:
         projectors: a list of one, as in the published state dicts, or None.
@@ -59,11 +48,11 @@ class REPA(AdaLNTransformer):
         gate_bias: float = 0.0,
         pixel_norm: bool = False,
         learn_sigma: bool = False,
-        encoder_depth: Count = 8,
-        coefficient: NonNegative = 0.5,
-        projector_width: Count = 2048,
-        features: Count = 768,
-        projector: bool = True,
+        encoder_depth: Count = 8,  # number of the block, from 1, whose tokens are projected
+        coefficient: NonNegative = 0.5,  # weight of the alignment loss beside the velocity loss; 0: no projector
+        projector_width: Count = 2048,  # of the two hidden layers of the projector
+        features: Count = 768,  # channels of the encoder's tokens
+        projector: bool = True,  # False: no projector, as in a student; set by the stages, not in params.yaml
         auxiliary: bool = False,
         dropout: float = 0.0,
     ) -> None:
@@ -96,16 +85,9 @@ class REPA(AdaLNTransformer):
     def with_tokens(
         self, x: Tensor, t: Tensor, y: Tensor | None = None, r: Tensor | None = None, key: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Velocity and projected tokens from one pass; not for dual numbers.
+        """What `forward` returns and projected tokens (B, N, features) from one pass; not for dual numbers.
 
-        Args:
-            x, t, y, r, key: see `forward`.
-
-        Returns:
-            What `forward` returns, and (B, N, features).
-
-        Raises:
-            ValueError: as `forward` does, or a network without a projector.
+        Raises ValueError: as `forward` does, or a network without a projector.
         """
         if self.projectors is None:
             raise ValueError("this network has no projector: it serves pretraining with backbones.repa.coefficient > 0")

@@ -1,4 +1,4 @@
-"""SiT (Ma et al. 2024, arXiv 2401.08740; willisma/SiT): the network of DiT, asked for a velocity at a raw t in [0, 1].
+"""SiT (Ma et al. 2024, arXiv 2401.08740; willisma/SiT): the network of DiT as a velocity at a raw t in [0, 1].
 
 t = 1 is data there as here. The published checkpoints have 2C channels in their last layer (`learn_sigma`), although
 only the first C, the velocity, were trained.

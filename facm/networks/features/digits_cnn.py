@@ -4,7 +4,6 @@ It is trained in the pipeline (some 500 steps, seconds on one core) and has no p
 distance is called `fd`, and two of them, with different seeds, have different scales.
 """
 
-import contextlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,8 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from facm.data.images.images import Images
+from facm.data.images.levels import from_levels
+from facm.runtime import dist
 from facm.runtime.files import load_tensors, save_tensors
 from facm.runtime.log import progress
 
@@ -55,18 +56,16 @@ class DigitsCNN(nn.Module):
 
     @classmethod
     def create(cls, train: Images, seed: int) -> "DigitsCNN":
-        """Train on a train split, on one CPU thread: the same seed gives the same weights.
-
-        Raises:
-            ValueError: pictures that are not 8x8x1 in 10 classes.
+        """Train on one CPU thread: the same seed gives the same weights. ValueError unless images are 8x8x1 in 10
+        classes.
         """
         if train.images.shape[1:] != (SIDE, SIDE, 1) or train.labels is None or train.num_classes != CLASSES:
             raise ValueError(
                 f"params.yaml, reference.features: 'digits_cnn' needs pictures (8, 8, 1) in 10 classes, but these are "
                 f"{tuple(train.images.shape[1:])} in {train.num_classes}; set it to inception"
             )
-        x, y = pixels(train.images[:]), train.labels
-        with _one_thread(), torch.random.fork_rng(devices=[]):
+        x, y = from_levels(train.images[:]), train.labels
+        with dist.one_thread(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = cls().train()
             optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
@@ -83,29 +82,21 @@ class DigitsCNN(nn.Module):
 
     @classmethod
     def load(cls, path: Path) -> "DigitsCNN":
-        """From a safetensors file.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: damaged.
-            RuntimeError: weights of another network.
-        """
+        """From a safetensors file; FileNotFoundError, ValueError (damaged), RuntimeError (other weights)."""
         network = cls()
         network.load_state_dict(load_tensors(path, f"remove {path.parent} and run `dvc repro`"))
         return network.eval().requires_grad_(False)
 
     def save(self, path: Path) -> dict[str, Any]:
-        """Write the weights; returns `file`, `bytes`, `sha256`."""
         return save_tensors(path, self.state_dict())
 
     @torch.no_grad()
     def extract(self, images: Tensor) -> Tensor:
-        """Pictures uint8 (N, 8, 8, 1) -> features after the GELU, float32 (N, 32), on the CPU."""
+        """Images uint8 (N, 8, 8, 1) -> features after the GELU, float32 (N, 32), on the CPU."""
         device = self.head.weight.device
-        return torch.cat([self.body(pixels(chunk.to(device))).cpu() for chunk in images.split(self.batch)])
+        return torch.cat([self.body(from_levels(chunk.to(device))).cpu() for chunk in images.split(self.batch)])
 
     def look(self, images: Tensor) -> dict[str, Tensor]:
-        """All that it sees: `features` of `extract`."""
         return {"features": self.extract(images)}
 
     @torch.no_grad()
@@ -115,13 +106,8 @@ class DigitsCNN(nn.Module):
         return logits
 
 
-def pixels(images: Tensor) -> Tensor:
-    """Pictures uint8 (N, H, W, C) -> float32 (N, C, H, W) in [-1, 1]."""
-    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def augment(x: Tensor) -> Tensor:
-    """Shift each picture (B, 1, 8, 8) by up to a pixel in both directions and add noise; uses torch's generator."""
+    """Shift each image (B, 1, 8, 8) by up to a pixel in both directions and add noise; uses torch's generator."""
     rows, columns = torch.randint(0, 3, (2, len(x), 1)) + torch.arange(SIDE)
     padded = functional.pad(x, (1, 1, 1, 1), value=-1.0)
     picture = torch.arange(len(x))[:, None, None]
@@ -129,54 +115,7 @@ def augment(x: Tensor) -> Tensor:
     return shifted + NOISE * torch.randn_like(x)
 
 
-def register() -> str:
-    """Make torch-fidelity know the network, so that its own `calculate_metrics` runs over it; returns the name.
-
-    The weights are given as `feature_extractor_weights_path`, inputs are data sets of uint8 (1, 8, 8).
-    """
-    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
-    from torch_fidelity.registry import (
-        FEATURE_EXTRACTORS_REGISTRY,
-        register_feature_extractor,
-    )
-
-    class Extractor(FeatureExtractorBase):
-        def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str, **_: Any):
-            super().__init__(name, features_list)
-            self.network = DigitsCNN.load(Path(feature_extractor_weights_path))
-
-        @staticmethod
-        def get_provided_features_list() -> tuple[str, ...]:
-            return ("penultimate",)
-
-        @staticmethod
-        def get_default_feature_layer_for_metric(metric: str) -> str:
-            return "penultimate"
-
-        @staticmethod
-        def can_be_compiled() -> bool:
-            return False
-
-        def forward(self, images: Tensor) -> tuple[Tensor]:
-            return (self.network.extract(images.permute(0, 2, 3, 1)),)
-
-    if DigitsCNN.name not in FEATURE_EXTRACTORS_REGISTRY:
-        register_feature_extractor(DigitsCNN.name, Extractor)
-    return DigitsCNN.name
-
-
 def _batches(num: int) -> Iterator[Tensor]:
-    """Indices of each step's pictures: whole batches of a fresh permutation per epoch."""
+    """Indices of each step's images: whole batches of a fresh permutation per epoch."""
     for _ in range(EPOCHS):
         yield from torch.randperm(num)[: num // BATCH_SIZE * BATCH_SIZE].split(BATCH_SIZE)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums in one order, whatever the number of threads outside."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

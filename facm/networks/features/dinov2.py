@@ -1,6 +1,6 @@
 """DINOv2 ViT-L/14 (Oquab et al. 2023): 1024 features, for FD-DINOv2 (Stein et al. 2023; EDM2's calculate_metrics.py).
 
-A picture is resized to 224 x 224 (bicubic, antialiased, not rounded), normalised as ImageNet's, and its class token
+An image is resized to 224 x 224 (bicubic, antialiased, not rounded), normalised as ImageNet's, and its class token
 after the last norm is taken. torch-fidelity's `dinov2-vit-l-14` resizes bilinearly as TensorFlow 1 does, fetches code
 from the net, and takes no file of weights: here timm's network runs on the published file, read as tensors only. The
 file's position embedding is for 37 x 37 patches; it is brought to 16 x 16 as the published network does it: bicubic
@@ -18,14 +18,13 @@ from torch import Tensor
 
 from facm.data.images.images import Images
 from facm.networks import precision
-from facm.runtime import weights
-from facm.runtime.files import load_foreign
+from facm.runtime import foreign, weights
 
 FILE = "dinov2_vitl14_pretrain.pth"
 URL = f"https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/{FILE}"
 SHA256 = "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428"
 NETWORK: dict[str, Any] = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
-SIDE, PATCH, STORED = 224, 14, 37  # pixels of a picture and of a patch; patches per side in the file
+SIDE, PATCH, STORED = 224, 14, 37  # pixels of an image and of a patch; patches per side in the file
 OFFSET = 0.1  # added to the new number of patches per side before it is divided by the old one
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -40,15 +39,8 @@ class DINOv2:
     exact: ClassVar[None] = None
 
     def __init__(self, path: Path):
-        """
-        Args:
-            path: the file FILE.
-
-        Raises:
-            ValueError: damaged, or more than tensors.
-            RuntimeError: weights of another network.
-        """
-        stored = load_foreign(path)
+        """From the file FILE; ValueError where it is damaged or more than tensors, RuntimeError for other weights."""
+        stored = foreign.read(path)
         stored.pop("mask_token", None)  # of training only
         stored["pos_embed"] = resized(stored["pos_embed"])
         self.network = build()
@@ -62,12 +54,7 @@ class DINOv2:
 
     @classmethod
     def load(cls, path: Path) -> "DINOv2":
-        """With the pinned weights, if `path` was saved with the same ones.
-
-        Raises:
-            FileNotFoundError: no such file, or no weights.
-            ValueError: damaged, or other weights.
-        """
+        """With the pinned weights, if `path` was saved with them; raises as `weights.check` and `weights.find`."""
         weights.check(path, "DINOv2", SHA256)
         return cls(find_weights())
 
@@ -76,20 +63,18 @@ class DINOv2:
         return weights.save(path, SHA256)
 
     def to(self, device: Any) -> "DINOv2":
-        """Move it to a device."""
         self.network.to(device)
         return self
 
     @torch.no_grad()
     def extract(self, images: Tensor) -> Tensor:
-        """Pictures uint8 (N, H, W, 3), or grey (N, H, W, 1) repeated -> features float32 (N, 1024), on the CPU."""
+        """Images uint8 (N, H, W, 3), or grey (N, H, W, 1) repeated -> features float32 (N, 1024), on the CPU."""
         device = next(self.network.parameters()).device
         chunks = images.permute(0, 3, 1, 2).expand(-1, 3, -1, -1).split(self.batch)
         with precision.full():
             return torch.cat([self.network(prepare(chunk.to(device))).cpu() for chunk in chunks])
 
     def look(self, images: Tensor) -> dict[str, Tensor]:
-        """All that it sees: `features` of `extract`."""
         return {"features": self.extract(images)}
 
     def classify(self, features: Tensor) -> None:
@@ -104,7 +89,7 @@ def build() -> Any:
 
 
 def prepare(images: Tensor) -> Tensor:
-    """Pictures uint8 (B, 3, H, W) -> what the network takes, float32 (B, 3, 224, 224)."""
+    """Images uint8 (B, 3, H, W) -> what the network takes, float32 (B, 3, 224, 224)."""
     x = functional.interpolate(images.float(), size=(SIDE, SIDE), mode="bicubic", antialias=True) / 255
     mean, std = (torch.tensor(values, device=x.device).view(1, 3, 1, 1) for values in (MEAN, STD))
     return (x - mean) / std

@@ -1,8 +1,8 @@
 """Points of the 2-D mixture (facm/data/datasets/mixture.py), measured against its exact flow; nothing is trained here.
 
 A network learns the flow from N(0, I) to the normalised data, so its exact map is that of the normalised mixture, put
-back into the data's units, in which errors are told. The features, in which distances between distributions are
-taken, are harmonics of the coordinates: mean and covariance of the points alone would not tell data from noise.
+back into the data's units, in which errors are given. The features, in which distances between distributions are taken,
+are harmonics of the coordinates: mean and covariance of the points alone would not tell data from noise.
 """
 
 from pathlib import Path
@@ -21,9 +21,7 @@ FREQUENCIES = (1.0, 2.0, 3.0)  # the modes are 3.5 apart and .4 to .5 wide
 class ExactMap:
     """The exact map of noise to data.
 
-    Args:
-        mean: of the train split, float64 (2,); data/latents has the same, rounded to float32.
-        std: likewise.
+    `mean` and `std` of the train split are float64 (2,); data/latents has the same, rounded to float32.
     """
 
     name: ClassVar[str] = "exact_map"
@@ -42,17 +40,11 @@ class ExactMap:
 
     @classmethod
     def load(cls, path: Path) -> "ExactMap":
-        """From what `save` wrote.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: damaged.
-        """
+        """From what `save` wrote; FileNotFoundError, or ValueError for a damaged file."""
         stored = load_tensors(path, f"remove {path.parent} and run `dvc repro`")
         return cls(stored["mean"], stored["std"])
 
     def save(self, path: Path) -> dict[str, Any]:
-        """Write mean and std; returns `file`, `bytes`, `sha256`."""
         return save_tensors(path, {"mean": self.mean, "std": self.std})
 
     def to(self, device: Any) -> "ExactMap":
@@ -66,7 +58,6 @@ class ExactMap:
         return torch.cat([x, *waves], dim=1).float()
 
     def look(self, images: Tensor) -> dict[str, Tensor]:
-        """All that it sees: `features` of `extract`."""
         return {"features": self.extract(images)}
 
     def classify(self, features: Tensor) -> None:

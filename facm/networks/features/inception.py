@@ -4,8 +4,8 @@ Beside the 2048 features of the last pooling it gives what the Inception Score a
 their bias, and the spatial features of ADM's evaluator, the first 7 channels of mixed_6/conv at 17 x 17. That node is
 the first branch (1x1) of the third block of that resolution, torch-fidelity's Mixed_6d.branch1x1, after its ReLU.
 
-Its weights lie outside the repository, in torch's cache, and are pinned by their sha256: no other network may call its
-distance `fid`. torch-fidelity reads them with pickle, so they are checked before they are loaded.
+Its weights lie in torch's cache, pinned by their sha256: no other network may call its distance `fid`. torch-fidelity
+reads them with pickle, so they are checked before they are loaded.
 """
 
 from pathlib import Path
@@ -34,13 +34,7 @@ class Inception:
     exact: ClassVar[None] = None
 
     def __init__(self, path: Path):
-        """
-        Args:
-            path: the file FILE.
-        """
-        from torch_fidelity.feature_extractor_inceptionv3 import (
-            FeatureExtractorInceptionV3,
-        )
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         self.network = FeatureExtractorInceptionV3(
             "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
@@ -53,12 +47,7 @@ class Inception:
 
     @classmethod
     def load(cls, path: Path) -> "Inception":
-        """With the pinned weights, if `path` was saved with the same ones.
-
-        Raises:
-            FileNotFoundError: no such file, or no weights.
-            ValueError: damaged, or other weights.
-        """
+        """With the pinned weights, if `path` was saved with them; raises as `weights.check` and `weights.find`."""
         weights.check(path, "Inception", SHA256)
         return cls(find_weights())
 
@@ -67,17 +56,16 @@ class Inception:
         return weights.save(path, SHA256)
 
     def to(self, device: Any) -> "Inception":
-        """Move it to a device."""
         self.network.to(device)
         return self
 
     def extract(self, images: Tensor) -> Tensor:
-        """Pictures uint8 (N, H, W, 3), or grey (N, H, W, 1) repeated -> features float32 (N, 2048), on the CPU."""
+        """Images uint8 (N, H, W, 3), or grey (N, H, W, 1) repeated -> features float32 (N, 2048), on the CPU."""
         return self.look(images)["features"]
 
     @torch.no_grad()
     def look(self, images: Tensor) -> dict[str, Tensor]:
-        """Pictures as for `extract` -> float32, on the CPU: features (N, 2048), logits (N, 1008), spatial (N, 2023).
+        """Images as for `extract` -> float32, on the CPU: features (N, 2048), logits (N, 1008), spatial (N, 2023).
 
         The spatial features are in ADM's order: row, column, channel.
         """
@@ -99,7 +87,7 @@ class Inception:
         return {name: torch.cat(parts) for name, parts in seen.items()}
 
     def classify(self, features: Tensor) -> None:
-        """Nothing: its classes are not the data set's."""
+        """Nothing: its classes are not the dataset's."""
 
 
 def find_weights() -> Path:

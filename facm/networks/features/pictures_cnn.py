@@ -1,12 +1,11 @@
-"""A small residual network that tells the classes of small coloured pictures; its 96 pooled features span the space of
-the distances on pictures for which no published network is at hand.
+"""A small residual network that tells the classes of small coloured images; its 96 pooled features span the space of
+the distances on images for which no published network is at hand.
 
-It is trained in the pipeline, ten epochs: about a minute on one core for five thousand pictures, seconds on a GPU for
+It is trained in the pipeline, ten epochs: about a minute on one core for five thousand images, seconds on a GPU for
 CIFAR-10. Its Fréchet distance is called `fd`, and two of them, with different seeds, have different scales. Models
-without classes are measured by it as well: what it needs is a data set whose pictures have labels.
+without classes are measured by it as well: it needs a dataset whose images have labels.
 """
 
-import contextlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from facm.data.images.images import Images
+from facm.data.images.levels import from_levels
 from facm.networks import precision
 from facm.runtime import dist
 from facm.runtime.files import load_tensors, save_tensors
@@ -26,9 +26,9 @@ EPOCHS, BATCH_SIZE, LR, WEIGHT_DECAY = 10, 128, 4e-3, 5e-2
 WARMUP, SMOOTHING = 0.1, 0.1  # share of the steps; of the labels
 WIDTHS = (24, 48, 96)  # channels of the levels; each level but the first halves the sides
 GRID = 16  # positions per side behind the first convolution, about
-SHIFT = 8  # a picture is shifted by up to a SHIFT-th of its side
+SHIFT = 8  # an image is shifted by up to a SHIFT-th of its side
 SIDES = (8, 256)
-BYTES = 2**30  # of pictures, at most: they are held in memory
+BYTES = 2**30  # of images, at most: they are held in memory
 
 
 class Block(nn.Module):
@@ -49,12 +49,7 @@ class Block(nn.Module):
 
 
 class PicturesCNN(nn.Module):
-    """Three residual blocks and a linear layer, 0.2 M parameters.
-
-    Args:
-        classes: number of classes.
-        stride: of the first convolution.
-    """
+    """Three residual blocks and a linear layer, 0.2 M parameters; `stride` is that of the first convolution."""
 
     name: ClassVar[str] = "pictures_cnn"
     seeded: ClassVar[bool] = True
@@ -82,15 +77,15 @@ class PicturesCNN(nn.Module):
 
     @classmethod
     def create(cls, train: Images | None, seed: int) -> "PicturesCNN":
-        """Train on a train split, where this rank computes; on the CPU with one thread, so that a seed tells the bits.
+        """Train on a train split, where this rank computes; on the CPU with one thread, so that a seed gives the same
+        bits.
 
-        Raises:
-            ValueError: no labels, or pictures that are not RGB, too small or too many.
+        Raises ValueError for no labels, or images that are not RGB, too small or too many.
         """
         images, labels, classes = _checked(train)
         device = dist.device()
         x, y = images.to(device), labels.to(device)
-        with _one_thread(), torch.random.fork_rng(devices=[]):
+        with dist.one_thread(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = cls(classes, max(1, round(min(images.shape[1:3]) / GRID))).to(device).train()
             optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
@@ -99,7 +94,7 @@ class PicturesCNN(nn.Module):
                 for group in optimizer.param_groups:
                     group["lr"] = LR * _rate(step / len(batches))
                 chosen = rows.to(device)
-                logits = network(augment(pixels(x[chosen])))
+                logits = network(augment(from_levels(x[chosen])))
                 loss = functional.cross_entropy(logits, y[chosen], label_smoothing=SMOOTHING)
                 optimizer.zero_grad()
                 loss.backward()
@@ -108,31 +103,23 @@ class PicturesCNN(nn.Module):
 
     @classmethod
     def load(cls, path: Path) -> "PicturesCNN":
-        """From a safetensors file.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: damaged.
-            RuntimeError: weights of another network.
-        """
+        """From a safetensors file; FileNotFoundError, ValueError (damaged), RuntimeError (other weights)."""
         weights = load_tensors(path, f"remove {path.parent} and run `dvc repro`")
         network = cls(len(weights["head.bias"]), weights["stem.weight"].shape[-1] // 2)
         network.load_state_dict(weights)
         return network.eval().requires_grad_(False)
 
     def save(self, path: Path) -> dict[str, Any]:
-        """Write the weights; returns `file`, `bytes`, `sha256`."""
         return save_tensors(path, self.state_dict())
 
     @torch.no_grad()
     def extract(self, images: Tensor) -> Tensor:
-        """Pictures uint8 (N, H, W, 3) -> features float32 (N, 96), on the CPU."""
+        """Images uint8 (N, H, W, 3) -> features float32 (N, 96), on the CPU."""
         device = self.head.weight.device
         with precision.full():
-            return torch.cat([self.features(pixels(chunk.to(device))).cpu() for chunk in images.split(self.batch)])
+            return torch.cat([self.features(from_levels(chunk.to(device))).cpu() for chunk in images.split(self.batch)])
 
     def look(self, images: Tensor) -> dict[str, Tensor]:
-        """All that it sees: `features` of `extract`."""
         return {"features": self.extract(images)}
 
     @torch.no_grad()
@@ -142,13 +129,8 @@ class PicturesCNN(nn.Module):
         return logits
 
 
-def pixels(images: Tensor) -> Tensor:
-    """Pictures uint8 (N, H, W, 3) -> float32 (N, 3, H, W) in [-1, 1]."""
-    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def augment(x: Tensor) -> Tensor:
-    """Mirror half of the pictures (B, 3, H, W) and shift each, its rim repeated; uses torch's generator of the CPU."""
+    """Mirror half of the images (B, 3, H, W) and shift each, its rim repeated; uses torch's generator of the CPU."""
     num, _, height, width = x.shape
     places = []
     for side in (height, width):
@@ -163,7 +145,7 @@ def augment(x: Tensor) -> Tensor:
 
 
 def _checked(train: Images | None) -> tuple[Tensor, Tensor, int]:
-    """Pictures, labels and number of classes of a train split that the network can be trained on."""
+    """Images, labels and number of classes of a train split that the network can be trained on."""
     place = "params.yaml, reference.features: 'pictures_cnn'"
     if train is None or train.labels is None:
         raise ValueError(
@@ -195,18 +177,7 @@ def _rate(done: float) -> float:
 
 
 def _batches(num: int) -> Iterator[Tensor]:
-    """Indices of each step's pictures: whole batches of a fresh permutation per epoch, or all of them as one."""
+    """Indices of each step's images: whole batches of a fresh permutation per epoch, or all of them as one."""
     size = min(BATCH_SIZE, num)
     for _ in range(EPOCHS):
         yield from torch.randperm(num)[: num // size * size].split(size)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums in one order, whatever the number of threads outside."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -15,7 +15,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facm.networks.layers.dropout import Dropout
-from facm.networks.layers.pixel_norm import pixel_norm
+
+PIXEL_EPS = 1e-8
+NEEDS = {
+    "y": "labels go with num_classes > 0 and only with it",
+    "r": "a second time goes with conditioning auxiliary and only with it",
+}
+
+
+def refuse_condition(name: str, given: Tensor | None, embedder: nn.Module | None) -> None:
+    """Raise ValueError where y or r is missing, or given to a network that has no embedding of it."""
+    if (given is None) != (embedder is None):
+        raise ValueError(f"{name} is {'missing' if given is None else 'given'}, but {NEEDS[name]}")
+
+
+def pixel_norm(x: Tensor) -> Tensor:
+    """x / sqrt(mean x^2 + PIXEL_EPS) over the last axis, (..., D) (Karras et al. 2018, arXiv 1710.10196, Sec. 4.2).
+
+    sCM needs it of the vectors that AdaLN and FiLM scale and shift by.
+    """
+    return torch.rms_norm(x, x.shape[-1:], None, PIXEL_EPS)
 
 
 class Block(nn.Module):
@@ -174,7 +193,7 @@ class TimeEmbedder(nn.Module):
         self.mlp = Precise(nn.Linear(2 * frequencies, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
 
     def initialise(self, first_std: float, second_std: float) -> None:
-        """Draw the two layers from normal distributions; biases are zero."""
+        """Normal distributions for the two layers; biases are zero."""
         layers = [layer for layer in self.mlp if isinstance(layer, nn.Linear)]
         for layer, std in zip(layers, [first_std, second_std], strict=True):
             nn.init.normal_(layer.weight, std=std)

@@ -10,10 +10,7 @@ from torch import Tensor, nn
 
 
 class Dropout(nn.Module):
-    """Zero a share p of the features of each sample and divide the others by 1 - p.
-
-    Args:
-        p: probability, 0 to below 1.
+    """Zero a share p, 0 to below 1, of the features of each sample and divide the others by 1 - p.
 
     Attributes:
         layer: number of this layer in its network, see `number_layers`; int64 (), a buffer that is not saved: of a

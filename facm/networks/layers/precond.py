@@ -13,11 +13,7 @@ from torch import Tensor, nn
 
 
 class Wrapper(nn.Module):
-    """A network F(x, t, y, r, key) that asks another one, G = `model`.
-
-    Attributes:
-        blocks: those of G, which facm/training/passes.py compiles, recomputes and shards one by one.
-    """
+    """A network F(x, t, y, r, key) around another one, G = `model`."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -25,23 +21,17 @@ class Wrapper(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
+        """Those of G, which facm/training/passes.py compiles, recomputes and shards one by one."""
         return list(getattr(self.model, "blocks", []))
 
 
 class Units(nn.Module):
-    """x1_net = a + b x1, the data as G knows them.
+    """x1_net = a + b x1, the data as G knows them; b is a number.
 
     Args:
-        mean: per channel, of the codec's z.
-        std: likewise; one value for all channels.
+        mean, std: per channel, of the codec's z; one std for all channels, else ValueError.
         scale: x1_net / z.
         name: of the preconditioning.
-
-    Attributes:
-        b: a number.
-
-    Raises:
-        ValueError: the channels' std differ.
     """
 
     mean: Tensor

@@ -1,4 +1,4 @@
-"""The transformer over latent patches that DiT, SiT, REPA and LightningDiT share; each is a thin file beside this one.
+"""The transformer over latent patches that DiT, SiT, REPA and LightningDiT share.
 
 DiT (Peebles & Xie 2023) with RMSNorm, QK-norm, SwiGLU and 2-D RoPE (Yao et al. 2025), each of which can be switched
 off. Weights and buffers bear the authors' names, so that their state dicts load strictly. Buffers that are saved but
@@ -26,6 +26,7 @@ from facm.networks.layers.blocks import (
     Rope,
     SwiGLU,
     TimeEmbedder,
+    refuse_condition,
     sincos_positions,
 )
 from facm.networks.layers.dropout import number_layers
@@ -54,29 +55,11 @@ class Transformer(nn.Module):
     """Velocity F(x, t, y, r); zero at initialisation.
 
     Args:
-        shape: (C, H, W) of the latents.
-        num_classes: number of classes, the null label is `num_classes`; 0: unconditional.
-        patch_size: pixels per side of a token.
-        hidden: width D of a token.
-        depth: number of blocks.
-        heads: attention heads.
         mlp_ratio: width of the MLP over `hidden`; SwiGLU takes 2/3 of it, which keeps the number of weights.
-        qk_norm: normalise queries and keys per head (paper A.3a).
-        rms_norm: RMSNorm; False: LayerNorm.
-        swiglu: SwiGLU; False: GELU (tanh).
-        rope: rotate queries and keys by the token's place.
-        shift: AdaLN shifts and scales; False: it only scales.
-        pos_embed: add sin-cos position embeddings, a buffer, to the tokens.
-        pos_learned: make them weights, drawn from N(0, pos_std^2).
-        pos_std: see `pos_learned`.
-        label_std: initial std of the label embedding.
         t_std: initial std of the two layers of the time embedding; one number stands for both.
-        gate_bias: initial value of the AdaLN gates; 0 makes every block the identity.
         pixel_norm: AdaLN's scales and shifts, not its gates, are divided by their rms over the channels, as sCM needs.
         learn_sigma: the last layer has 2C channels, of which `forward` returns the first C: the others are the variance
             of DiT's and SiT's published checkpoints, which nothing here uses.
-        auxiliary: add an embedding of r, whose last layer is zero: nothing changes at initialisation.
-        dropout: probability, after the attention's projection and after the MLP.
 
     Raises:
         ValueError: sizes that do not divide; the message names value, rule and place.
@@ -93,28 +76,28 @@ class Transformer(nn.Module):
     def __init__(
         self,
         *,
-        shape: Sequence[int],
-        num_classes: int,
-        patch_size: Count,
-        hidden: Count,
-        depth: Count,
-        heads: Count,
+        shape: Sequence[int],  # (C, H, W) of the latents
+        num_classes: int,  # number of classes, the null label is `num_classes`; 0: unconditional
+        patch_size: Count,  # pixels per side of a token
+        hidden: Count,  # width D of a token
+        depth: Count,  # number of blocks
+        heads: Count,  # attention heads
         mlp_ratio: Positive = 4.0,
-        qk_norm: bool = True,
-        rms_norm: bool = True,
-        swiglu: bool = True,
-        rope: bool = True,
-        shift: bool = True,
-        pos_embed: bool = True,
-        pos_learned: bool = False,
-        pos_std: NonNegative = 0.02,
-        label_std: NonNegative = 0.02,
+        qk_norm: bool = True,  # normalise queries and keys per head (paper A.3a)
+        rms_norm: bool = True,  # RMSNorm; False: LayerNorm
+        swiglu: bool = True,  # SwiGLU; False: GELU (tanh)
+        rope: bool = True,  # rotate queries and keys by the token's place
+        shift: bool = True,  # AdaLN shifts and scales; False: it only scales
+        pos_embed: bool = True,  # add sin-cos position embeddings, a buffer, to the tokens
+        pos_learned: bool = False,  # make them weights, initially from N(0, pos_std^2)
+        pos_std: NonNegative = 0.02,  # see `pos_learned`
+        label_std: NonNegative = 0.02,  # initial std of the label embedding
         t_std: NonNegative | Sequence[NonNegative] = 0.02,
-        gate_bias: float = 0.0,
+        gate_bias: float = 0.0,  # initial value of the AdaLN gates; 0 makes every block the identity
         pixel_norm: bool = False,
         learn_sigma: bool = False,
-        auxiliary: bool = False,
-        dropout: float = 0.0,
+        auxiliary: bool = False,  # add an embedding of r, whose last layer is zero: nothing changes at initialisation
+        dropout: float = 0.0,  # probability, after the attention's projection and after the MLP
     ) -> None:
         super().__init__()
         t_stds = (t_std, t_std) if isinstance(t_std, int | float) else tuple(t_std)
@@ -158,7 +141,7 @@ class Transformer(nn.Module):
         self.r_embedder.initialise(std, 0.0)
 
     def initialise(self, *, label_std: float, t_stds: Sequence[float], pos_std: float, gate_bias: float) -> None:
-        """Draw the weights as DiT does: Xavier-uniform layers, zero biases, modulations and last layer."""
+        """Initialise as DiT does: Xavier-uniform layers, zero biases, modulations and last layer."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
                 nn.init.xavier_uniform_(module.weight.flatten(1))
@@ -177,7 +160,7 @@ class Transformer(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, y: Tensor | None = None, r: Tensor | None = None, key: Tensor | None = None
     ) -> Tensor:
-        """Velocity at (x, t).
+        """Velocity (B, C, H, W) at (x, t).
 
         Args:
             x: (B, C, H, W).
@@ -185,9 +168,6 @@ class Transformer(nn.Module):
             y: (B,) int64 in [0, num_classes]; None where there are no classes.
             r: (B,) in [0, 1] for an `auxiliary` network, else None.
             key: (B,) int64, of each sample's dropout masks; None: no dropout.
-
-        Returns:
-            (B, C, H, W).
 
         Raises:
             ValueError: y or r is missing, or given to a network that has no embedding of it.
@@ -213,31 +193,14 @@ class Transformer(nn.Module):
         """Sum of the embeddings of times and label, (B, D); raises as `forward` does."""
         c = self.t_embedder(t)
         for name, label, embedder in [("y", y, self.y_embedder), ("r", r, self.r_embedder)]:
-            if (label is None) != (embedder is None):
-                raise ValueError(f"{name} is {'missing' if label is None else 'given'}, but {NEEDS[name]}")
+            refuse_condition(name, label, embedder)
             if embedder is not None:
                 c = c + embedder(label)
         return c
 
 
-NEEDS = {
-    "y": "labels go with num_classes > 0 and only with it",
-    "r": "a second time goes with conditioning auxiliary and only with it",
-}
-
-
 class AdaLNTransformer(Transformer):
-    """The transformer of DiT and SiT: LayerNorm, GELU, fixed position embeddings, every other switch off.
-
-    Args:
-        shape: (C, H, W) of the latents.
-        num_classes: number of classes, the null label is `num_classes`; 0: unconditional.
-        patch_size, hidden, depth, heads, mlp_ratio, qk_norm, label_std, t_std, gate_bias, pixel_norm, learn_sigma,
-            auxiliary, dropout: see `Transformer`.
-
-    Raises:
-        ValueError: as `Transformer` does.
-    """
+    """The transformer of DiT and SiT, as `Transformer`: LayerNorm, GELU, fixed positions, other switches off."""
 
     def __init__(
         self,

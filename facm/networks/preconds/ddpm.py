@@ -34,33 +34,21 @@ class DDPM(Wrapper):
     """The velocity network of a noise prediction G.
 
     Args:
-        model: G; of its channels those beyond x's (a learned sigma) are dropped.
-        mean: per channel, of the codec's output.
-        std: likewise, one value for all channels.
-        beta_start: first beta.
-        beta_end: last beta, below 1.
-        steps: how many.
-        scale: the network's data over the codec's output.
-
-    Attributes:
-        knots: t'_k for k = steps - 1 .. 0, ascending, float64 (steps,), a buffer that is not saved.
-
-    Raises:
-        ValueError: the channels' std differ, or betas that are no schedule.
+        mean, std: per channel, of the codec's output; one std for all channels, else ValueError.
     """
 
-    knots: Tensor
+    knots: Tensor  # t'_k for k = steps - 1 .. 0, ascending, float64 (steps,), a buffer that is not saved.
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module,  # G; of its channels those beyond x's (a learned sigma) are dropped
         *,
         mean: Sequence[float],
         std: Sequence[float],
-        beta_start: Positive = 1e-4,
+        beta_start: Positive = 1e-4,  # beta_start, beta_end: first and last beta, rising and below 1, else ValueError
         beta_end: Positive = 2e-2,
         steps: Count = 1000,
-        scale: Positive = 1.0,
+        scale: Positive = 1.0,  # the network's data over the codec's output
     ) -> None:
         super().__init__(model)
         if not beta_start <= beta_end < 1 or steps < 2:
@@ -86,7 +74,7 @@ class DDPM(Wrapper):
         return (x1 - a) / b - eps
 
     def c_noise(self, t: Any) -> Any:
-        """What G is told of the time argument (B,) in [0, 2]: k, or -k in the FM format; (B,)."""
+        """Condition of G at the time argument (B,) in [0, 2]: k, or -k in the FM format; (B,)."""
         cm, fm = halves(t)
         return self.k(self._net(cm)) - self.k(self._net(fm))
 
@@ -98,7 +86,6 @@ class DDPM(Wrapper):
         return len(knots) - 1 - i - (t - knots[i]) / (knots[i + 1] - knots[i])
 
     def _net(self, t: Any) -> Any:
-        """t -> t'."""
         return t / (t + self.units.b * (1 - t))
 
 

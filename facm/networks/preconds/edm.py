@@ -31,16 +31,7 @@ class EDM(Wrapper):
     """The velocity network of an EDM's G.
 
     Args:
-        model: G.
-        mean: per channel, of the codec's output.
-        std: likewise, one value for all channels.
-        sigma_data: sd, in EDM's units.
-        sigma_min: smallest sigma of c_noise, in EDM's units.
-        sigma_max: largest.
-        scale: EDM's data over the codec's output; 1 for pixels in [-1, 1].
-
-    Raises:
-        ValueError: the channels' std differ.
+        mean, std: per channel, of the codec's output; one std for all channels, else ValueError.
     """
 
     def __init__(
@@ -49,10 +40,10 @@ class EDM(Wrapper):
         *,
         mean: Sequence[float],
         std: Sequence[float],
-        sigma_data: Positive = 0.5,
-        sigma_min: Positive = 0.002,
+        sigma_data: Positive = 0.5,  # sd, in EDM's units
+        sigma_min: Positive = 0.002,  # sigma_min, sigma_max: range of sigma in c_noise, in EDM's units
         sigma_max: Positive = 80.0,
-        scale: Positive = 1.0,
+        scale: Positive = 1.0,  # EDM's data over the codec's output; 1 for pixels in [-1, 1]
     ) -> None:
         super().__init__(model)
         if sigma_min >= sigma_max:
@@ -71,7 +62,7 @@ class EDM(Wrapper):
         return linear + sd * scale * self.model((a * s + b * x) * scale, self.c_noise(t), y, r, key)
 
     def c_noise(self, t: Any) -> Any:
-        """What G is told of the time argument (B,) in [0, 2] (module docstring); (B,)."""
+        """Condition of G at the time argument (B,) in [0, 2] (module docstring); (B,)."""
         cm, fm = halves(t)
         return math.log(self.sigma_min) / 4 + self._above(cm) - self._above(fm)
 

@@ -4,5 +4,4 @@ from torch import nn
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """Return the backbone."""
     return model

@@ -21,12 +21,7 @@ from facm.runtime.ranges import Positive
 
 
 class SimpleEDM(Wrapper):
-    """The velocity network of a G.
-
-    Args:
-        model: G.
-        sigma_data: sd, std of the data where the noise has 1.
-    """
+    """The velocity network of a G; sigma_data: sd, std of the data where the noise has 1."""
 
     def __init__(self, model: nn.Module, *, sigma_data: Positive = 1.0) -> None:
         super().__init__(model)

@@ -76,14 +76,10 @@ class Work:
     """The folder of one unfinished run, locked by rank 0 while open. Rank 0 writes, all ranks read."""
 
     def __init__(self, stage: str, key: str, root: Path | None = None, keep: int = KEEP):
-        """
-        Args:
-            stage: of which this is a run.
-            key: of what may change its result.
-            root: of the repository; None: found.
-            keep: of unfinished runs with other keys, how many are kept however old they are.
+        """Take the lock of a run of a stage; `key` is that of what may change its result.
 
-        Where another process is at work on this run, wait until it has ended.
+        Of unfinished runs with other keys the newest `keep` stay, however old they are. Where another process is at
+        work on this run, wait until it has ended.
 
         Raises:
             Served: it has finished, and what it made now lies here, too; there is nothing left to do.
@@ -112,14 +108,10 @@ class Work:
         return "DVC_STAGE" in os.environ and _starter() != self._starter
 
     def save(self, state: dict[str, Any], *, wait: bool = False) -> None:
-        """Copy the state now and write it behind training; a save that is still being written is waited for.
+        """Copy the state now and write it behind training (`wait`: at once), after the save before is on the disk.
 
-        Args:
-            state: tensors and plain values, nested; `step` names the file.
-            wait: until it is on the disk.
-
-        Raises:
-            OSError: this save (with `wait`) or the one before could not be written.
+        The state is nested tensors and plain values; `step` names the file. Raises OSError where this save (with
+        `wait`) or the one before could not be written.
         """
         if not dist.is_main():
             return
@@ -137,10 +129,9 @@ class Work:
             writing.result()
 
     def load(self) -> dict[str, Any] | None:
-        """The newest save that is whole, or None where there is none; a damaged one is told and passed over.
+        """The newest save that is whole, or None where there is none; a damaged one is reported and passed over.
 
-        Raises:
-            ValueError: all of them are damaged.
+        Raises ValueError where all of them are damaged.
         """
         told = ""
         for path in sorted(self.folder.glob("state-*.safetensors"), reverse=True):
@@ -213,7 +204,7 @@ class Work:
         return SERVED
 
     def _wait(self) -> str:
-        """Another process holds the lock: join those who wait, and tell now and then."""
+        """Another process holds the lock: join those who wait, and report now and then."""
         holder = Holder.of(self.folder)
         if holder.here:
             raise Busy(f"this process is at work on this very run already ({self.folder})")
@@ -281,11 +272,7 @@ class Work:
         self._newest = path
 
     def _read(self, path: Path) -> dict[str, Any]:
-        """One save, checked. Its tensors are in memory, so that the file may go.
-
-        Raises:
-            Damaged: the file, or one of those that lay beside it.
-        """
+        """One save, checked, in memory, so that the file may go; Damaged: it, or a file that lay beside it."""
         try:
             mapped, metadata = files.read_tensors(path)
         except (SafetensorError, OSError) as error:
@@ -316,12 +303,9 @@ class Work:
 
 
 def key(params: dict[str, Any], inputs: list[Path], script: str) -> str:
-    """Hash of params, of the inputs' self-descriptions and of the loaded code, 16 hex digits.
+    """Hash of a stage's params, of the inputs' self-descriptions and of the loaded code, 16 hex digits.
 
-    Args:
-        params: the plain mappings that the stage depends on.
-        inputs: `meta.json` or `config.json` of each input; they hold the sha256 of what they describe.
-        script: path of the stage's script.
+    Inputs' `meta.json` or `config.json` hold the sha256 of what they describe.
     """
     digest = hashlib.sha256(json.dumps(params, sort_keys=True).encode())
     for path in [*sorted(inputs), Path(script), *loaded_code()]:

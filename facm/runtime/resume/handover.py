@@ -15,15 +15,7 @@ OUTPUTS, INDEX = "outputs", "outputs.json"
 
 
 def offer(folder: Path, outputs: list[str]) -> bool:
-    """Copy a stage's outputs into the folder of its run; returns whether they are all there.
-
-    Args:
-        folder: of the run.
-        outputs: files and folders, relative to the current folder.
-
-    Raises:
-        OSError: they could not be copied.
-    """
+    """Copy a stage's outputs into the folder of its run; returns whether they are all there."""
     paths = [Path(path) for path in outputs]
     if not paths or not all(path.exists() for path in paths):
         return False
@@ -33,7 +25,6 @@ def offer(folder: Path, outputs: list[str]) -> bool:
 
 
 def offered(folder: Path) -> bool:
-    """Whether there is something to take."""
     return (folder / INDEX).is_file()
 
 
@@ -57,7 +48,7 @@ def take(folder: Path, outputs: list[str]) -> bool:
     for output, temporary in temporaries.items():
         _clear(output)
         os.replace(temporary, output)
-        files.settle(output.parent)
+        files.fsync_dir(output.parent)
     return True
 
 
@@ -75,13 +66,12 @@ def keep_nothing_else(folder: Path) -> None:
 
 
 def _files(path: Path) -> list[Path]:
-    """The files of a folder, or the file itself."""
     return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
 
 def _copy(source: Path, target: Path) -> str:
     """Copy a file, whole or not at all; returns its sha256."""
-    with source.open("rb") as read, files.whole(target) as written:
+    with source.open("rb") as read, files.atomic_write(target) as written:
         shutil.copyfileobj(read, written)
     return files.sha256(target)
 

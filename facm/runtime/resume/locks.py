@@ -27,27 +27,18 @@ PROCESS = secrets.token_hex(8)  # of this process: in containers that share a fo
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that took a run's lock last.
+    """The process that took a run's lock last; `process` is what those of other machines and containers do not have."""
 
-    Attributes:
-        ordinal: the how-manieth run of its stage this is: unlike a time, it does not depend on a clock.
-        pid, host: of the process; process: what those of other machines and containers do not have.
-        experiment: DVC's name of it.
-        steps: that the run is to have in all.
-        began_s: when it took the lock, seconds since 1970.
-    """
-
-    ordinal: int = 0
+    ordinal: int = 0  # number of this run among its stage's: unlike a time, it does not depend on a clock
     pid: int | None = None
     host: str | None = None
     process: str | None = None
-    experiment: str | None = None
-    steps: int | None = None
-    began_s: float | None = None
+    experiment: str | None = None  # DVC's name of it
+    steps: int | None = None  # that the run is to have in all
+    began_s: float | None = None  # when it took the lock, seconds since 1970
 
     @classmethod
     def me(cls, ordinal: int, steps: int | None) -> "Holder":
-        """This process, now."""
         experiment = os.environ.get("DVC_EXP_NAME")
         return cls(ordinal, os.getpid(), socket.gethostname(), PROCESS, experiment, steps, time.time())
 
@@ -70,7 +61,6 @@ class Holder:
 
     @property
     def here(self) -> bool:
-        """It is this very process."""
         return (self.pid, self.process) == (os.getpid(), PROCESS)
 
     def __str__(self) -> str:
@@ -81,8 +71,7 @@ class Holder:
 def take(folder: Path) -> IO[str] | None:
     """A folder's open lock, the folder made where it is missing; None where another process holds it.
 
-    Raises:
-        PermissionError: the folder, or the one it lies in, is another user's; the message says what helps.
+    Raises PermissionError where the folder, or the one it lies in, is another user's; the message says what helps.
     """
     while True:
         try:
@@ -148,9 +137,8 @@ def remove_unused(folder: Path) -> bool:
 def _locked(path: Path, kind: int) -> IO[str]:
     """The file, made where it is missing, open and locked.
 
-    Raises:
-        BlockingIOError: another process holds it.
-        FileNotFoundError: its folder is gone, or has gone meanwhile, and then the lock would guard nothing.
+    Raises BlockingIOError where another process holds it, FileNotFoundError where its folder is gone: the lock would
+    guard nothing.
     """
     lock = path.open("a+")
     try:

@@ -16,29 +16,17 @@ SAVE = re.compile(r"state-([0-9]{1,18})\.safetensors")
 
 @dataclass(frozen=True)
 class Unfinished:
-    """One folder of `.work`, looked at.
+    """One folder of `.work`, looked at."""
 
-    Attributes:
-        folder: its place; the name is <stage>-<key>.
-        holder: who took it last.
-        step: of the newest save; None where there is none.
-        shards: finished ones, of latents.
-        size: bytes of all its files.
-        age_s: since something was last written.
-        in_use: a process works on it.
-        awaited: a process waits for it.
-        finished: it is done, and kept for those who wait.
-    """
-
-    folder: Path
-    holder: Holder
-    step: int | None
-    shards: int
-    size: int
-    age_s: float
-    in_use: bool
+    folder: Path  # its place; the name is <stage>-<key>
+    holder: Holder  # who took it last
+    step: int | None  # of the newest save; None where there is none
+    shards: int  # finished ones, of latents
+    size: int  # bytes of all its files
+    age_s: float  # since something was last written
+    in_use: bool  # in_use, awaited: a process works on it, or waits for it
     awaited: bool
-    finished: bool
+    finished: bool  # it is done, and kept for those who wait
 
     @classmethod
     def of(cls, folder: Path) -> "Unfinished":
@@ -61,12 +49,10 @@ class Unfinished:
 
     @property
     def free(self) -> bool:
-        """Nobody works on it or waits for it."""
         return not self.in_use and not self.awaited
 
     @property
     def reached(self) -> str:
-        """How far it is."""
         if self.finished:
             return "finished, kept for those who wait"
         if self.step is not None:

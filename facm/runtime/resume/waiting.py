@@ -1,4 +1,4 @@
-"""A process that waits for another one's run, and what it tells meanwhile."""
+"""A process that waits for another one's run, and what it reports meanwhile."""
 
 import time
 from pathlib import Path
@@ -12,11 +12,7 @@ TELL_S, AT_MOST_S = 60.0, 1800.0  # until it tells again: twice as long each tim
 
 
 class Waiting:
-    """This process's place among those who wait for a run.
-
-    Attributes:
-        holder: whom it waits for.
-    """
+    """This process's place among those who wait for a run, and the `holder` it waits for."""
 
     def __init__(self, stage: str, folder: Path, joined: IO[str]):
         self.stage, self.folder, self.holder = stage, folder, Holder.of(folder)
@@ -39,5 +35,4 @@ class Waiting:
         say(f"{self.stage}: waiting for {self.holder} for {waited} ({Unfinished.of(self.folder)})")
 
     def close(self) -> None:
-        """Wait no longer."""
         self._joined.close()

@@ -3,10 +3,9 @@
 A pickle may name any function of any module and have it called. So a file is read by torch's reader of tensors and
 plain values (`weights_only=True`). One that needs more (an argparse.Namespace of settings, a whole nn.Module, EDM's
 classes that carry their own source) is refused, with the first name that it asks for, unless it is trusted. Even then
-nothing of it is run: tensors are rebuilt, dicts, lists and numbers are what they are, and in place of every other class
-or function stands a `StandIn`, which notes what it was given and does nothing: of a Namespace of settings that is all
-there is (settings.py reads it). What trust means is that a hostile file
-may still fill the memory. TorchScript archives, which are programs, are refused, trusted or not.
+none of its code runs: tensors, dicts, lists and numbers are rebuilt, and a `StandIn` that only notes its arguments
+replaces every other class or function. Trust means that a hostile file may still fill the memory. TorchScript archives,
+which are programs, are refused, trusted or not.
 """
 
 import io
@@ -16,7 +15,6 @@ import struct
 import sys
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +38,11 @@ class ForeignError(ValueError):
 
 
 class StandIn(dict[Any, Any]):
-    """What stands in place of an object of an unknown class.
-
-    Attributes:
-        name: of the class or function, with its module.
-        arguments: with which it was to be made.
-        state: which it was to take on, or None.
-    """
+    """Replaces an object of an unknown class, of the full name `name`."""
 
     name = ""
-    arguments: tuple[Any, ...]
-    state: Any
+    arguments: tuple[Any, ...]  # with which it was to be made
+    state: Any  # which it was to take on, or None
 
     def __new__(cls, *arguments: Any, **named: Any) -> "StandIn":
         made = super().__new__(cls)
@@ -85,16 +77,16 @@ class Unpickler(pickle.Unpickler):
 
 
 def load(file: Any, **options: Any) -> Any:
-    """pickle.load, by `Unpickler`."""
     return Unpickler(file, **options).load()
 
 
-def read(path: Path, *, trust: bool = False) -> Any:
-    """The content of a `.safetensors`, `.pt` or `.pkl` file, on the CPU.
+def read(path: Path, *, trust: bool = False, trusting: str | None = None) -> Any:
+    """The content of a `.safetensors`, `.pt` or `.pkl` file, on the CPU; tensors of a zipped one are mapped.
 
     Args:
-        path: the file. Tensors of a zipped one are mapped: pages are read when they are touched.
         trust: also read one that asks for more than tensors and plain values, with stand-ins for what it asks for.
+        trusting: ends the message about such a file, what to do if it is trusted; None: a command that takes its
+            tensors out.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -113,7 +105,7 @@ def read(path: Path, *, trust: bool = False) -> Any:
         if zipped and SCRIPT in torch._C.PyTorchFileReader(str(path)).get_all_records():
             raise ForeignError(f"{path} is a TorchScript archive, whose code torch would run: save its state dict")
         if plain and not trust:
-            raise ForeignError(_untrusted(path, "it is a pickle of Python objects"))
+            raise ForeignError(_untrusted(path, "it is a pickle of Python objects", trusting))
         if plain:
             with path.open("rb") as file:
                 return load(file)
@@ -126,50 +118,20 @@ def read(path: Path, *, trust: bool = False) -> Any:
         if unsafe is None or trust:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ForeignError(f"{path} is damaged, or no checkpoint ({first}): fetch it again") from None
-        raise ForeignError(_untrusted(path, unsafe[0])) from None
+        raise ForeignError(_untrusted(path, unsafe[0], trusting)) from None
 
 
-def module_state(value: StandIn, prefix: str = "") -> dict[str, Tensor] | None:
-    """The state dict of an nn.Module for which stands a StandIn; None where it stands for something else.
-
-    EDM's classes are rebuilt from one mapping, whose `state` is the module's `__dict__` (torch_utils/persistence.py).
-    """
-    state = value.state
-    if state is None and value.arguments and isinstance(value.arguments[0], Mapping):
-        state = value.arguments[0].get("state")
-    if not isinstance(state, Mapping) or not {"_parameters", "_buffers", "_modules"} <= set(state):
-        return None
-    passing = state.get("_non_persistent_buffers_set", ())
-    named = {**state["_parameters"], **{k: v for k, v in state["_buffers"].items() if k not in passing}}
-    found = {prefix + name: tensor.detach() for name, tensor in named.items() if tensor is not None}
-    for name, module in state["_modules"].items():
-        if module is not None:
-            found |= module_state(module, f"{prefix}{name}.") or {}
-    return found
-
-
-def module_attributes(value: StandIn) -> dict[str, Any]:
-    """The plain attributes of that module and of its `model`, such as EDM's `sigma_data`, and `class`, its name."""
-    meta, state = _rebuilt(value)
-    modules = state.get("_modules")
-    inner = modules.get("model") if isinstance(modules, Mapping) else None
-    found = (_rebuilt(inner)[1] if isinstance(inner, StandIn) else {}) | state
-    plain = {name: attribute for name, attribute in found.items() if isinstance(attribute, bool | int | float | str)}
-    return plain | {"class": meta.get("class_name", type(value).__name__)}
-
-
-def _rebuilt(value: StandIn) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What EDM rebuilds a module from, and the module's `__dict__`; empty where they are no mappings."""
-    meta = value.arguments[0] if value.arguments and isinstance(value.arguments[0], Mapping) else {}
-    state = value.state or meta.get("state")
-    return dict(meta), dict(state) if isinstance(state, Mapping) else {}
-
-
-def _untrusted(path: Path, why: str) -> str:
+def _untrusted(path: Path, why: str, trusting: str | None) -> str:
+    if trusting is None:
+        trusting = (
+            "take its tensors out, which runs none of its code, and use the new file: "
+            'python -c "import pathlib, safetensors.torch as s; from facm.runtime import foreign; '
+            f"s.save_file(foreign.read(pathlib.Path('{path}'), trust=True), '{path.with_suffix('.safetensors')}')\"; "
+            "where the weights lie deeper, add their key: ['state_dict']"
+        )
     return (
         f"{path} holds more than tensors and plain values ({why}), and reading that may run code hidden in it. If you "
-        "trust its source, add --trust-pickle (in params.yaml: imported.trust_pickle: true): its tensors are then "
-        "read, with stand-ins for all else, none of whose code is run"
+        f"trust its source, {trusting}"
     )
 
 
@@ -179,7 +141,6 @@ def _storage(content: bytes) -> Any:
 
 
 def _parameter(data: Tensor, *rest: Any) -> Tensor:
-    """A parameter as the tensor that it is."""
     return data
 
 
