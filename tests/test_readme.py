@@ -39,6 +39,8 @@ distill:
   objective: euler_cd
   steps: 2
   batch_size: 4
+  optimizer:
+    warmup: 0
   ema:
     snapshots: 1
 runtime:
