@@ -11,6 +11,7 @@ from torch import nn
 from facm import check
 from facm.data.latents.store import LatentSet
 from facm.flow.guidance import Guidance
+from facm.flow.interface import Objective
 from facm.flow.time import weighting
 from facm.networks import checkpoint, lpips
 from facm.networks.checkpoint import Config
@@ -87,9 +88,9 @@ def _start(network: nn.Module, config: Config, d: params.Distill, plan: Plan) ->
     return target_velocity.teacher(teacher, Guidance(**guidance, conditioning=described.conditioning), plan)
 
 
-def _tools(objective: Any, latents: LatentSet) -> dict[str, Callable[..., Any]]:
+def _tools(objective: Objective, latents: LatentSet) -> dict[str, Callable[..., Any]]:
     """What the objective asks for beyond tensors."""
-    if "lpips" not in getattr(objective, "tools", ()):
+    if "lpips" not in objective.tools:
         return {}
     network = lpips.from_weights(*lpips.find_weights()).to(dist.device())
     return {"lpips": lpips.Distance(network, latents.mean, latents.std)}

@@ -123,7 +123,7 @@ def test_an_aligned_objective_asks_once_and_adds_its_term() -> None:
     x0, x1, projected = (torch.randn(4, 2, 2, 2, generator=generator) for _ in range(3))
     projected, seen = projected.flatten(2), torch.randn(4, 2, 4, generator=generator)
     objective, asked = FM(), []
-    together = repa.Aligned(objective, 0.5)
+    together = repa.Aligned(coefficient=0.5)
     times = together.times(torch.randn(4, 2, generator=generator), TimeSampler("uniform"), Progress(1, 1))
     x_t = flow.interpolate(x0, x1, times["t"])
     point = Point(
@@ -147,7 +147,7 @@ def test_what_does_not_fit_together_is_told_before_work(tmp_path: Path) -> None:
     objective, found = FM(), find(tmp_path)
     assert repa.aligned(objective, network(projector=False), None) is objective
     assert repa.aligned(objective, network(coefficient=0.0), found) is objective
-    assert repa.aligned(objective, network(coefficient=0.25), found) == repa.Aligned(objective, 0.25)
+    assert repa.aligned(objective, network(coefficient=0.25), found) == repa.Aligned(coefficient=0.25)
     with pytest.raises(ValueError, match=r"backbones.repa.coefficient: above 0 it needs an encoder's tokens"):
         repa.aligned(objective, network(), None)
     for change in ({"features": 5}, {"patch_size": 1}):
@@ -196,7 +196,12 @@ def gradients(plan: Plan, *, size: int = 6) -> dict[str, Tensor]:
     x0, x1, seen = torch.randn(size, 1, 4, 4), torch.randn(size, 1, 4, 4), torch.randn(size, 4, 6)
     batch = Batch(x0, x1, torch.arange(size) % 4, torch.randn(size, 2), None, size, seen)
     step = Step(
-        prepare(network(), plan), repa.Aligned(FM(), 0.5), target_velocity.data(), TimeSampler("uniform"), plan, null=3
+        prepare(network(), plan),
+        repa.Aligned(coefficient=0.5),
+        target_velocity.data(),
+        TimeSampler("uniform"),
+        plan,
+        null=3,
     )
     step.gradients(batch.rows(share(size, dist.rank(), dist.world_size())), Progress(1, 2))
     return {name: dist.whole(p.grad, everywhere=True) for name, p in step.student.passes.network.named_parameters()}

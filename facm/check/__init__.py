@@ -72,7 +72,7 @@ def check(p: Params) -> None:
     objective = build_objective(p)
     _check_stages(p, objective)
     loop.check_batch("teacher", p.teacher.batch_size, 1, p.train.accumulate)
-    loop.check_batch("distill", p.distill.batch_size, getattr(objective, "group", 1), p.train.accumulate)
+    loop.check_batch("distill", p.distill.batch_size, objective.group, p.train.accumulate)
     _check_sampling(p, objective)
 
 
@@ -83,7 +83,7 @@ def at_hand(p: Params) -> None:
         FileNotFoundError: a teacher that is no checkpoint folder, or as `facm.networks.lpips.find_weights` does.
         ValueError: likewise.
     """
-    if "lpips" in getattr(build_objective(p), "tools", ()):
+    if "lpips" in build_objective(p).tools:
         lpips.find_weights()
     made_here = (*MADE_HERE, *outputs(None))
     if p.distill.teacher not in made_here and not (located(p.distill.teacher) / "config.json").is_file():
@@ -311,17 +311,17 @@ def _check_stages(p: Params, objective: Any) -> None:
             "a teacher would be trained and drawn for the page alone; set pictures data/samples and curves "
             "metrics/distill, as `python -m facm.preset digits scratch` does"
         )
-    if p.train.compile and getattr(objective, "ragged", False):
+    if p.train.compile and objective.ragged:
         raise ParamsError(
             f"{PATH}, train.compile: objective '{distill.objective}' asks for other numbers of rows in every step, "
             "each of which would be compiled: set it false"
         )
-    if p.train.parallel == "fsdp" and _needs_copies(objective):
+    if p.train.parallel == "fsdp" and (objective.other_weights or objective.ragged):
         raise ParamsError(
             f"{PATH}, train.parallel: 'fsdp' does not fit objective '{distill.objective}' with these constants, which "
             "asks copies of the network, or other numbers of rows on each process: set ddp"
         )
-    if "lpips" in getattr(objective, "tools", ()) and p.latents.codec != "identity":
+    if "lpips" in objective.tools and p.latents.codec != "identity":
         raise ParamsError(
             f"{PATH}, objectives.{distill.objective}.distance: 'lpips' compares pictures, and with latents.codec "
             f"'{p.latents.codec}' a student makes none without a decoder: set l2 or pseudo_huber, or codec identity"
@@ -359,7 +359,7 @@ def _check_conditions(p: Params, objective: Any) -> None:
             f"{PATH}, objectives.fm.fraction: 0 never trains the FM format, at which a student is drawn: set it above 0"
         )
     guided = d.mode == "scratch" and d.w > 1 and p.latents.labels and p.data.name not in datasets.POINTS
-    if guided and not objectives.learns_velocity(objective):
+    if guided and not objective.learns_velocity:
         raise ParamsError(
             f"{PATH}, distill.w: {d.w:g} from scratch guides by the network's own velocity, which objective "
             f"'{d.objective}' with these constants does not train: set it to 1"
@@ -407,13 +407,6 @@ def _check_alignment(p: Params) -> None:
             f"{PATH}, backbone.precond: '{p.backbone.precond}' hides the projector of backbone repa, which would "
             "not be aligned: set it to none, or backbones.repa.coefficient to 0"
         )
-
-
-def _needs_copies(objective: Any) -> bool:
-    """Whether an objective asks averaged or frozen weights, or a number of rows that differs between processes."""
-    averaged = "ema" in (getattr(objective, "target", None), getattr(objective, "self_teacher", None))
-    target = getattr(objective, "target_decay", None) is not None
-    return averaged or target or hasattr(objective, "phase") or getattr(objective, "ragged", False)
 
 
 def _check_sampling(p: Params, objective: Any) -> None:

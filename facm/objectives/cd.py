@@ -17,11 +17,10 @@ handed in as `point.tools["lpips"]`; not the default, because it needs weights f
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
-from facm.flow.interface import FTheta, Point, Progress, Query
+from facm.flow.interface import FTheta, Objective, Point, Progress, Query
 from facm.flow.losses import pseudo_huber, rms, squared_error
 from facm.flow.path import c_cm, check_conditioning, endpoint, expand
 from facm.flow.time import TimeSampler, karras, time_of, uniform
@@ -31,7 +30,7 @@ DISTANCES = ("l2", "pseudo_huber", "lpips")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CD:
+class CD(Objective):
     """The CD loss.
 
     Attributes:
@@ -56,9 +55,9 @@ class CD:
     distance: str = "l2"
     c: float = 0.03
 
-    normals: ClassVar[int] = 1
-    samplers: ClassVar[tuple[str, ...]] = ("consistency",)
-    terms: ClassVar[tuple[str, ...]] = ("cd",)
+    normals = 1
+    samplers = ("consistency",)
+    terms = ("cd",)
 
     def __post_init__(self) -> None:
         check_conditioning(self.conditioning, "distill.conditioning")
@@ -72,13 +71,15 @@ class CD:
         check_number(self.c, "objectives.cd.c", 0)
 
     @property
+    def other_weights(self) -> tuple[str, ...]:
+        return () if self.target == "online" else (self.target,)
+
+    @property
     def target_decay(self) -> float | None:
-        """The decay of the network that queries of "target" ask; None: none is asked."""
         return self.decay if self.target == "target" else None
 
     @property
     def tools(self) -> tuple[str, ...]:
-        """Which of `point.tools` are asked."""
         return ("lpips",) if self.distance == "lpips" else ()
 
     def times(self, n: Tensor, time: TimeSampler, progress: Progress) -> dict[str, Tensor]:

@@ -12,12 +12,11 @@ denominator of eq. 18 carry none. Here: as the code, each an option.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from facm.flow.interface import FTheta, Point, Progress, Query
+from facm.flow.interface import FTheta, Objective, Point, Progress, Query
 from facm.flow.losses import Cosine, Reduction, norm_l2, squared_error, velocity_loss
 from facm.flow.path import c_cm, c_fm, check_conditioning, expand
 from facm.flow.time import WEIGHTINGS, TimeSampler, weighting
@@ -25,7 +24,7 @@ from facm.objectives import check_choice, check_number
 
 
 @dataclass(frozen=True, kw_only=True)
-class FACM:
+class FACM(Objective):
     """The FACM loss.
 
     Attributes:
@@ -59,8 +58,8 @@ class FACM:
     cosine: Cosine = "auto"
     cosine_eps: float = 1e-3
 
-    normals: ClassVar[int] = 1
-    terms: ClassVar[tuple[str, ...]] = ("fm", "cm")
+    normals = 1
+    terms = ("fm", "cm")
 
     def __post_init__(self) -> None:
         check_conditioning(self.conditioning, "distill.conditioning")

@@ -11,11 +11,10 @@ methods (distill.w); a second head for dx/dt, the paper's other choice, because 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
-from facm.flow.interface import FTheta, Point, Progress, Query
+from facm.flow.interface import FTheta, Objective, Point, Progress, Query
 from facm.flow.losses import Reduction, norm_l2, rms, squared_error
 from facm.flow.path import expand
 from facm.flow.time import TimeSampler, two_times
@@ -23,7 +22,7 @@ from facm.objectives import check_choice, check_number
 
 
 @dataclass(frozen=True, kw_only=True)
-class IMeanFlow:
+class IMeanFlow(Objective):
     """The improved MeanFlow loss.
 
     Attributes:
@@ -41,10 +40,10 @@ class IMeanFlow:
     norm_c: float = 0.01
     norm_q: float = 1.0
 
-    conditioning: ClassVar[str] = "auxiliary"
-    normals: ClassVar[int] = 3
-    samplers: ClassVar[tuple[str, ...]] = ("consistency", "jumps", "euler", "heun")
-    terms: ClassVar[tuple[str, ...]] = ("imeanflow",)
+    conditioning = "auxiliary"
+    normals = 3
+    samplers = ("consistency", "jumps", "euler", "heun")
+    terms = ("imeanflow",)
 
     def __post_init__(self) -> None:
         check_number(self.equal, "objectives.imeanflow.equal", 0, 1)

@@ -26,13 +26,12 @@ F(x, t, t) is never asked: the network keeps no velocity of its own.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from facm.flow.interface import FTheta, Point, Progress, Query
+from facm.flow.interface import FTheta, Objective, Point, Progress, Query
 from facm.flow.losses import rms
 from facm.flow.path import expand
 from facm.flow.time import TimeSampler, sigma_of, time_of, uniform
@@ -40,7 +39,7 @@ from facm.objectives import check_number
 
 
 @dataclass(frozen=True, kw_only=True)
-class IMM:
+class IMM(Objective):
     """The IMM loss.
 
     Attributes:
@@ -67,10 +66,10 @@ class IMM:
     b: float = 4.0
     eps: float = 1e-8
 
-    conditioning: ClassVar[str] = "auxiliary"
-    normals: ClassVar[int] = 2
-    samplers: ClassVar[tuple[str, ...]] = ("consistency", "jumps")
-    terms: ClassVar[tuple[str, ...]] = ("mmd",)
+    conditioning = "auxiliary"
+    normals = 2
+    samplers = ("consistency", "jumps")
+    terms = ("mmd",)
 
     def __post_init__(self) -> None:
         check_number(self.group, "objectives.imm.group", 1)

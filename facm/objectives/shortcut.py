@@ -23,12 +23,11 @@ Published code: clips x_t + d s1 and the target to [-4, 4]. Here: not.
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from facm.flow.interface import FTheta, Point, Progress, Query
+from facm.flow.interface import FTheta, Objective, Point, Progress, Query
 from facm.flow.losses import rms, squared_error
 from facm.flow.path import expand
 from facm.flow.time import TimeSampler, uniform
@@ -36,7 +35,7 @@ from facm.objectives import check_choice, check_number
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shortcut:
+class Shortcut(Objective):
     """The shortcut loss.
 
     Attributes:
@@ -54,11 +53,11 @@ class Shortcut:
     target: str = "ema"
     flow_times: str = "grid"
 
-    conditioning: ClassVar[str] = "auxiliary"
-    ragged: ClassVar[bool] = True
-    normals: ClassVar[int] = 3
-    samplers: ClassVar[tuple[str, ...]] = ("consistency", "jumps", "euler", "heun")
-    terms: ClassVar[tuple[str, ...]] = ("fm", "bootstrap")
+    conditioning = "auxiliary"
+    ragged = True
+    normals = 3
+    samplers = ("consistency", "jumps", "euler", "heun")
+    terms = ("fm", "bootstrap")
 
     def __post_init__(self) -> None:
         check_number(self.bootstrap, "objectives.shortcut.bootstrap", 0, 1)
@@ -67,6 +66,10 @@ class Shortcut:
             raise ValueError(f"params.yaml, objectives.shortcut.levels: {self.levels!r} must be a whole number")
         check_choice(self.target, "objectives.shortcut.target", ("ema", "online"))
         check_choice(self.flow_times, "objectives.shortcut.flow_times", ("grid", "time"))
+
+    @property
+    def other_weights(self) -> tuple[str, ...]:
+        return ("ema",) if self.target == "ema" else ()
 
     def times(self, n: Tensor, time: TimeSampler, progress: Progress) -> dict[str, Tensor]:
         """Standard normals n (B, 3) -> t and d, each (B,); d is 0 or a power of two, t then a multiple of 2d.

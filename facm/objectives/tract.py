@@ -28,12 +28,11 @@ Published code: distils from a teacher only. Here: from scratch too; the first p
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from facm.flow.interface import FTheta, Point, Progress, Query
+from facm.flow.interface import FTheta, Objective, Point, Progress, Query
 from facm.flow.losses import rms, squared_error
 from facm.flow.path import c_cm, check_conditioning, expand
 from facm.flow.time import TimeSampler, uniform
@@ -41,7 +40,7 @@ from facm.objectives import check_choice, check_number
 
 
 @dataclass(frozen=True, kw_only=True)
-class TRACT:
+class TRACT(Objective):
     """The TRACT loss.
 
     Attributes:
@@ -63,9 +62,9 @@ class TRACT:
     self_teacher: str = "target"
     decay: float = 0.5
 
-    normals: ClassVar[int] = 1
-    samplers: ClassVar[tuple[str, ...]] = ("consistency",)
-    terms: ClassVar[tuple[str, ...]] = ("tract",)
+    normals = 1
+    samplers = ("consistency",)
+    terms = ("tract",)
 
     def __post_init__(self) -> None:
         check_conditioning(self.conditioning, "distill.conditioning")
@@ -89,8 +88,11 @@ class TRACT:
             raise ValueError(f"params.yaml, {place}: {list(self.segments)} must end in 1, the map to the data")
 
     @property
+    def other_weights(self) -> tuple[str, ...]:
+        return ("phase",) if self.self_teacher == "online" else ("phase", self.self_teacher)
+
+    @property
     def target_decay(self) -> float | None:
-        """The decay of the network that queries of "target" ask; None: none is asked."""
         return self.decay if self.self_teacher == "target" else None
 
     def phase(self, progress: Progress) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from facm.flow import path
-from facm.flow.interface import Point, Progress
+from facm.flow.interface import Objective, Point, Progress
 from facm.flow.losses import rms
 from facm.flow.time import TimeSampler
 from facm.runtime import dist
@@ -49,7 +49,7 @@ class Step:
     def __init__(
         self,
         passes: Passes,
-        objective: Any,
+        objective: Objective,
         source: Source,
         time: TimeSampler,
         plan: Plan = EAGER,
@@ -61,9 +61,9 @@ class Step:
     ) -> None:
         self.objective, self.source, self.time, self.plan, self.null = objective, source, time, plan, null
         self.watch_every, self.tools = watch_every, tools
-        if missing := [name for name in getattr(objective, "tools", ()) if name not in tools]:
+        if missing := [name for name in objective.tools if name not in tools]:
             raise ValueError(f"{type(objective).__name__} asks for the tools {', '.join(missing)}: none were given")
-        module: nn.Module | None = getattr(objective, "module", None)  # what is trained besides the network
+        module = objective.module
         if plan.sharded and module is not None:
             raise ValueError("params.yaml, train.parallel: fsdp does not fit an objective with weights of its own: ddp")
         self.own = list(module.to(dist.device()).parameters()) if module is not None else []
@@ -91,9 +91,9 @@ class Step:
 
         for parameter in self.parameters:
             parameter.grad = None
-        parts = getattr(self.objective, "parts", (self.objective,)) if self.plan.lean else (self.objective,)
+        parts = self.objective.parts if self.plan.lean else (self.objective,)
         last = self.plan.accumulate * len(parts) - 1
-        for i, rows in enumerate(batch.split(self.plan.accumulate, getattr(self.objective, "group", 1))):
+        for i, rows in enumerate(batch.split(self.plan.accumulate, self.objective.group)):
             point = self._point(rows, progress, watch)
             if looked:
                 watch("velocity_error", self._velocity_error(point))
