@@ -15,7 +15,7 @@ from facm.data.latents import encoder, tokens
 from facm.data.latents.store import LatentSet
 from facm.data.latents.tokens import TokenSet
 from facm.flow import path as flow
-from facm.flow.interface import Point, Progress
+from facm.flow.interface import Point, Progress, Query
 from facm.flow.time import TimeSampler
 from facm.networks import backbones, checkpoint
 from facm.networks.backbones.repa import make_projector
@@ -26,7 +26,7 @@ from facm.runtime.resume import Work
 from facm.training import loop as train
 from facm.training import repa, target_velocity
 from facm.training.batch import Batch, share
-from facm.training.passes import Plan, Question, prepare
+from facm.training.passes import Plan, prepare
 from facm.training.step import Step
 
 REPA = NETWORK | {"depth": 2, "encoder_depth": 1, "projector_width": 8, "features": 6}
@@ -242,7 +242,7 @@ def test_two_processes_have_the_gradient_of_one(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_compiled_blocks_answer_tokens_and_derivatives_as_eager_ones_do() -> None:
     x, t, y = torch.randn(4, 1, 4, 4), torch.rand(4), torch.arange(4) % 4
-    questions = [Question(x, t, y, None, tokens=True), Question(x, t, y, None, dx=x.sin(), dt=torch.ones(4))]
+    questions = [Query(x, t, y, None, tokens=True), Query(x, t, y, None, dx=x.sin(), dt=torch.ones(4))]
     answers = []
     for plan in (Plan(), Plan(compile=True)):
         passes = prepare(network(depth=1), plan)

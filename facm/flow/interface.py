@@ -37,24 +37,24 @@ class Progress(NamedTuple):
 START = Progress(1, 1)
 
 
-@dataclass(frozen=True, eq=False)
-class Query:
-    """One evaluation of the student, F(x, t, y, r); with `dx` the answer is (F, dF_dt), without it F.
+class Query(NamedTuple):
+    """One evaluation of a network, F(x, t, y, r); with `dx` the answer is (F, dF_dt), without it F.
 
     Attributes:
         x: (B, C, H, W) or (B, D).
         t: time condition (B,): t of c_CM or c_FM.
         y: labels (B,) int64, or None.
         r: second time condition (B,), or None.
-        dx: tangent of x, like x; None: no derivative is asked.
-        dt: tangent of the time condition; a number stands for all samples.
-        dr: tangent of r, the same way; None: r does not move.
+        dx: tangent of x, like x; None: no derivative.
+        dt: tangent of t, (B,) or a number for all samples.
+        dr: tangent of r, the same way; None: r is held constant.
         grad: False: the answer carries no graph. dF_dt never carries one.
-        of: whose weights answer: student | ema (the average) | phase (a copy of the average, made when the objective's
+        of: whose weights: student | ema (the average) | phase (a copy of the average, made when the objective's
             phase began) | target (weights that follow the student's with the objective's `target_decay`); all but the
             student's never with a graph.
         rows: which rows of the batch these are, (B,) bool, where they are not all; they keep their dropout masks.
         tokens: the answer is (F, projected tokens (B, N, features)), of a network that has a projector; without dx.
+        key: of the dropout masks, (B,) int64; the training step sets it, None: no dropout.
     """
 
     x: Tensor
@@ -68,6 +68,7 @@ class Query:
     of: str = "student"
     rows: Tensor | None = None
     tokens: bool = False
+    key: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ drawn to the patch tokens that a frozen encoder, DINOv2, has of the clean pictur
 lambda = 0.5, at SiT's block 8. REPA's time runs the other way; neither loss depends on that.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ class Aligned(FM):
             F_theta: a network that has a projector.
             point: what flow matching needs; `tools["tokens"]()` are the encoder's, (B, N, features).
         """
-        ((F, projected),) = F_theta(replace(self.query(point), tokens=True))
+        ((F, projected),) = F_theta(self.query(point)._replace(tokens=True))
         return {
             "fm": self.loss(F, point.v),
             "repa": self.coefficient * alignment(projected, point.tools["tokens"]()),

@@ -20,8 +20,7 @@ from facm.flow.losses import rms
 from facm.flow.time import TimeSampler
 from facm.runtime import dist
 from facm.training.batch import Batch
-from facm.training.passes import EAGER, Passes, Plan
-from facm.training.student import NONE, Student
+from facm.training.passes import EAGER, NO_OTHERS, Passes, Plan, Student
 from facm.training.target_velocity import Source
 
 NO_TOOLS: Mapping[str, Callable[..., Any]] = MappingProxyType({})
@@ -55,7 +54,7 @@ class Step:
         plan: Plan = EAGER,
         *,
         null: int | None = None,
-        others: Mapping[str, Callable[[], Passes]] = NONE,
+        others: Mapping[str, Callable[[], Passes]] = NO_OTHERS,
         tools: Mapping[str, Callable[..., Any]] = NO_TOOLS,
         watch_every: int = 0,
     ) -> None:

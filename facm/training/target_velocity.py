@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from facm.flow.guidance import Guidance
-from facm.flow.interface import Network
-from facm.training.passes import EAGER, Plan, Question, prepare
+from facm.flow.interface import Network, Query
+from facm.training.passes import EAGER, Plan, prepare
 
 Velocity = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(x (B, ...), t (B,), y (B,) or None) -> v like x, without a graph."""
@@ -41,7 +41,8 @@ def teacher(network: nn.Module, guidance: Guidance, plan: Plan = EAGER) -> Sourc
 
     @torch.no_grad()
     def frozen(x: Tensor, t: Tensor, y: Tensor | None, r: Tensor | None = None) -> Tensor:
-        return passes([Question(x, t, y, r)])[0][0]
+        (F,) = passes([Query(x, t, y, r)])
+        return F
 
     return lambda u, online, averaged: lambda x, t, y: guidance.distilled(frozen, x, t, y)
 
