@@ -83,8 +83,10 @@ def field_names(name: str) -> list[str]:
     return [field.name for field in fields(load(name))]
 
 
-def check_number(value: Any, place: str, low: float, high: float = float("inf"), *, open_low: bool = False) -> None:
-    """Raise ValueError unless `value` is a number in [low, high], or in (low, high] with `open_low`."""
+def check_number(
+    value: Any, place: str, low: float, high: float = float("inf"), *, open_low: bool = False, whole: bool = False
+) -> None:
+    """Raise ValueError unless `value` is a (`whole`) number in [low, high], or in (low, high] with `open_low`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         hint = " (YAML reads 1e-3 as text: write 1.0e-3)" if isinstance(value, str) else ""
         raise ValueError(f"params.yaml, {place}: must be a number, got {value!r}{hint}")
@@ -93,6 +95,8 @@ def check_number(value: Any, place: str, low: float, high: float = float("inf"),
             "" if high == float("inf") else f", at most {high:g}"
         )
         raise ValueError(f"params.yaml, {place}: {value!r} must be {rule}")
+    if whole and not isinstance(value, int):
+        raise ValueError(f"params.yaml, {place}: {value!r} must be a whole number")
 
 
 def check_choice(value: Any, place: str, known: Iterable[Any]) -> None:

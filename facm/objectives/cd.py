@@ -23,7 +23,7 @@ from torch import Tensor
 from facm.flow.interface import FTheta, Objective, Point, Progress, Query
 from facm.flow.losses import pseudo_huber, rms, squared_error
 from facm.flow.path import c_cm, check_conditioning, endpoint, expand
-from facm.flow.time import TimeSampler, karras, time_of, uniform
+from facm.flow.time import TimeSampler, evenly, karras, time_of
 from facm.objectives import check_choice, check_number
 
 DISTANCES = ("l2", "pseudo_huber", "lpips")
@@ -61,9 +61,7 @@ class CD(Objective):
 
     def __post_init__(self) -> None:
         check_conditioning(self.conditioning, "distill.conditioning")
-        check_number(self.levels, "objectives.cd.levels", 2)
-        if not isinstance(self.levels, int):
-            raise ValueError(f"params.yaml, objectives.cd.levels: {self.levels!r} must be a whole number")
+        check_number(self.levels, "objectives.cd.levels", 2, whole=True)
         check_choice(self.solver, "objectives.cd.solver", ("euler", "heun"))
         check_choice(self.target, "objectives.cd.target", ("online", "ema", "target"))
         check_number(self.decay, "objectives.cd.decay", 0, 0.9999)
@@ -86,7 +84,7 @@ class CD(Objective):
         """Standard normals n (B, 1) -> t and s (B,), neighbours on the grid, each pair as often; t < s <= 1."""
         sigma = karras(self.levels).flip(0).to(n.device)
         sigma[0] = 0.0
-        i = (uniform(n[:, 0], 0.0, 1.0) * (self.levels - 1)).long().clamp(max=self.levels - 2)
+        i = evenly(n[:, 0], self.levels - 1).long()
         return {"t": time_of(sigma[i + 1]).to(n.dtype), "s": time_of(sigma[i]).to(n.dtype)}
 
     def __call__(self, F_theta: FTheta, point: Point) -> dict[str, Tensor]:

@@ -57,9 +57,7 @@ class ECT(Objective):
 
     def __post_init__(self) -> None:
         check_conditioning(self.conditioning, "distill.conditioning")
-        check_number(self.stages, "objectives.ect.stages", 1)
-        if not isinstance(self.stages, int):
-            raise ValueError(f"params.yaml, objectives.ect.stages: {self.stages!r} must be a whole number")
+        check_number(self.stages, "objectives.ect.stages", 1, whole=True)
         check_number(self.q, "objectives.ect.q", 1, open_low=True)
         if self.q**-self.stages < LEAST:
             raise ValueError(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from facm.flow.interface import FTheta, Objective, Point, Progress, Query
-from facm.flow.losses import Cosine, Reduction, norm_l2, squared_error, velocity_loss
+from facm.flow.losses import Cosine, Reduction, norm_l2, rms, squared_error, velocity_loss
 from facm.flow.path import c_cm, c_fm, check_conditioning, expand
 from facm.flow.time import WEIGHTINGS, TimeSampler, weighting
 from facm.objectives import check_choice, check_number
@@ -134,8 +134,8 @@ class FACM(Objective):
     def watch(self, point: Point, F_cm: Tensor, dF_dt: Tensor) -> None:
         """Log the root mean squares of g and of dF_dt, which grow where the anchor is lost (Sec. 3.1.2)."""
         g = self.residual(F_cm, dF_dt, point.v, point.t)
-        point.watch("g", g.square().flatten(1).mean(1).sqrt())
-        point.watch("tangent", dF_dt.square().flatten(1).mean(1).sqrt())
+        point.watch("g", rms(g))
+        point.watch("tangent", rms(dF_dt))
 
     def fm(self, F_fm: Tensor, v: Tensor) -> Tensor:
         """Return L_FM = |F_FM - v|^2 + L_cos(F_FM, v), (B,): the anchor (Eq. 10)."""

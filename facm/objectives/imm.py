@@ -72,9 +72,7 @@ class IMM(Objective):
     terms = ("mmd",)
 
     def __post_init__(self) -> None:
-        check_number(self.group, "objectives.imm.group", 1)
-        if not isinstance(self.group, int):
-            raise ValueError(f"params.yaml, objectives.imm.group: {self.group!r} must be a whole number")
+        check_number(self.group, "objectives.imm.group", 1, whole=True)
         check_number(self.tau_low, "objectives.imm.tau_low", 0, 1)
         check_number(self.tau_high, "objectives.imm.tau_high", 0, 0.9999)
         check_number(self.gap, "objectives.imm.gap", 0, open_low=True)

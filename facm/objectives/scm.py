@@ -76,9 +76,7 @@ class SCM(Objective):
         check_number(self.norm_c, "objectives.scm.norm_c", 0, open_low=True)
         check_number(self.clamp, "objectives.scm.clamp", 0, open_low=True)
         check_choice(self.weight, "objectives.scm.weight", ("sample", "batch", "none"))
-        check_number(self.width, "objectives.scm.width", 1)
-        if not isinstance(self.width, int):
-            raise ValueError(f"params.yaml, objectives.scm.width: {self.width!r} must be a whole number")
+        check_number(self.width, "objectives.scm.width", 1, whole=True)
 
     @cached_property
     def module(self) -> "AdaptiveWeight | None":

@@ -30,7 +30,7 @@ from torch import Tensor
 from facm.flow.interface import FTheta, Objective, Point, Progress, Query
 from facm.flow.losses import rms, squared_error
 from facm.flow.path import expand
-from facm.flow.time import TimeSampler, uniform
+from facm.flow.time import TimeSampler, evenly
 from facm.objectives import check_choice, check_number
 
 
@@ -61,9 +61,7 @@ class Shortcut(Objective):
 
     def __post_init__(self) -> None:
         check_number(self.bootstrap, "objectives.shortcut.bootstrap", 0, 1)
-        check_number(self.levels, "objectives.shortcut.levels", 1, 20)
-        if not isinstance(self.levels, int):
-            raise ValueError(f"params.yaml, objectives.shortcut.levels: {self.levels!r} must be a whole number")
+        check_number(self.levels, "objectives.shortcut.levels", 1, 20, whole=True)
         check_choice(self.target, "objectives.shortcut.target", ("ema", "online"))
         check_choice(self.flow_times, "objectives.shortcut.flow_times", ("grid", "time"))
 
@@ -78,9 +76,9 @@ class Shortcut(Objective):
         """
         bound = torch.special.ndtri(torch.tensor(self.bootstrap, dtype=torch.float64)).item()
         powers = torch.tensor([0.5**k for k in range(1, self.levels + 1)], dtype=n.dtype, device=n.device)
-        d = powers[whole(n[:, 2], self.levels).long()]
-        t = whole(n[:, 1], 0.5 / d) * 2 * d  # 1 / 2d jumps of 2d
-        t_flow = whole(n[:, 1], 2**self.levels) / 2**self.levels if self.flow_times == "grid" else time(n[:, 1])
+        d = powers[evenly(n[:, 2], self.levels).long()]
+        t = evenly(n[:, 1], 0.5 / d) * 2 * d  # 1 / 2d jumps of 2d
+        t_flow = evenly(n[:, 1], 2**self.levels) / 2**self.levels if self.flow_times == "grid" else time(n[:, 1])
         jumps = n[:, 0] < bound
         return {"t": torch.where(jumps, t, t_flow), "d": torch.where(jumps, d, 0.0)}
 
@@ -128,8 +126,3 @@ class Shortcut(Objective):
         point.watch("g", rms(F - target))
         tangent = rms(F_s - F) / torch.where(d > 0, d, math.inf)
         point.watch("tangent", tangent / self.bootstrap if self.bootstrap > 0 else tangent)
-
-
-def whole(n: Tensor, num: Tensor | int) -> Tensor:
-    """Standard normals n (B,) -> whole numbers 0 .. num - 1, each as often, like n; num may differ by sample."""
-    return torch.minimum((uniform(n, 0.0, 1.0) * num).floor(), torch.as_tensor(num - 1, dtype=n.dtype, device=n.device))

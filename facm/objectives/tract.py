@@ -35,7 +35,7 @@ from torch import Tensor
 from facm.flow.interface import FTheta, Objective, Point, Progress, Query
 from facm.flow.losses import rms, squared_error
 from facm.flow.path import c_cm, check_conditioning, expand
-from facm.flow.time import TimeSampler, uniform
+from facm.flow.time import TimeSampler, evenly
 from facm.objectives import check_choice, check_number
 
 
@@ -75,9 +75,7 @@ class TRACT(Objective):
             raise ValueError(f"params.yaml, {place}: {self.segments!r} must be a list such as 32, 1")
         object.__setattr__(self, "segments", tuple(self.segments))
         for value, key in [(self.grid, "objectives.tract.grid"), *((number, place) for number in self.segments)]:
-            check_number(value, key, 1)
-            if not isinstance(value, int):
-                raise ValueError(f"params.yaml, {key}: {value!r} must be a whole number")
+            check_number(value, key, 1, whole=True)
         for before, number in pairwise((self.grid, *self.segments)):
             if before <= number or before % number:
                 raise ValueError(
@@ -106,7 +104,7 @@ class TRACT(Objective):
         """
         phase = self.phase(progress)
         steps, segments = (self.grid, *self.segments)[phase : phase + 2]
-        index = (uniform(n[:, 0], 0.0, 1.0) * steps).floor().clamp(max=steps - 1)
+        index = evenly(n[:, 0], steps)
         end = torch.div(index, steps // segments, rounding_mode="floor") + 1
         return {"t": index / steps, "s": (index + 1) / steps, "e": end / segments}
 
