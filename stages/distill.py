@@ -66,7 +66,7 @@ def main() -> None:
         work.finish()
 
 
-def _start(network: nn.Module, config: Config, d: params.Distill, plan: Plan) -> target_velocity.Source:
+def _start(network: nn.Module, config: Config, d: params.Distill, plan: Plan) -> target_velocity.TargetVelocity:
     """Give the student its first weights and return where its target velocity comes from."""
     guidance: dict[str, Any] = {
         "w": d.w,
@@ -81,7 +81,7 @@ def _start(network: nn.Module, config: Config, d: params.Distill, plan: Plan) ->
     if d.mode == "scratch":
         if d.init is not None:
             checkpoint.start_from(network, config, d.init, d.init_sha256)
-        return target_velocity.scratch(Guidance(**guidance, conditioning=config.conditioning), d.scratch_source)
+        return target_velocity.Scratch(Guidance(**guidance, conditioning=config.conditioning), d.scratch_source)
     teacher, described = checkpoint.load(d.teacher)
     checkpoint.check_teacher(config, described, d.teacher, d.teacher_condition)
     checkpoint.start_from(network, config, d.init or d.teacher, d.init_sha256 or described.sha256)

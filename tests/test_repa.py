@@ -164,7 +164,7 @@ def loop(folder: Path, network: nn.Module, plan: Plan, **changes: Any) -> train.
     found = find(folder / "latents")
     objective = repa.aligned(FM(), network, found)
     job = train.Job(
-        "teacher", network, objective, latents, p.teacher, target_velocity.data(), p.runtime, plan, tokens=found
+        "teacher", network, objective, latents, p.teacher, target_velocity.Data(), p.runtime, plan, tokens=found
     )
     return train._Loop(job, Work("teacher", "k", folder), str(folder / "log"))
 
@@ -198,7 +198,7 @@ def gradients(plan: Plan, *, size: int = 6) -> dict[str, Tensor]:
     step = Step(
         prepare(network(), plan),
         repa.Aligned(coefficient=0.5),
-        target_velocity.data(),
+        target_velocity.Data(),
         TimeSampler("uniform"),
         plan,
         null=3,

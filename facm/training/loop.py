@@ -29,7 +29,7 @@ from facm.runtime.signals import StopSignals
 from facm.training.batch import Batch, draw
 from facm.training.passes import EAGER, Passes, Plan, prepare
 from facm.training.step import Step
-from facm.training.target_velocity import Source
+from facm.training.target_velocity import TargetVelocity
 
 PATIENCE = 10  # non-finite steps in a row that stop a run
 LOOKS = 10  # at the velocity error, per line of the log
@@ -48,7 +48,7 @@ class Job:
     objective: Objective
     latents: LatentSet
     settings: Training
-    source: Source
+    velocity: TargetVelocity
     runtime: Runtime
     plan: Plan = EAGER
     derivative: str = "dual"
@@ -119,7 +119,7 @@ class _Loop:
         self.training_step = Step(
             passes,
             job.objective,
-            job.source,
+            job.velocity,
             time,
             job.plan,
             null=null,
