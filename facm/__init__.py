@@ -1,6 +1,9 @@
 """Flow-Anchored Consistency Models (arXiv 2507.03738): train few-step generators, and use them."""
 
+import sys
 from typing import TYPE_CHECKING
+
+from facm.runtime import moved
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -8,6 +11,8 @@ if TYPE_CHECKING:
     from facm.inference.generator import Generator
 
 __version__ = "0.1.0"
+
+sys.meta_path.append(moved.Finder)  # a stale import in a plug-in is told where to look
 
 
 def load(

@@ -11,6 +11,7 @@ from torch import nn
 from facm import check
 from facm.data.latents.store import LatentSet
 from facm.flow.guidance import Guidance
+from facm.flow.interface import Objective
 from facm.flow.time import weighting
 from facm.networks import checkpoint, lpips
 from facm.networks.checkpoint import Config
@@ -65,7 +66,7 @@ def main() -> None:
         work.finish()
 
 
-def _start(network: nn.Module, config: Config, d: params.Distill, plan: Plan) -> target_velocity.Source:
+def _start(network: nn.Module, config: Config, d: params.Distill, plan: Plan) -> target_velocity.TargetVelocity:
     """Give the student its first weights and return where its target velocity comes from."""
     guidance: dict[str, Any] = {
         "w": d.w,
@@ -81,7 +82,7 @@ def _start(network: nn.Module, config: Config, d: params.Distill, plan: Plan) ->
         if d.init is not None:
             checkpoint.start_from(network, config, d.init, d.init_sha256)
         checkpoint.refuse_guidance(config, d.init or "a network from scratch", d.w, "distill.w")
-        return target_velocity.scratch(Guidance(**guidance, conditioning=config.conditioning), d.scratch_source)
+        return target_velocity.Scratch(Guidance(**guidance, conditioning=config.conditioning), d.scratch_source)
     teacher, described = checkpoint.load(d.teacher)
     checkpoint.check_teacher(config, described, d.teacher, d.teacher_condition)
     checkpoint.refuse_guidance(described, d.teacher, d.w, "distill.w", d.label_dropout)
@@ -89,9 +90,9 @@ def _start(network: nn.Module, config: Config, d: params.Distill, plan: Plan) ->
     return target_velocity.teacher(teacher, Guidance(**guidance, conditioning=described.conditioning), plan)
 
 
-def _tools(objective: Any, latents: LatentSet) -> dict[str, Callable[..., Any]]:
+def _tools(objective: Objective, latents: LatentSet) -> dict[str, Callable[..., Any]]:
     """What the objective asks for beyond tensors."""
-    if "lpips" not in getattr(objective, "tools", ()):
+    if "lpips" not in objective.tools:
         return {}
     network = lpips.from_weights(*lpips.find_weights()).to(dist.device())
     return {"lpips": lpips.Distance(network, latents.mean, latents.std)}

@@ -36,7 +36,7 @@ def main() -> None:
     if t.init is not None:
         checkpoint.start_from(network, config, t.init, t.init_sha256)
     work, plan = Work("teacher", key(tracked, inputs, __file__)), loop.plan_of(p.train)
-    job = loop.Job("teacher", network, aligned, latents, t, target_velocity.data(), p.runtime, plan, tokens=tokens)
+    job = loop.Job("teacher", network, aligned, latents, t, target_velocity.Data(), p.runtime, plan, tokens=tokens)
     trained = loop.train(job, work, "metrics/teacher")
     if dist.is_main():
         checkpoint.save(OUT, trained.weights, config, trained.snapshots)

@@ -19,8 +19,7 @@ from facm.inference.samples import saving_arrays
 from facm.networks import checkpoint
 from facm.objectives.fm import FM
 from facm.runtime import params
-from facm.training.passes import Passes
-from facm.training.student import Student
+from facm.training.passes import Passes, Student
 
 ROOT = Path(__file__).parents[1]
 BASE = yaml.safe_load((ROOT / "presets" / "base.yaml").read_text())

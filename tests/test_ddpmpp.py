@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from facm.flow.derivative import METHODS, total_derivative
+from facm.flow.interface import Query
 from facm.networks import backbones
 from facm.networks.backbones.ddpmpp import Block, Convolution, Precise
-from facm.training.passes import Plan, Question, prepare
+from facm.training.passes import Plan, prepare
 
 CIFAR = {"shape": (3, 32, 32), "num_classes": 0}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -255,7 +256,7 @@ def gradient(plan: Plan, **options: Any) -> list[Tensor]:
     x, t, y, v = inputs()
     keys = torch.arange(4) if options.get("dropout") else None
     passes = prepare(unet(**options), plan)
-    (first,), (second, slope) = passes([Question(x, t, y, None, keys), Question(x, t, y, None, keys, v, t * 0 + 1)])
+    first, (second, slope) = passes([Query(x, t, y, key=keys), Query(x, t, y, key=keys, dx=v, dt=t * 0 + 1)])
     (first.square().sum() + second.square().sum()).backward()
     return [first, second, slope, *[parameter.grad for parameter in passes.parameters()]]
 
@@ -289,8 +290,8 @@ def test_under_bfloat16_embeddings_norms_and_the_residual_stream_stay_float32() 
     for name, module in network.named_modules():
         kind = "qkv" if name.endswith("qkv") else type(module).__name__
         module.register_forward_hook(lambda m, args, out, kind=kind: seen.setdefault(kind, set()).add(out.dtype))
-    (answer,), (_, slope) = prepare(network, Plan(precision="bfloat16"))(
-        [Question(x, t, y, t / 2), Question(x, t, y, t / 2, None, v, torch.ones_like(t))]
+    answer, (_, slope) = prepare(network, Plan(precision="bfloat16"))(
+        [Query(x, t, y, t / 2), Query(x, t, y, t / 2, v, torch.ones_like(t))]
     )
     assert all(seen[kind] == {torch.float32} for kind in ("Precise", "GroupNorm", "Block"))
     assert seen["qkv"] == {torch.bfloat16} and answer.dtype == slope.dtype == torch.float32

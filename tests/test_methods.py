@@ -62,7 +62,7 @@ def test_two_steps_move_every_weight_and_log_what_collapse_shows_by(name, backbo
     sizes = {"shape": data.shape, "num_classes": data.num_classes}
     auxiliary = objective.conditioning == "auxiliary"
     network = randomised(backbones.build(backbone, CONSTANTS[backbone], **sizes, auxiliary=auxiliary))
-    velocity = target_velocity.scratch(dataclasses.replace(guidance, conditioning=objective.conditioning))
+    velocity = target_velocity.Scratch(dataclasses.replace(guidance, conditioning=objective.conditioning))
     if mode == "distill":
         velocity = target_velocity.teacher(backbones.build(backbone, CONSTANTS[backbone], **sizes), guidance)
     before = copy.deepcopy(network.state_dict())

@@ -22,8 +22,7 @@ from facm.flow.time import TimeSampler
 from facm.networks.backbones.mlp import MLP
 from facm.objectives.facm import FACM
 from facm.objectives.fm import FM
-from facm.training.passes import Passes
-from facm.training.student import Student
+from facm.training.passes import Passes, Student
 
 MAP_BOUND, VELOCITY_BOUND = 0.4, 0.3
 LAW = Mixture()

@@ -12,7 +12,7 @@ from oracle import Analytic, Gaussian, golden, golden_losses, golden_network
 from facm import objectives
 from facm.flow import losses, path
 from facm.flow.guidance import Guidance
-from facm.flow.interface import Point, Progress, Query
+from facm.flow.interface import Objective, Point, Progress, Query
 from facm.flow.time import TimeSampler
 from facm.networks.backbones.mlp import MLP
 from facm.objectives.facm import FACM
@@ -273,6 +273,26 @@ def test_the_defaults_of_the_fields_are_those_of_base_yaml(name):
         BASE["objectives"][name]
     )
     assert dataclasses.asdict(objectives.build(name, BASE["objectives"][name], SHARED)) == dataclasses.asdict(cls())
+
+
+def test_a_class_that_is_no_objective_is_refused_with_the_base_to_take(monkeypatch):
+    monkeypatch.setitem(objectives.OBJECTIVES, "fm", "Condition")
+    with pytest.raises(TypeError, match=r"facm/objectives/fm.py: Condition must be a subclass of Objective.*from facm"):
+        objectives.load("fm")
+
+
+def test_an_objective_of_a_loss_alone_has_defaults_for_the_rest():
+    class Least(Objective):
+        def __call__(self, F_theta, point):
+            return {"loss": point.t}
+
+    least, n = Least(), torch.randn(4, 1)
+    assert torch.equal(least.times(n, TimeSampler(), Progress(1, 1))["t"], TimeSampler()(n[:, 0]))
+    assert (least.normals, least.group, least.samplers, least.tools) == (1, 1, ("consistency",), ())
+    assert least.module is least.target_decay is least.phase(Progress(1, 1)) is None and not least.learns_velocity
+    assert least.parts == (least,)
+    with pytest.raises(NotImplementedError, match="Objective has no loss"):
+        Objective()(None, None)
 
 
 def test_an_objective_says_which_shared_fields_it_has_no_use_for():

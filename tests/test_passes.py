@@ -9,10 +9,11 @@ from miniature import NETWORK, parsed, randomised
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
+from facm.flow.interface import Query
 from facm.networks import backbones
 from facm.networks.layers.blocks import Modulation, RMSNorm, TimeEmbedder
 from facm.training import loop
-from facm.training.passes import Passes, Plan, Question, prepare
+from facm.training.passes import Passes, Plan, prepare
 
 KEYS = torch.arange(4) + 1
 
@@ -22,17 +23,17 @@ def network(depth: int = 2, dropout: float = 0.3) -> nn.Module:
     return randomised(backbones.build("lightningdit", NETWORK | {"depth": depth}, **sizes))
 
 
-def questions() -> list[Question]:
+def queries() -> list[Query]:
     """A value in the FM format, and a value with its derivative in the CM format."""
     x, dx = torch.randn(2, 4, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     t, y = torch.tensor([0.1, 0.4, 0.6, 0.9]), torch.arange(4)
-    derivative = Question(x, t, y, None, KEYS, dx, torch.ones(4), None)
-    return [Question(x, 2 - t, y, None, KEYS), derivative]
+    derivative = Query(x, t, y, dx=dx, dt=torch.ones(4), key=KEYS)
+    return [Query(x, 2 - t, y, key=KEYS), derivative]
 
 
 def gradient(asked: Passes) -> tuple[list[Tensor], Tensor]:
     """All answers, flat, and the gradient of a sum of squares of the values."""
-    (F_fm,), (F_cm, dF_dt) = asked(questions())
+    F_fm, (F_cm, dF_dt) = asked(queries())
     (F_fm.square().sum() + F_cm.square().sum()).backward()
     return [F_fm, F_cm, dF_dt], torch.cat([p.grad.flatten() for p in asked.parameters() if p.grad is not None])
 
@@ -62,11 +63,11 @@ def test_bfloat16_keeps_times_norms_and_answers_in_float32(derivative: str) -> N
 
 def test_one_sample_has_one_mask_in_every_pass() -> None:
     asked = prepare(network(), Plan())
-    value, derivative = questions()
-    (plain,), (dual, _) = asked([derivative._replace(dx=None, dt=None), derivative])
+    value, derivative = queries()
+    plain, (dual, _) = asked([derivative._replace(dx=None, dt=None), derivative])
     torch.testing.assert_close(plain, dual)
-    (without,), (others,) = asked([value._replace(key=None), value._replace(key=KEYS + 1)])
-    assert not torch.allclose(asked([value])[0][0], without) and not torch.allclose(asked([value])[0][0], others)
+    without, others = asked([value._replace(key=None), value._replace(key=KEYS + 1)])
+    assert not torch.allclose(asked([value])[0], without) and not torch.allclose(asked([value])[0], others)
 
 
 def test_recomputing_blocks_needs_blocks() -> None:

@@ -6,9 +6,10 @@ from torch import Tensor, nn
 
 from facm.flow.derivative import total_derivative
 from facm.flow.dual import Dual
+from facm.flow.interface import Query
 from facm.networks import backbones
 from facm.networks.layers.blocks import FinalLayer, Modulation, pixel_norm
-from facm.training.passes import Plan, Question, prepare
+from facm.training.passes import Plan, prepare
 
 SIZES = {
     "lightningdit": ({"patch_size": 2, "hidden": 16, "depth": 2, "heads": 2}, (2, 4, 4)),
@@ -144,7 +145,7 @@ def test_compiled_it_gives_the_same_value_tangent_and_gradients(name):
     results = []
     for plan in (Plan(), Plan(compile=True)):
         network = rerandomised(build(name))
-        ((F, dF_dt),) = prepare(network, plan)([Question(x, t, y, None, None, v, torch.ones_like(t))])
+        ((F, dF_dt),) = prepare(network, plan)([Query(x, t, y, None, v, torch.ones_like(t))])
         F.square().sum().backward()
         results.append([F, dF_dt, *[p.grad for p in network.parameters()]])
     for a, b in zip(*results, strict=True):

@@ -14,6 +14,7 @@ import facm
 from facm import check
 from facm.flow.derivative import METHODS, total_derivative
 from facm.flow.guidance import Guidance
+from facm.flow.interface import Query
 from facm.networks import backbones, checkpoint, preconds
 from facm.networks.checkpoint import CheckpointError
 from facm.networks.preconds import ddpm, simple_edm
@@ -21,7 +22,7 @@ from facm.objectives.facm import FACM
 from facm.runtime.resume import Work
 from facm.training import loop as train
 from facm.training import target_velocity
-from facm.training.passes import Plan, Question, prepare
+from facm.training.passes import Plan, prepare
 
 NAMES = [name for name in preconds.PRECONDS if name != "none"]
 UNIT = {"mean": [0.0, 0.0], "std": [1.0, 1.0]}
@@ -254,7 +255,7 @@ def test_coefficients_and_answers_stay_float32_under_bfloat16(name: str) -> None
     x, v = points(3 * 16).reshape(3, 2, 4, 4).float(), points(3 * 16, seed=1).reshape(3, 2, 4, 4).float()
     t = torch.tensor([0.2, 0.6, 1.1])
     network = wrapped(name, randomised(backbones.build("ddpmpp", UNET, shape=(2, 4, 4), num_classes=0)), UNITS)
-    asked = Question(x, t, None, None, None, v, torch.ones_like(t))
+    asked = Query(x, t, None, None, v, torch.ones_like(t))
     ((value, slope),) = prepare(network, Plan(precision="bfloat16"))([asked])
     assert value.dtype == slope.dtype == torch.float32
     exact = network.double()(x.double(), t.double())

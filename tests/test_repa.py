@@ -15,7 +15,7 @@ from facm.data.latents import encoder, tokens
 from facm.data.latents.store import LatentSet
 from facm.data.latents.tokens import TokenSet
 from facm.flow import path as flow
-from facm.flow.interface import Point, Progress
+from facm.flow.interface import Point, Progress, Query
 from facm.flow.time import TimeSampler
 from facm.networks import backbones, checkpoint
 from facm.networks.backbones.repa import make_projector
@@ -26,7 +26,7 @@ from facm.runtime.resume import Work
 from facm.training import loop as train
 from facm.training import repa, target_velocity
 from facm.training.batch import Batch, share
-from facm.training.passes import Plan, Question, prepare
+from facm.training.passes import Plan, prepare
 from facm.training.step import Step
 
 REPA = NETWORK | {"depth": 2, "encoder_depth": 1, "projector_width": 8, "features": 6}
@@ -123,7 +123,7 @@ def test_an_aligned_objective_asks_once_and_adds_its_term() -> None:
     x0, x1, projected = (torch.randn(4, 2, 2, 2, generator=generator) for _ in range(3))
     projected, seen = projected.flatten(2), torch.randn(4, 2, 4, generator=generator)
     objective, asked = FM(), []
-    together = repa.Aligned(objective, 0.5)
+    together = repa.Aligned(coefficient=0.5)
     times = together.times(torch.randn(4, 2, generator=generator), TimeSampler("uniform"), Progress(1, 1))
     x_t = flow.interpolate(x0, x1, times["t"])
     point = Point(
@@ -147,7 +147,7 @@ def test_what_does_not_fit_together_is_told_before_work(tmp_path: Path) -> None:
     objective, found = FM(), find(tmp_path)
     assert repa.aligned(objective, network(projector=False), None) is objective
     assert repa.aligned(objective, network(coefficient=0.0), found) is objective
-    assert repa.aligned(objective, network(coefficient=0.25), found) == repa.Aligned(objective, 0.25)
+    assert repa.aligned(objective, network(coefficient=0.25), found) == repa.Aligned(coefficient=0.25)
     with pytest.raises(ValueError, match=r"backbones.repa.coefficient: above 0 it needs an encoder's tokens"):
         repa.aligned(objective, network(), None)
     for change in ({"features": 5}, {"patch_size": 1}):
@@ -164,7 +164,7 @@ def loop(folder: Path, network: nn.Module, plan: Plan, **changes: Any) -> train.
     found = find(folder / "latents")
     objective = repa.aligned(FM(), network, found)
     job = train.Job(
-        "teacher", network, objective, latents, p.teacher, target_velocity.data(), p.runtime, plan, tokens=found
+        "teacher", network, objective, latents, p.teacher, target_velocity.Data(), p.runtime, plan, tokens=found
     )
     return train._Loop(job, Work("teacher", "k", folder), str(folder / "log"))
 
@@ -196,7 +196,12 @@ def gradients(plan: Plan, *, size: int = 6) -> dict[str, Tensor]:
     x0, x1, seen = torch.randn(size, 1, 4, 4), torch.randn(size, 1, 4, 4), torch.randn(size, 4, 6)
     batch = Batch(x0, x1, torch.arange(size) % 4, torch.randn(size, 2), None, size, seen)
     step = Step(
-        prepare(network(), plan), repa.Aligned(FM(), 0.5), target_velocity.data(), TimeSampler("uniform"), plan, null=3
+        prepare(network(), plan),
+        repa.Aligned(coefficient=0.5),
+        target_velocity.Data(),
+        TimeSampler("uniform"),
+        plan,
+        null=3,
     )
     step.gradients(batch.rows(share(size, dist.rank(), dist.world_size())), Progress(1, 2))
     return {
@@ -239,7 +244,7 @@ def test_two_processes_have_the_gradient_of_one(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_compiled_blocks_answer_tokens_and_derivatives_as_eager_ones_do() -> None:
     x, t, y = torch.randn(4, 1, 4, 4), torch.rand(4), torch.arange(4) % 4
-    questions = [Question(x, t, y, None, tokens=True), Question(x, t, y, None, dx=x.sin(), dt=torch.ones(4))]
+    questions = [Query(x, t, y, None, tokens=True), Query(x, t, y, None, dx=x.sin(), dt=torch.ones(4))]
     answers = []
     for plan in (Plan(), Plan(compile=True)):
         passes = prepare(network(depth=1), plan)

@@ -63,7 +63,7 @@ def job(latents: Any, objective: Any = None, *, seed: int = 0, dropout: float = 
     p = parsed(distill__dropout=dropout, **changes)
     objective = FM() if objective is None else objective
     built = network(latents, auxiliary=objective.conditioning == "auxiliary", dropout=dropout, seed=seed)
-    fields = {"name": "distill", "network": built, "source": target_velocity.data(), "runtime": p.runtime} | options
+    fields = {"name": "distill", "network": built, "velocity": target_velocity.Data(), "runtime": p.runtime} | options
     return train.Job(objective=objective, latents=latents, settings=p.distill, **fields)
 
 
@@ -123,20 +123,20 @@ def test_the_learning_rate_warms_up_linearly_and_stays_or_falls_as_a_cosine() ->
 
 
 def scratch(which: str, conditioning: str = "expanded"):
-    return lambda latents: target_velocity.scratch(guidance(latents, conditioning=conditioning), which)
+    return lambda latents: target_velocity.Scratch(guidance(latents, conditioning=conditioning), which)
 
 
 RESUMED = {
-    "flow matching": (FM(), {}, lambda latents: target_velocity.data()),
-    "flow matching with dropout": (FM(), {"dropout": 0.3}, lambda latents: target_velocity.data()),
+    "flow matching": (FM(), {}, lambda latents: target_velocity.Data()),
+    "flow matching with dropout": (FM(), {"dropout": 0.3}, lambda latents: target_velocity.Data()),
     "FACM guided by itself, with dropout": (FACM(), {"dropout": 0.3}, scratch("online")),
     "FACM guided by its average, with dropout": (
         FACM(conditioning="auxiliary"),
         {"dropout": 0.3},
         scratch("ema", "auxiliary"),
     ),
-    "TRACT by its target network, with dropout": (TRACT(), {"dropout": 0.3}, lambda latents: target_velocity.data()),
-    "consistency distillation to its target network": (CD(target="target"), {}, lambda latents: target_velocity.data()),
+    "TRACT by its target network, with dropout": (TRACT(), {"dropout": 0.3}, lambda latents: target_velocity.Data()),
+    "consistency distillation to its target network": (CD(target="target"), {}, lambda latents: target_velocity.Data()),
 }
 
 
@@ -144,7 +144,7 @@ RESUMED = {
 def test_five_steps_a_kill_and_five_steps_are_ten_steps_bit_for_bit(name: str, latents, tmp_path) -> None:
     objective, options, make = RESUMED[name]
     settings = {"distill__steps": 10, "runtime__log_every": 3, "distill__optimizer__schedule": "cosine"}
-    settings |= {"distill__label_dropout": 0.2, **options, "source": make(latents)}
+    settings |= {"distill__label_dropout": 0.2, **options, "velocity": make(latents)}
     whole = loop(job(latents, objective, **settings), tmp_path, "whole")
     for _ in range(10):
         whole.advance()
@@ -454,11 +454,11 @@ def distilled(conditioning: str = "expanded", **fields: Any):
 
 def by_itself(which: str, conditioning: str = "expanded", **fields: Any):
     """The student's own guidance as the source."""
-    return lambda latents, name: target_velocity.scratch(guidance(latents, conditioning=conditioning, **fields), which)
+    return lambda latents, name: target_velocity.Scratch(guidance(latents, conditioning=conditioning, **fields), which)
 
 
 def of_data(latents: Any, name: str) -> Any:
-    return target_velocity.data()
+    return target_velocity.Data()
 
 
 WAYS = {
@@ -543,11 +543,11 @@ def test_two_steps_train_every_network_in_every_way(way: str, backbone: str, set
 def test_all_passes_of_a_step_share_their_dropout_masks_and_draw_nothing_from_the_global_generator(latents, tmp_path):
     handed: list[Any] = []
 
-    def spy(u, online, averaged):
-        handed[:] = [online, averaged]
-        return lambda x, t, y: u
+    def spy(x, t, y, *, u, online, ema):
+        handed[:] = [online, ema]
+        return u
 
-    run = loop(job(latents, FACM(), dropout=0.5, source=spy, distill__optimizer__lr=KEEP_WEIGHTS), tmp_path)
+    run = loop(job(latents, FACM(), dropout=0.5, velocity=spy, distill__optimizer__lr=KEEP_WEIGHTS), tmp_path)
     state = torch.get_rng_state()
     run.advance()
     batch = drawn(run, 1)
@@ -568,11 +568,11 @@ def test_all_passes_of_a_step_share_their_dropout_masks_and_draw_nothing_from_th
 def test_the_averaged_network_that_a_source_is_handed_has_the_averaged_weights(latents, tmp_path) -> None:
     handed: list[Any] = []
 
-    def spy(u, online, averaged):
-        handed[:] = [online, averaged]
-        return lambda x, t, y: u
+    def spy(x, t, y, *, u, online, ema):
+        handed[:] = [online, ema]
+        return u
 
-    run = loop(job(latents, FACM(), source=spy, distill__optimizer__lr=0.1), tmp_path)
+    run = loop(job(latents, FACM(), velocity=spy, distill__optimizer__lr=0.1), tmp_path)
     for _ in range(3):
         run.advance()
     batch = drawn(run, 3)
@@ -593,7 +593,7 @@ def test_the_source_from_scratch_asks_the_student_and_its_average_with_the_masks
         def F(name: str, asked: list[str] = asked):
             return lambda x, t, y, r=None: asked.append(name) or (x + y.view(-1, 1, 1, 1))
 
-        v = target_velocity.scratch(guidance(latents), which)(u, F("online"), F("ema"))(u, t, y)
+        v = target_velocity.Scratch(guidance(latents), which)(u, t, y, u=u, online=F("online"), ema=F("ema"))
         assert asked == [which]
         torch.testing.assert_close(v, 2.0 * (y - 3.0).view(-1, 1, 1, 1).expand_as(u))
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from facm.flow.derivative import total_derivative
 from facm.flow.dual import Dual
+from facm.flow.interface import Query
 from facm.networks import backbones
 from facm.networks.backbones import dit, lightningdit, repa, sit
-from facm.training.passes import Passes, Question
+from facm.training.passes import Passes
 
 SMALL = {"patch_size": 2, "hidden": 16, "depth": 2, "heads": 2}
 FAMILY = {
@@ -341,7 +342,7 @@ def test_tokens_are_answered_beside_the_velocity_with_one_pass_and_a_gradient() 
     network, (x, t, y) = randomised(build("repa")), inputs()
     calls = []
     network.blocks[1].register_forward_hook(lambda *_: calls.append(1))
-    ((answer, tokens),) = Passes(network)([Question(x, t, y, None, tokens=True)])
+    ((answer, tokens),) = Passes(network)([Query(x, t, y, None, tokens=True)])
     assert len(calls) == 1
     torch.testing.assert_close(answer, network(x, t, y))
     tokens.square().sum().backward()
@@ -355,7 +356,7 @@ def test_tokens_are_refused_with_a_derivative_and_without_a_projector(name: str)
     x, t, y = inputs()
     dx = x if name == "repa" else None
     with pytest.raises(ValueError, match="tokens go without a derivative and with a network that has a projector, got"):
-        Passes(randomised(build(name)))([Question(x, t, y, None, dx=dx, dt=t, tokens=True)])
+        Passes(randomised(build(name)))([Query(x, t, y, None, dx=dx, dt=t, tokens=True)])
 
 
 def test_a_network_with_a_projector_runs_on_dual_numbers() -> None:

@@ -96,7 +96,7 @@ def at_hand(p: Params) -> None:
     """
     if p.train.compile:
         compilable(dist.device())
-    if "lpips" in getattr(build_objective(p), "tools", ()):
+    if "lpips" in build_objective(p).tools:
         lpips.find_weights()
     made_here = (*MADE_HERE, *outputs(None))
     if p.distill.teacher not in made_here and not (located(p.distill.teacher) / "config.json").is_file():

@@ -269,21 +269,18 @@ def _teacher(p: Params, objective: Any) -> Rules:
 def _step(p: Params, objective: Any) -> Rules:
     """What an objective needs of the step, the codec and the networks."""
     d, name = p.distill, p.distill.objective
-    ragged = getattr(objective, "ragged", False)
-    averaged = "ema" in (getattr(objective, "target", None), getattr(objective, "self_teacher", None))
-    copied = averaged or getattr(objective, "target_decay", None) is not None or hasattr(objective, "phase")
     yield Rule(
-        p.train.compile and ragged,
+        p.train.compile and objective.ragged,
         f"train.compile: objective '{name}' asks for other numbers of rows in every step, each of which would be "
         "compiled: set it false",
     )
     yield Rule(
-        p.train.parallel == "fsdp" and (copied or ragged),
+        p.train.parallel == "fsdp" and (objective.other_weights or objective.ragged),
         f"train.parallel: 'fsdp' does not fit objective '{name}' with these constants, which asks copies of the "
         "network, or other numbers of rows on each process: set ddp",
     )
     yield Rule(
-        "lpips" in getattr(objective, "tools", ()) and p.latents.codec != "identity",
+        "lpips" in objective.tools and p.latents.codec != "identity",
         f"objectives.{name}.distance: 'lpips' compares pictures, and with latents.codec '{p.latents.codec}' a student "
         "makes none without a decoder: set l2 or pseudo_huber, or codec identity",
     )
@@ -322,7 +319,7 @@ def _conditions(p: Params, objective: Any) -> Rules:
         "objectives.fm.fraction: 0 never trains the FM format, at which a student is drawn: set it above 0",
     )
     yield Rule(
-        scratch and d.w > 1 and labelled and not objectives.learns_velocity(objective),
+        scratch and d.w > 1 and labelled and not objective.learns_velocity,
         f"distill.w: {d.w:g} from scratch guides by the network's own velocity, which objective '{d.objective}' with "
         "these constants does not train: set it to 1",
     )
@@ -335,9 +332,8 @@ def _conditions(p: Params, objective: Any) -> Rules:
 
 def _batches(p: Params, objective: Any) -> Rules:
     """Every process and micro-batch has rows."""
-    group = getattr(objective, "group", 1)
     yield partial(loop.check_batch, "teacher", p.teacher.batch_size, 1, p.train.accumulate)
-    yield partial(loop.check_batch, "distill", p.distill.batch_size, group, p.train.accumulate)
+    yield partial(loop.check_batch, "distill", p.distill.batch_size, objective.group, p.train.accumulate)
 
 
 def _sampling(p: Params, objective: Any) -> Rules:

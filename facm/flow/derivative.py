@@ -64,7 +64,12 @@ def total_derivative(
         return F(x, t, y, r)
 
     value, derivative = METHODS[method](network, primals, tangents)
-    return value, derivative.to(torch.promote_types(derivative.dtype, torch.float32))
+    return value, at_least_float32(derivative)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """The tensor itself, or in float32 where it has fewer bits: what losses and targets are computed in."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def by_dual(network: Network, primals: Sequence[Tensor], tangents: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

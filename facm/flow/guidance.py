@@ -21,6 +21,30 @@ from facm.flow.interface import Network
 from facm.flow.path import Condition, c_fm, check_conditioning, expand
 
 
+def guided(v_cond: Tensor, v_uncond: Tensor, w: float) -> Tensor:
+    """Return v = v_uncond + w (v_cond - v_uncond), classifier-free guidance (Ho & Salimans 2022)."""
+    return v_uncond + w * (v_cond - v_uncond)
+
+
+def cond_and_uncond(F: Network, x: Tensor, c: Condition, y: Tensor, y_uncond: Tensor) -> tuple[Tensor, Tensor]:
+    """Evaluate F at both labels (B,) in one call with 2B rows, [cond; uncond]; two answers like x (B, ...)."""
+    r = None if c.r is None else torch.cat([c.r, c.r])
+    v_cond, v_uncond = F(torch.cat([x, x]), torch.cat([c.t, c.t]), torch.cat([y, y_uncond]), r).chunk(2)
+    return v_cond, v_uncond
+
+
+def velocity_condition(t: Tensor, conditioning: str, condition: str) -> Condition:
+    """The time arguments that ask a network for v at t (B,).
+
+    Args:
+        t: (B,).
+        conditioning: of the network, see `facm.flow.path`.
+        condition: fm: c_FM; t: an expanded network at t, as teachers are, which are velocities there. Plain and
+            auxiliary networks have one condition for v, t and (t, r = t).
+    """
+    return Condition(t, None) if (conditioning, condition) == ("expanded", "t") else c_fm(t, conditioning)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
     """The constants of eq. 9; the fields are keys of `distill` in params.yaml, except `null`.
@@ -83,11 +107,10 @@ class Guidance:
         Returns:
             v like x, without a graph.
         """
-        c = self._condition(t, self.teacher_condition)
+        c = velocity_condition(t, self.conditioning, self.teacher_condition)
         if y is None or self.null is None or self.w == 1:
             return F(x, c.t, y, c.r)
-        v_cond, v_uncond = _both(F, x, c, y, torch.where(self.inside(t), self.null, y))
-        return v_uncond + self.w * (v_cond - v_uncond)
+        return guided(*cond_and_uncond(F, x, c, y, torch.where(self.inside(t), self.null, y)), self.w)
 
     @torch.no_grad()
     def scratch(self, F: Network, x: Tensor, t: Tensor, y: Tensor | None, *, u: Tensor) -> Tensor:
@@ -123,12 +146,12 @@ class Guidance:
         """
         if y is None or self.null is None or self.w == 1:
             return u
-        c = self._condition(t, self.scratch_condition)
+        c = velocity_condition(t, self.conditioning, self.scratch_condition)
         dropped = y == self.null
         if self.scratch_form == "code":
             v_uncond = F(x, c.t, torch.where(self.inside(t), self.null, y), c.r)
-            return torch.where(expand(dropped, u), u, v_uncond + self.w * (u - v_uncond))
-        v_cond, v_uncond = _both(F, x, c, y, torch.full_like(y, self.null))
+            return torch.where(expand(dropped, u), u, guided(u, v_uncond, self.w))
+        v_cond, v_uncond = cond_and_uncond(F, x, c, y, torch.full_like(y, self.null))
         if self.scratch_form == "mixed":
             k = self.scratch_kappa
             omega = self.w * (1 - k)
@@ -136,35 +159,6 @@ class Guidance:
         else:
             v = u + self.w * (v_cond - v_uncond)
         return torch.where(expand(self.inside(t) & ~dropped, u), v, u)
-
-    def _condition(self, t: Tensor, condition: str) -> Condition:
-        """The time arguments for a condition called t or fm."""
-        if condition == "t" and self.conditioning == "expanded":
-            return Condition(t, None)
-        return c_fm(t, self.conditioning)
-
-
-class Counter:
-    """A network that counts how often it was evaluated; a call with 2B rows counts two.
-
-    Attributes:
-        evaluations: rows seen so far / `batch_size`.
-    """
-
-    def __init__(self, F: Network, batch_size: int) -> None:
-        self.F, self.batch_size, self.evaluations = F, batch_size, 0.0
-
-    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None, r: Tensor | None = None) -> Tensor:
-        """Answer as the network does, and count."""
-        self.evaluations += x.shape[0] / self.batch_size
-        return self.F(x, t, y, r)
-
-
-def _both(F: Network, x: Tensor, c: Condition, y_cond: Tensor, y_uncond: Tensor) -> tuple[Tensor, Tensor]:
-    """Both answers (B, ...) from one call with 2B rows, [cond; uncond]."""
-    r = None if c.r is None else torch.cat([c.r, c.r])
-    v_cond, v_uncond = F(torch.cat([x, x]), torch.cat([c.t, c.t]), torch.cat([y_cond, y_uncond]), r).chunk(2)
-    return v_cond, v_uncond
 
 
 def _one_of(value: str, known: tuple[str, ...], key: str) -> None:

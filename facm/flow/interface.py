@@ -1,6 +1,6 @@
-"""What an objective is given and what it may ask: the interface between a loss and the training step.
+"""The interface between a loss and the training step: `Objective`, and what it is given.
 
-An objective is called with `F_theta`, which answers queries with the student, and with a `Point`, which holds
+An objective is called with `F_theta`, which evaluates the student at queries, and with a `Point`, which holds
 everything else that a loss may use. What a later method needs fits into `times`, `tools` and `Query.of`, so that the
 signature never grows and no finished result becomes stale.
 """
@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from facm.flow.time import TimeSampler
 
 Network = Callable[..., Tensor]
 """F(x (B, ...), t (B,), y (B,) or None, r (B,) or None) -> like x."""
@@ -35,24 +37,24 @@ class Progress(NamedTuple):
 START = Progress(1, 1)
 
 
-@dataclass(frozen=True, eq=False)
-class Query:
-    """One evaluation of the student, F(x, t, y, r); with `dx` the answer is (F, dF_dt), without it F.
+class Query(NamedTuple):
+    """One evaluation of a network, F(x, t, y, r); with `dx` the answer is (F, dF_dt), without it F.
 
     Attributes:
         x: (B, C, H, W) or (B, D).
         t: time condition (B,): t of c_CM or c_FM.
         y: labels (B,) int64, or None.
         r: second time condition (B,), or None.
-        dx: tangent of x, like x; None: no derivative is asked.
-        dt: tangent of the time condition; a number stands for all samples.
-        dr: tangent of r, the same way; None: r does not move.
+        dx: tangent of x, like x; None: no derivative.
+        dt: tangent of t, (B,) or a number for all samples.
+        dr: tangent of r, the same way; None: r is held constant.
         grad: False: the answer carries no graph. dF_dt never carries one.
-        of: whose weights answer: student | ema (the average) | phase (a copy of the average, made when the objective's
+        of: whose weights: student | ema (the average) | phase (a copy of the average, made when the objective's
             phase began) | target (weights that follow the student's with the objective's `target_decay`); all but the
             student's never with a graph.
         rows: which rows of the batch these are, (B,) bool, where they are not all; they keep their dropout masks.
         tokens: the answer is (F, projected tokens (B, N, features)), of a network that has a projector; without dx.
+        key: of the dropout masks, (B,) int64; the training step sets it, None: no dropout.
     """
 
     x: Tensor
@@ -66,6 +68,7 @@ class Query:
     of: str = "student"
     rows: Tensor | None = None
     tokens: bool = False
+    key: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,3 +110,71 @@ class Point:
     def v(self) -> Tensor:
         """Target velocity at (x_t, t), like x_t; asked once, when it is first needed."""
         return self.velocity(self.x_t, self.t, self.y)
+
+
+class Objective:
+    """A training method: how its times come about, and its loss. Subclasses are frozen dataclasses of its constants.
+
+    A subclass sets what differs from the defaults, as a class attribute (`normals = 2`), a field or a property. It
+    draws nothing at random and knows tensors only.
+
+    Attributes:
+        conditioning: plain | expanded | auxiliary, the network's time conditions, see `facm.flow.path`.
+        normals: standard normals per sample that `times` is given.
+        terms: names of the losses that a call returns.
+        group: consecutive rows of a batch that belong together; no process or micro-batch is given a part of them.
+        ragged: whether the number of rows of its queries differs from step to step.
+    """
+
+    conditioning: str = "expanded"
+    normals: int = 1
+    terms: tuple[str, ...] = ("loss",)
+    group: int = 1
+    ragged: bool = False
+
+    @property
+    def samplers(self) -> tuple[str, ...]:
+        """Names of the samplers that fit its students; `euler` among them says that a student learns the velocity."""
+        return ("consistency",)
+
+    @property
+    def other_weights(self) -> tuple[str, ...]:
+        """Which weights its queries name in `of` beside the student's: ema, phase, target."""
+        return ()
+
+    @property
+    def target_decay(self) -> float | None:
+        """Decay per step of the weights that answer queries of "target", 0 to below 1; None: there are none."""
+        return None
+
+    @property
+    def tools(self) -> tuple[str, ...]:
+        """Names of what it needs in `point.tools`; the stage makes them (stages/distill.py)."""
+        return ()
+
+    @property
+    def module(self) -> nn.Module | None:
+        """Trained weights of its own, beside the network's."""
+        return None
+
+    @property
+    def parts(self) -> tuple[Callable[[FTheta, Point], dict[str, Tensor]], ...]:
+        """Its terms as objectives of their own, whose sum it is: with `train.lean` each has its own backward pass."""
+        return (self,)
+
+    @property
+    def learns_velocity(self) -> bool:
+        """Whether its students answer with the velocity at c_FM, so that an ODE sampler can follow it."""
+        return "euler" in self.samplers
+
+    def phase(self, progress: Progress) -> int | None:
+        """Number of the phase; where it changes, the averaged weights are copied for queries of "phase"."""
+        return None
+
+    def times(self, n: Tensor, time: TimeSampler, progress: Progress) -> dict[str, Tensor]:
+        """Standard normals n (B, normals) -> t (B,) in [0, 1] and whatever else the loss needs, by name."""
+        return {"t": time(n[:, 0])}
+
+    def __call__(self, F_theta: FTheta, point: Point) -> dict[str, Tensor]:
+        """Return the losses by term, one value per sample, (B,) each."""
+        raise NotImplementedError(f"{type(self).__name__} has no loss: define __call__(F_theta, point)")

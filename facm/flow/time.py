@@ -30,6 +30,11 @@ def uniform(n: Tensor, mean: float, std: float) -> Tensor:
     return torch.special.ndtr(n)
 
 
+def evenly(n: Tensor, num: Tensor | int) -> Tensor:
+    """Standard normals n (B,) -> whole numbers 0 .. num - 1, each as often, like n; num may differ by sample."""
+    return torch.minimum((uniform(n, 0.0, 1.0) * num).floor(), torch.as_tensor(num - 1, dtype=n.dtype, device=n.device))
+
+
 TIME_SAMPLERS: dict[str, Callable[[Tensor, float, float], Tensor]] = {
     "arctan_lognormal": arctan_lognormal,
     "logit_normal": logit_normal,

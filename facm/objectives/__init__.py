@@ -1,23 +1,15 @@
 """Training objectives, one file each; a new one is a file, a line here and a block of params.
 
-An objective is a frozen dataclass whose fields are its paper's constants, with their ranges as annotations
-(facm/runtime/ranges.py), which `check_fields` checks. It draws nothing: `times(n, time,
-progress)` turns standard normals n (B, normals) into times, `__call__(F_theta, point)` gives per-sample losses by
-term. Fields called as in SHARED come from `distill` in params.yaml, all others from `objectives.<name>`.
-
-`samplers` names those that can draw from its students; `euler` among them says that it learns the velocity.
-
-What it may have beside these: `phase(progress)`, whose changes copy the average for queries of "phase";
-`target_decay`, the decay of the network that answers queries of "target", None where it asks none; `tools`, names of
-functions that it asks of `point.tools`, which the stage makes (stages/distill.py); `module`, trained weights of its
-own; `group`, rows that belong together; `parts`, the terms apart, for `train.lean`; `ragged`, other numbers of rows in
-every step.
+An objective is a frozen dataclass, a subclass of `facm.flow.Objective`, whose fields are its paper's constants, with
+their ranges as annotations (facm/runtime/ranges.py), which `check_fields` checks. Fields called as in SHARED come from
+`distill` in params.yaml, all others from `objectives.<name>`.
 """
 
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from facm.flow.interface import Objective
 from facm.runtime import ranges
 from facm.runtime.names import refuse_unknown
 from facm.runtime.registry import Registry
@@ -40,7 +32,7 @@ OBJECTIVES = Registry(
 SHARED = ("conditioning", "alpha", "beta", "p")
 
 
-def build(name: str, constants: Mapping[str, Any], shared: Mapping[str, Any]) -> Any:
+def build(name: str, constants: Mapping[str, Any], shared: Mapping[str, Any]) -> Objective:
     """Make the objective called `name`.
 
     Args:
@@ -50,6 +42,7 @@ def build(name: str, constants: Mapping[str, Any], shared: Mapping[str, Any]) ->
 
     Raises:
         ValueError: unknown name, unknown or missing constant, or a value that breaks its rule.
+        TypeError: see `load`.
     """
     place = f"params.yaml, objectives.{name}"
     mine = field_names(name)
@@ -62,12 +55,8 @@ def build(name: str, constants: Mapping[str, Any], shared: Mapping[str, Any]) ->
     for key in own:
         if key not in constants:
             raise ValueError(f"{place}: '{key}' is missing; presets/base.yaml has its default")
-    return OBJECTIVES.load(name)(**constants, **{key: value for key, value in shared.items() if key in mine})
-
-
-def learns_velocity(objective: Any) -> bool:
-    """Whether a network that it trains answers with the velocity at c_FM, so that an ODE sampler can follow it."""
-    return "euler" in objective.samplers
+    objective: Objective = load(name)(**constants, **{key: value for key, value in shared.items() if key in mine})
+    return objective
 
 
 def ignored(name: str) -> tuple[str, ...]:
@@ -76,9 +65,25 @@ def ignored(name: str) -> tuple[str, ...]:
     return tuple(key for key in SHARED if key not in mine)
 
 
+def load(name: str) -> Any:
+    """The objective's class, imported only now.
+
+    Raises:
+        ValueError: unknown name.
+        TypeError: the class is no `Objective`.
+    """
+    found = OBJECTIVES.load(name)
+    if not (isinstance(found, type) and issubclass(found, Objective)):
+        raise TypeError(
+            f"facm/objectives/{name}.py: {OBJECTIVES[name]} must be a subclass of Objective, which has the defaults of "
+            f"all that an objective may leave out: from facm.flow import Objective; class {OBJECTIVES[name]}(Objective)"
+        )
+    return found
+
+
 def field_names(name: str) -> list[str]:
     """The fields of an objective."""
-    return [field.name for field in fields(OBJECTIVES.load(name))]
+    return [field.name for field in fields(load(name))]
 
 
 def check_fields(objective: Any) -> None:

@@ -17,14 +17,14 @@ handed in as `point.tools["lpips"]`; not the default, because it needs weights f
 """
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from torch import Tensor
 
-from facm.flow.interface import FTheta, Point, Progress, Query
+from facm.flow.interface import FTheta, Objective, Point, Progress, Query
 from facm.flow.losses import pseudo_huber, rms, squared_error
 from facm.flow.path import c_cm, endpoint, expand
-from facm.flow.time import TimeSampler, karras, time_of, uniform
+from facm.flow.time import TimeSampler, evenly, karras, time_of
 from facm.objectives import check_fields
 from facm.runtime.ranges import Conditioning, NonNegative, OneOf, Range
 
@@ -32,7 +32,7 @@ DISTANCES = ("l2", "pseudo_huber", "lpips")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CD:
+class CD(Objective):
     """The CD loss.
 
     Attributes:
@@ -57,28 +57,30 @@ class CD:
     distance: Annotated[str, OneOf(DISTANCES)] = "l2"
     c: NonNegative = 0.03
 
-    normals: ClassVar[int] = 1
-    samplers: ClassVar[tuple[str, ...]] = ("consistency",)
-    terms: ClassVar[tuple[str, ...]] = ("cd",)
+    normals = 1
+    samplers = ("consistency",)
+    terms = ("cd",)
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     @property
+    def other_weights(self) -> tuple[str, ...]:
+        return () if self.target == "online" else (self.target,)
+
+    @property
     def target_decay(self) -> float | None:
-        """The decay of the network that queries of "target" ask; None: none is asked."""
         return self.decay if self.target == "target" else None
 
     @property
     def tools(self) -> tuple[str, ...]:
-        """Which of `point.tools` are asked."""
         return ("lpips",) if self.distance == "lpips" else ()
 
     def times(self, n: Tensor, time: TimeSampler, progress: Progress) -> dict[str, Tensor]:
         """Standard normals n (B, 1) -> t and s (B,), neighbours on the grid, each pair as often; t < s <= 1."""
         sigma = karras(self.levels).flip(0).to(n.device)
         sigma[0] = 0.0
-        i = (uniform(n[:, 0], 0.0, 1.0) * (self.levels - 1)).long().clamp(max=self.levels - 2)
+        i = evenly(n[:, 0], self.levels - 1).long()
         return {"t": time_of(sigma[i + 1]).to(n.dtype), "s": time_of(sigma[i]).to(n.dtype)}
 
     def __call__(self, F_theta: FTheta, point: Point) -> dict[str, Tensor]:

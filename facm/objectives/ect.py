@@ -13,12 +13,12 @@ exp(-1.1 + 2 n), is distill.time with sampler logit_normal, mean -1.1, std 2.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from facm.flow.interface import FTheta, Point, Progress, Query
+from facm.flow.interface import FTheta, Objective, Point, Progress, Query
 from facm.flow.losses import pseudo_huber, rms
 from facm.flow.path import c_cm, endpoint, expand
 from facm.flow.time import TimeSampler, sigma_of, time_of
@@ -31,7 +31,7 @@ GAP = 1e-6  # s - t, at least
 
 
 @dataclass(frozen=True, kw_only=True)
-class ECT:
+class ECT(Objective):
     """The ECT loss.
 
     Attributes:
@@ -53,9 +53,9 @@ class ECT:
     b: NonNegative = 1.0
     c: NonNegative = 0.0
 
-    normals: ClassVar[int] = 1
-    samplers: ClassVar[tuple[str, ...]] = ("consistency",)
-    terms: ClassVar[tuple[str, ...]] = ("ct",)
+    normals = 1
+    samplers = ("consistency",)
+    terms = ("ct",)
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -12,13 +12,13 @@ denominator of eq. 18 carry none. Here: as the code, each an option.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from facm.flow.interface import FTheta, Point, Progress, Query
-from facm.flow.losses import Cosine, Reduction, norm_l2, squared_error, velocity_loss
+from facm.flow.interface import FTheta, Objective, Point, Progress, Query
+from facm.flow.losses import Cosine, Reduction, norm_l2, rms, squared_error, velocity_loss
 from facm.flow.path import c_cm, c_fm, expand
 from facm.flow.time import WEIGHTINGS, TimeSampler, weighting
 from facm.objectives import check_fields
@@ -26,7 +26,7 @@ from facm.runtime.ranges import Conditioning, Fraction, NonNegative, OneOf, Posi
 
 
 @dataclass(frozen=True, kw_only=True)
-class FACM:
+class FACM(Objective):
     """The FACM loss.
 
     Attributes:
@@ -60,8 +60,8 @@ class FACM:
     cosine: Cosine = "auto"
     cosine_eps: Positive = 1e-3
 
-    normals: ClassVar[int] = 1
-    terms: ClassVar[tuple[str, ...]] = ("fm", "cm")
+    normals = 1
+    terms = ("fm", "cm")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -124,8 +124,8 @@ class FACM:
     def watch(self, point: Point, F_cm: Tensor, dF_dt: Tensor) -> None:
         """Log the root mean squares of g and of dF_dt, which grow where the anchor is lost (Sec. 3.1.2)."""
         g = self.residual(F_cm, dF_dt, point.v, point.t)
-        point.watch("g", g.square().flatten(1).mean(1).sqrt())
-        point.watch("tangent", dF_dt.square().flatten(1).mean(1).sqrt())
+        point.watch("g", rms(g))
+        point.watch("tangent", rms(dF_dt))
 
     def fm(self, F_fm: Tensor, v: Tensor) -> Tensor:
         """Return L_FM = |F_FM - v|^2 + L_cos(F_FM, v), (B,): the anchor (Eq. 10)."""

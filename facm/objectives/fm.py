@@ -9,12 +9,11 @@ for each sample, because halves would tie the format to the order of the batch.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from facm.flow.interface import FTheta, Point, Progress, Query
+from facm.flow.interface import FTheta, Objective, Point, Progress, Query
 from facm.flow.losses import Cosine, velocity_loss
 from facm.flow.path import Condition, c_cm, c_fm
 from facm.flow.time import TimeSampler
@@ -23,7 +22,7 @@ from facm.runtime.ranges import Conditioning, Fraction, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class FM:
+class FM(Objective):
     """The flow-matching loss.
 
     Attributes:
@@ -41,9 +40,9 @@ class FM:
     cosine: Cosine = "auto"
     cosine_eps: Positive = 1e-3
 
-    normals: ClassVar[int] = 2
-    samplers: ClassVar[tuple[str, ...]] = ("euler", "heun", "dpmpp", "edm")
-    terms: ClassVar[tuple[str, ...]] = ("fm",)
+    normals = 2
+    samplers = ("euler", "heun", "dpmpp", "edm")
+    terms = ("fm",)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -64,9 +63,17 @@ class FM:
             F_theta: the network.
             point: x_t (B, ...), t and in_fm (B,) as `times` gave them, v like x_t, y (B,) or None.
         """
+        (F,) = F_theta(self.query(point))
+        return {"fm": self.loss(F, point.v)}
+
+    def query(self, point: Point) -> Query:
+        """F at c_FM or c_CM, each sample in its format."""
         c = self.condition(point.t, point.times["in_fm"])
-        (F,) = F_theta(Query(point.x_t, c.t, point.y, c.r))
-        return {"fm": velocity_loss(F, point.v, cosine=self.cosine, eps=self.cosine_eps)}
+        return Query(point.x_t, c.t, point.y, c.r)
+
+    def loss(self, F: Tensor, v: Tensor) -> Tensor:
+        """Return |F - v|^2 + L_cos(F, v), (B,) (Eq. 10)."""
+        return velocity_loss(F, v, cosine=self.cosine, eps=self.cosine_eps)
 
     def condition(self, t: Tensor, in_fm: Tensor) -> Condition:
         """c_FM where in_fm (B,), else c_CM."""

@@ -13,12 +13,11 @@ distilling an Euler step of the teacher. distill.time has no part in it: the met
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from facm.flow.interface import FTheta, Point, Progress, Query
+from facm.flow.interface import FTheta, Objective, Point, Progress, Query
 from facm.flow.losses import pseudo_huber, rms
 from facm.flow.path import c_cm, endpoint, expand
 from facm.flow.time import TimeSampler, karras, sigma_of, time_of
@@ -27,7 +26,7 @@ from facm.runtime.ranges import Conditioning, Count, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class ICT:
+class ICT(Objective):
     """The iCT loss.
 
     Attributes:
@@ -49,9 +48,9 @@ class ICT:
     std: Positive = 2.0
     huber: Positive = 0.00054
 
-    normals: ClassVar[int] = 1
-    samplers: ClassVar[tuple[str, ...]] = ("consistency",)
-    terms: ClassVar[tuple[str, ...]] = ("ct",)
+    normals = 1
+    samplers = ("consistency",)
+    terms = ("ct",)
 
     def __post_init__(self) -> None:
         check_fields(self)

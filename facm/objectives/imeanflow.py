@@ -11,11 +11,10 @@ methods (distill.w); a second head for dx/dt, the paper's other choice, because 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
-from facm.flow.interface import FTheta, Point, Progress, Query
+from facm.flow.interface import FTheta, Objective, Point, Progress, Query
 from facm.flow.losses import Reduction, norm_l2, rms, squared_error
 from facm.flow.path import expand
 from facm.flow.time import TimeSampler, two_times
@@ -24,7 +23,7 @@ from facm.runtime.ranges import Fraction, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class IMeanFlow:
+class IMeanFlow(Objective):
     """The improved MeanFlow loss.
 
     Attributes:
@@ -42,10 +41,10 @@ class IMeanFlow:
     norm_c: Positive = 0.01
     norm_q: Fraction = 1.0
 
-    conditioning: ClassVar[str] = "auxiliary"
-    normals: ClassVar[int] = 3
-    samplers: ClassVar[tuple[str, ...]] = ("consistency", "jumps", "euler", "heun")
-    terms: ClassVar[tuple[str, ...]] = ("imeanflow",)
+    conditioning = "auxiliary"
+    normals = 3
+    samplers = ("consistency", "jumps", "euler", "heun")
+    terms = ("imeanflow",)
 
     def __post_init__(self) -> None:
         check_fields(self)

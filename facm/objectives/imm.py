@@ -26,13 +26,13 @@ F(x, t, t) is never asked: the network keeps no velocity of its own.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from facm.flow.interface import FTheta, Point, Progress, Query
+from facm.flow.interface import FTheta, Objective, Point, Progress, Query
 from facm.flow.losses import rms
 from facm.flow.path import expand
 from facm.flow.time import TimeSampler, sigma_of, time_of, uniform
@@ -41,7 +41,7 @@ from facm.runtime.ranges import Count, Fraction, NonNegative, Positive, Range, S
 
 
 @dataclass(frozen=True, kw_only=True)
-class IMM:
+class IMM(Objective):
     """The IMM loss.
 
     Attributes:
@@ -68,10 +68,10 @@ class IMM:
     b: float = 4.0
     eps: Positive = 1e-8
 
-    conditioning: ClassVar[str] = "auxiliary"
-    normals: ClassVar[int] = 2
-    samplers: ClassVar[tuple[str, ...]] = ("consistency", "jumps")
-    terms: ClassVar[tuple[str, ...]] = ("mmd",)
+    conditioning = "auxiliary"
+    normals = 2
+    samplers = ("consistency", "jumps")
+    terms = ("mmd",)
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -12,11 +12,10 @@ The paper guides its target from scratch by itself: distill.scratch_form `mixed`
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
-from facm.flow.interface import FTheta, Point, Progress, Query
+from facm.flow.interface import FTheta, Objective, Point, Progress, Query
 from facm.flow.losses import Reduction, norm_l2, rms, squared_error
 from facm.flow.path import expand
 from facm.flow.time import TimeSampler, two_times
@@ -25,7 +24,7 @@ from facm.runtime.ranges import Fraction, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeanFlow:
+class MeanFlow(Objective):
     """The MeanFlow loss.
 
     Attributes:
@@ -43,10 +42,10 @@ class MeanFlow:
     norm_c: Positive = 1e-3
     norm_q: Fraction = 1.0
 
-    conditioning: ClassVar[str] = "auxiliary"
-    normals: ClassVar[int] = 3
-    samplers: ClassVar[tuple[str, ...]] = ("consistency", "jumps", "euler", "heun")
-    terms: ClassVar[tuple[str, ...]] = ("meanflow",)
+    conditioning = "auxiliary"
+    normals = 3
+    samplers = ("consistency", "jumps", "euler", "heun")
+    terms = ("meanflow",)
 
     def __post_init__(self) -> None:
         check_fields(self)

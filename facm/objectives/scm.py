@@ -22,21 +22,21 @@ learned by logvar(t); FACM's code has none.
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
-from facm.flow.interface import FTheta, Point, Progress, Query
+from facm.flow.interface import FTheta, Objective, Point, Progress, Query
 from facm.flow.losses import rms, squared_error
 from facm.flow.path import c_cm, expand
-from facm.flow.time import WEIGHTINGS, TimeSampler, weighting
+from facm.flow.time import WEIGHTINGS, weighting
 from facm.objectives import check_fields
 from facm.runtime.ranges import Conditioning, Count, Fraction, OneOf, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class SCM:
+class SCM(Objective):
     """The sCM loss.
 
     Attributes:
@@ -65,9 +65,9 @@ class SCM:
     weight: Literal["sample", "batch", "none"] = "sample"
     width: Count = 256
 
-    normals: ClassVar[int] = 1
-    samplers: ClassVar[tuple[str, ...]] = ("consistency",)
-    terms: ClassVar[tuple[str, ...]] = ("cm",)
+    normals = 1
+    samplers = ("consistency",)
+    terms = ("cm",)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -76,10 +76,6 @@ class SCM:
     def module(self) -> "AdaptiveWeight | None":
         """The weight's network, trained with the student; None where nothing is learned."""
         return None if self.weight == "none" else AdaptiveWeight(self.width)
-
-    def times(self, n: Tensor, time: TimeSampler, progress: Progress) -> dict[str, Tensor]:
-        """Standard normals n (B, 1) -> t (B,)."""
-        return {"t": time(n[:, 0])}
 
     def __call__(self, F_theta: FTheta, point: Point) -> dict[str, Tensor]:
         """Return L, (B,).

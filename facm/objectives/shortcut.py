@@ -23,21 +23,21 @@ Published code: clips x_t + d s1 and the target to [-4, 4]. Here: not.
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from facm.flow.interface import FTheta, Point, Progress, Query
+from facm.flow.interface import FTheta, Objective, Point, Progress, Query
 from facm.flow.losses import rms, squared_error
 from facm.flow.path import expand
-from facm.flow.time import TimeSampler, uniform
+from facm.flow.time import TimeSampler, evenly
 from facm.objectives import check_fields
 from facm.runtime.ranges import Fraction, Range
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shortcut:
+class Shortcut(Objective):
     """The shortcut loss.
 
     Attributes:
@@ -55,14 +55,18 @@ class Shortcut:
     target: Literal["ema", "online"] = "ema"
     flow_times: Literal["grid", "time"] = "grid"
 
-    conditioning: ClassVar[str] = "auxiliary"
-    ragged: ClassVar[bool] = True
-    normals: ClassVar[int] = 3
-    samplers: ClassVar[tuple[str, ...]] = ("consistency", "jumps", "euler", "heun")
-    terms: ClassVar[tuple[str, ...]] = ("fm", "bootstrap")
+    conditioning = "auxiliary"
+    ragged = True
+    normals = 3
+    samplers = ("consistency", "jumps", "euler", "heun")
+    terms = ("fm", "bootstrap")
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    @property
+    def other_weights(self) -> tuple[str, ...]:
+        return ("ema",) if self.target == "ema" else ()
 
     def times(self, n: Tensor, time: TimeSampler, progress: Progress) -> dict[str, Tensor]:
         """Standard normals n (B, 3) -> t and d, each (B,); d is 0 or a power of two, t then a multiple of 2d.
@@ -71,9 +75,9 @@ class Shortcut:
         """
         bound = torch.special.ndtri(torch.tensor(self.bootstrap, dtype=torch.float64)).item()
         powers = torch.tensor([0.5**k for k in range(1, self.levels + 1)], dtype=n.dtype, device=n.device)
-        d = powers[whole(n[:, 2], self.levels).long()]
-        t = whole(n[:, 1], 0.5 / d) * 2 * d  # 1 / 2d jumps of 2d
-        t_flow = whole(n[:, 1], 2**self.levels) / 2**self.levels if self.flow_times == "grid" else time(n[:, 1])
+        d = powers[evenly(n[:, 2], self.levels).long()]
+        t = evenly(n[:, 1], 0.5 / d) * 2 * d  # 1 / 2d jumps of 2d
+        t_flow = evenly(n[:, 1], 2**self.levels) / 2**self.levels if self.flow_times == "grid" else time(n[:, 1])
         jumps = n[:, 0] < bound
         return {"t": torch.where(jumps, t, t_flow), "d": torch.where(jumps, d, 0.0)}
 
@@ -121,8 +125,3 @@ class Shortcut:
         point.watch("g", rms(F - target))
         tangent = rms(F_s - F) / torch.where(d > 0, d, math.inf)
         point.watch("tangent", tangent / self.bootstrap if self.bootstrap > 0 else tangent)
-
-
-def whole(n: Tensor, num: Tensor | int) -> Tensor:
-    """Standard normals n (B,) -> whole numbers 0 .. num - 1, each as often, like n; num may differ by sample."""
-    return torch.minimum((uniform(n, 0.0, 1.0) * num).floor(), torch.as_tensor(num - 1, dtype=n.dtype, device=n.device))

@@ -28,21 +28,21 @@ Published code: distils from a teacher only. Here: from scratch too; the first p
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from facm.flow.interface import FTheta, Point, Progress, Query
+from facm.flow.interface import FTheta, Objective, Point, Progress, Query
 from facm.flow.losses import rms, squared_error
 from facm.flow.path import c_cm, expand
-from facm.flow.time import TimeSampler, uniform
+from facm.flow.time import TimeSampler, evenly
 from facm.objectives import check_fields
 from facm.runtime.ranges import Conditioning, Count, Range
 
 
 @dataclass(frozen=True, kw_only=True)
-class TRACT:
+class TRACT(Objective):
     """The TRACT loss.
 
     Attributes:
@@ -64,9 +64,9 @@ class TRACT:
     self_teacher: Literal["target", "online", "ema"] = "target"
     decay: Annotated[float, Range(0, 0.9999)] = 0.5
 
-    normals: ClassVar[int] = 1
-    samplers: ClassVar[tuple[str, ...]] = ("consistency",)
-    terms: ClassVar[tuple[str, ...]] = ("tract",)
+    normals = 1
+    samplers = ("consistency",)
+    terms = ("tract",)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -83,8 +83,11 @@ class TRACT:
             )
 
     @property
+    def other_weights(self) -> tuple[str, ...]:
+        return ("phase",) if self.self_teacher == "online" else ("phase", self.self_teacher)
+
+    @property
     def target_decay(self) -> float | None:
-        """The decay of the network that queries of "target" ask; None: none is asked."""
         return self.decay if self.self_teacher == "target" else None
 
     def phase(self, progress: Progress) -> int:
@@ -98,7 +101,7 @@ class TRACT:
         """
         phase = self.phase(progress)
         steps, segments = (self.grid, *self.segments)[phase : phase + 2]
-        index = (uniform(n[:, 0], 0.0, 1.0) * steps).floor().clamp(max=steps - 1)
+        index = evenly(n[:, 0], steps)
         end = torch.div(index, steps // segments, rounding_mode="floor") + 1
         return {"t": index / steps, "s": (index + 1) / steps, "e": end / segments}
 

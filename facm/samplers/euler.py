@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from facm.flow.path import Condition, c_fm
+from facm.flow.guidance import cond_and_uncond, guided, velocity_condition
 from facm.flow.time import shift
 from facm.runtime.ranges import Conditioning, Count, Fraction, NonNegative, Scale, check_fields
 
@@ -28,8 +28,7 @@ class Euler:
         t_high: the upper end.
         shift: s of the time grid s t / (1 + (s - 1) t); s < 1 puts more steps near the noise, 0 and 1: uniform.
         conditioning: of the network, see `facm.flow.path`.
-        condition: fm: v is asked at c_FM; t: an expanded network is asked at t, as teachers are, which are velocities
-            there. Plain and auxiliary networks have one condition for v, t and (t, r = t).
+        condition: fm | t, see `facm.flow.guidance.velocity_condition`.
 
     Raises:
         ValueError: a value outside its range; the message names value and rule.
@@ -94,19 +93,9 @@ class Euler:
         self, F: Callable[..., Tensor], x: Tensor, t: float, y: Tensor | None, null: int | None
     ) -> tuple[Tensor, int]:
         """v at (x, t), like x, and the evaluations it took: two where guided, in one call with rows [cond; uncond]."""
-        guided = self.w > 1 and self.t_low <= t <= self.t_high and y is not None and null is not None
-        rows = torch.cat([x, x]) if guided else x
-        labels = torch.cat([y, torch.full_like(y, null)]) if guided else y  # type: ignore[arg-type, list-item]
-        times = torch.full(rows.shape[:1], t, dtype=torch.float32, device=x.device)
-        c = self._condition(times)
-        v = F(rows.float(), c.t, labels, c.r).to(x.dtype)
-        if not guided:
-            return v, 1
-        v_cond, v_uncond = v.chunk(2)
-        return v_uncond + self.w * (v_cond - v_uncond), 2
-
-    def _condition(self, t: Tensor) -> Condition:
-        """The time arguments that ask for v."""
-        if self.condition == "t" and self.conditioning == "expanded":
-            return Condition(t, None)
-        return c_fm(t, self.conditioning)
+        t_rows = torch.full(x.shape[:1], t, dtype=torch.float32, device=x.device)
+        c = velocity_condition(t_rows, self.conditioning, self.condition)
+        if self.w == 1 or not self.t_low <= t <= self.t_high or y is None or null is None:
+            return F(x.float(), c.t, y, c.r).to(x.dtype), 1
+        v_cond, v_uncond = cond_and_uncond(F, x.float(), c, y, torch.full_like(y, null))
+        return guided(v_cond.to(x.dtype), v_uncond.to(x.dtype), self.w), 2

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from facm.data.latents.store import LatentSet
 from facm.data.latents.tokens import TokenSet
-from facm.flow.interface import Progress
+from facm.flow.interface import Objective, Progress
 from facm.flow.time import TimeSampler
 from facm.networks import checkpoint
 from facm.networks.ema import PowerEMA, TargetEMA
@@ -29,7 +29,7 @@ from facm.runtime.signals import StopSignals
 from facm.training.batch import Batch, draw
 from facm.training.passes import EAGER, Passes, Plan, prepare
 from facm.training.step import Step
-from facm.training.target_velocity import Source
+from facm.training.target_velocity import TargetVelocity
 
 PATIENCE = 10  # non-finite steps in a row that stop a run
 LOOKS = 10  # at the velocity error, per line of the log
@@ -45,10 +45,10 @@ class Job:
 
     name: str
     network: nn.Module
-    objective: Any
+    objective: Objective
     latents: LatentSet
     settings: Training
-    source: Source
+    velocity: TargetVelocity
     runtime: Runtime
     plan: Plan = EAGER
     derivative: str = "dual"
@@ -111,7 +111,7 @@ class _Loop:
 
     def __init__(self, job: Job, work: Work, log_folder: str):
         self.job, self.work, settings = job, work, job.settings
-        check_batch(job.name, settings.batch_size, getattr(job.objective, "group", 1), job.plan.accumulate)
+        check_batch(job.name, settings.batch_size, job.objective.group, job.plan.accumulate)
         passes = prepare(job.network.train(), job.plan, job.derivative)
         self.network = passes.network
         time = TimeSampler(settings.time.sampler, settings.time.mean, settings.time.std)
@@ -119,7 +119,7 @@ class _Loop:
         self.training_step = Step(
             passes,
             job.objective,
-            job.source,
+            job.velocity,
             time,
             job.plan,
             null=null,
@@ -149,8 +149,7 @@ class _Loop:
         settings, self.step = self.job.settings, self.step + 1
         objective, progress = self.job.objective, Progress(self.step, settings.steps)
         self._enter_phase(progress)
-        group = getattr(objective, "group", 1)
-        batch = draw(self.job.latents, settings, objective.normals, self.step, group, self.job.tokens)
+        batch = draw(self.job.latents, settings, objective.normals, self.step, objective.group, self.job.tokens)
         shares = self.training_step.gradients(batch, progress)
         stop = torch.tensor(float(bool(stopped) or self.work.orphaned), device=batch.x0.device)
         told = dist.sum_(torch.stack([*shares.values(), stop])).tolist()
@@ -205,8 +204,8 @@ class _Loop:
             return []
         own = self.network.state_dict()
         self.network.load_state_dict({n: dist.sharded_like(tensor, own[n]) for n, tensor in state["network"].items()})
-        if state["module"]:
-            self.job.objective.module.load_state_dict(state["module"])
+        if (module := self.job.objective.module) is not None:
+            module.load_state_dict(state["module"])
         for i, moments in state["optimizer"]["state"].items():
             moments.update({n: dist.sharded_like(tensor, self.parameters[i]) for n, tensor in moments.items()})
         self.optimizer.load_state_dict(state["optimizer"])
@@ -224,12 +223,12 @@ class _Loop:
         return state["rows"]
 
     def _module_state(self) -> dict[str, Tensor]:
-        module = getattr(self.job.objective, "module", None)
+        module = self.job.objective.module
         return module.state_dict() if module is not None else {}
 
     def _make_target(self) -> TargetEMA | None:
         """The target network, where the objective states its decay."""
-        decay = getattr(self.job.objective, "target_decay", None)
+        decay = self.job.objective.target_decay
         if decay is None:
             return None
         self._refuse_sharded()
@@ -237,9 +236,9 @@ class _Loop:
 
     def _enter_phase(self, progress: Progress) -> None:
         """Copy the averaged weights where the objective begins another phase."""
-        phase = getattr(self.job.objective, "phase", None)
-        if phase is not None and phase(progress) != self.phase:
-            self.phase = phase(progress)
+        phase = self.job.objective.phase(progress)
+        if phase is not None and phase != self.phase:
+            self.phase = phase
             weights = self.ema.weights(self.job.settings.ema.sigma_rel)
             self.phase_weights = {name: tensor.clone() for name, tensor in weights.items()}
 

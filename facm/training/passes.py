@@ -1,19 +1,22 @@
-"""All passes of a training step through one network, as one module: tensors in, tensors out, dual numbers inside.
+"""A network's evaluations in a training step: `Passes` at queries, `Student` as an objective sees it.
 
-It is what torch.compile, activation checkpointing, DDP and FSDP2 are applied to. `Plan` says how a step is computed;
-apart from `precision` nothing in it changes a result beyond rounding.
+Passes through one network are one module, dual numbers inside, because torch.compile, activation checkpointing, DDP and
+FSDP2 are applied to modules. `Plan` says how a step is computed; apart from `precision` nothing in it changes a result
+beyond rounding.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from facm.flow.derivative import total_derivative
+from facm.flow.derivative import at_least_float32, total_derivative
+from facm.flow.interface import Answers, Network, Query
 from facm.runtime import dist
 
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
@@ -48,22 +51,8 @@ class Plan:
 EAGER = Plan()
 
 
-class Question(NamedTuple):
-    """What a network is asked once; see `facm.flow.interface.Query`."""
-
-    x: Tensor  # (B, ...)
-    t: Tensor  # (B,)
-    y: Tensor | None  # (B,)
-    r: Tensor | None  # (B,)
-    key: Tensor | None = None  # (B,) of the dropout masks
-    dx: Tensor | None = None  # like x; None: no derivative
-    dt: Tensor | None = None  # (B,)
-    dr: Tensor | None = None  # (B,)
-    tokens: bool = False
-
-
 class Passes(nn.Module):
-    """Answers questions with one network, each by F or (F, dF_dt) or (F, tokens), in float32 at least.
+    """Evaluates one network at queries: F, or (F, dF_dt), or (F, tokens) each, in float32 at least.
 
     Args:
         network: F(x, t, y, r, key), a module or a function.
@@ -75,26 +64,24 @@ class Passes(nn.Module):
         super().__init__()
         self.network, self.derivative, self.dtype = network, derivative, DTYPES[precision]
 
-    def forward(self, questions: Sequence[Question]) -> list[tuple[Tensor, ...]]:
-        """Answer in order; gradients flow to the weights where grad is enabled, never through a dF_dt."""
-        device = questions[0].x.device.type
-        with torch.autocast(device, self.dtype, enabled=self.dtype is not None):
-            return [self._answer(*question) for question in questions]
+    def forward(self, queries: Sequence[Query]) -> list[Any]:
+        """One answer per query, in order; gradients flow to the weights where grad is enabled, never through dF_dt."""
+        with torch.autocast(queries[0].x.device.type, self.dtype, enabled=self.dtype is not None):
+            return [self._answer(query) for query in queries]
 
-    def _answer(
-        self, x: Tensor, t: Tensor, y: Any, r: Any, key: Any, dx: Any, dt: Any, dr: Any, tokens: bool
-    ) -> tuple[Tensor, ...]:
-        if tokens:
-            if dx is not None or not hasattr(self.network, "with_tokens"):
+    def _answer(self, query: Query) -> Any:
+        x, t, y, r, key = query.x, query.t, query.y, query.r, query.key
+        if query.tokens:
+            if query.dx is not None or not hasattr(self.network, "with_tokens"):
                 name = type(self.network).__name__
                 raise ValueError(f"tokens go without a derivative and with a network that has a projector, got {name}")
             F, projected = _keyed(self.network.with_tokens, key, x, t, y, r)
-            return _precise(F), _precise(projected)
-        if dx is None:
-            return (_precise(_keyed(self.network, key, x, t, y, r)),)
-        network = functools.partial(_keyed, self.network, key)
-        F, dF_dt = total_derivative(network, x, t, y, r, dx=dx, dt=dt, dr=dr, method=self.derivative)
-        return _precise(F), dF_dt
+            return at_least_float32(F), at_least_float32(projected)
+        if query.dx is None:
+            return at_least_float32(_keyed(self.network, key, x, t, y, r))
+        network, dt = functools.partial(_keyed, self.network, key), 0.0 if query.dt is None else query.dt
+        F, dF_dt = total_derivative(network, x, t, y, r, dx=query.dx, dt=dt, dr=query.dr, method=self.derivative)
+        return at_least_float32(F), dF_dt
 
 
 def _keyed(network: Any, key: Tensor | None, x: Any, t: Any, y: Any, r: Any) -> Any:
@@ -102,8 +89,81 @@ def _keyed(network: Any, key: Tensor | None, x: Any, t: Any, y: Any, r: Any) -> 
     return network(x, t, y, r) if key is None else network(x, t, y, r, key)
 
 
-def _precise(F: Tensor) -> Tensor:
-    return F.to(torch.promote_types(F.dtype, torch.float32))
+Others = Mapping[str, Callable[[], Passes]]
+NO_OTHERS: Others = MappingProxyType({})
+
+
+class Student:
+    """F_theta as an objective sees it: queries in, as many answers out, in order (arXiv 2507.03738, Algorithm 1).
+
+    F has a graph where `query.grad`; dF_dt never has one. All queries share the dropout masks of their samples.
+    Paper: not said. Published code: saves and restores the state of the CUDA generator.
+
+    Args:
+        passes: through the network that is trained.
+        wrapped: the same behind DDP, for answers with a graph; None: `passes` itself.
+        others: by name ("ema", "phase", "target"), what makes the passes through other weights; called where a query
+            names them.
+
+    Attributes:
+        keys: (B,) int64 of the dropout masks, set per batch; None: no dropout.
+    """
+
+    def __init__(self, passes: Passes, *, wrapped: nn.Module | None = None, others: Others = NO_OTHERS) -> None:
+        self.passes, self.wrapped, self.others = passes, wrapped or passes, others
+        self.keys: Tensor | None = None
+        self.has_graph = False
+
+    def begin(self, keys: Tensor | None) -> None:
+        """Begin another backward pass, over a batch with these keys."""
+        self.keys, self.has_graph = keys, False
+
+    def __call__(self, *queries: Query) -> Answers:
+        """Answer the queries of one backward pass.
+
+        Raises:
+            RuntimeError: a second call with gradients; where processes share the work, they would get out of step.
+            ValueError: a query of unknown weights.
+        """
+        queries = tuple(query._replace(key=self._key(query)) for query in queries)
+        graph = [torch.is_grad_enabled() and query.grad and query.of == "student" for query in queries]
+        if any(graph) and self.has_graph:
+            raise RuntimeError("an objective asked for gradients twice: put all queries with grad in one F_theta call")
+        self.has_graph = self.has_graph or any(graph)
+        with_graph = iter(self._evaluate(self.wrapped, [q for q, wanted in zip(queries, graph, strict=True) if wanted]))
+        return tuple(
+            next(with_graph) if wanted else self._without_graph(query)
+            for query, wanted in zip(queries, graph, strict=True)
+        )
+
+    def frozen(self, of: str = "student") -> Network:
+        """F(x, t, y, r) without a graph, with the masks of the batch."""
+        return lambda x, t, y, r=None: self(Query(x, t, y, r, grad=False, of=of))[0]
+
+    @torch.no_grad()
+    def _without_graph(self, query: Query) -> Any:
+        if query.of in self.others:
+            return self._evaluate(self.others[query.of](), [query])[0]
+        if query.of != "student":
+            raise ValueError(f"a query of '{query.of}': only {', '.join(['student', *self.others])} can answer here")
+        return self._evaluate(self.passes, [query])[0]
+
+    def _evaluate(self, passes: nn.Module, queries: list[Query]) -> list[Any]:
+        if not queries:
+            return []
+        if self.passes.derivative == "dual" and any(query.dx is not None for query in queries):
+            refuse_backward_hooks(self.passes)
+        answers: list[Any] = passes(queries)
+        return answers
+
+    def _key(self, query: Query) -> Tensor | None:
+        """The dropout keys of a query's rows."""
+        keys = self.keys
+        if keys is not None and query.rows is not None:
+            keys = keys[query.rows]
+        if keys is not None and len(query.x) != len(keys):  # [conditional; unconditional] in one call
+            keys = keys.repeat(len(query.x) // len(keys))
+        return keys
 
 
 def prepare(network: nn.Module, plan: Plan, derivative: str = "dual", *, trained: bool = True) -> Passes:

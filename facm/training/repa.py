@@ -5,15 +5,15 @@ drawn to the patch tokens that a frozen encoder, DINOv2, has of the clean pictur
 lambda = 0.5, at SiT's block 8. REPA's time runs the other way; neither loss depends on that.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from facm.data.latents.tokens import TokenSet
-from facm.flow.interface import FTheta, Point, Progress, Query
-from facm.flow.time import TimeSampler
+from facm.flow.interface import FTheta, Point
+from facm.objectives.fm import FM
 
 
 def alignment(projected: Tensor, tokens: Tensor) -> Tensor:
@@ -28,63 +28,33 @@ def alignment(projected: Tensor, tokens: Tensor) -> Tensor:
     """
     if projected.shape != tokens.shape:
         raise ValueError(f"got projected tokens {tuple(projected.shape)} for an encoder's {tuple(tokens.shape)}")
-    return -(F.normalize(projected, dim=-1) * F.normalize(tokens, dim=-1)).sum(-1).mean(-1)
+    return -(normalize(projected, dim=-1) * normalize(tokens, dim=-1)).sum(-1).mean(-1)
 
 
-@dataclass(frozen=True)
-class Aligned:
-    """An objective that asks the network once, and the alignment of the network's tokens in the same pass.
+@dataclass(frozen=True, kw_only=True)
+class Aligned(FM):
+    """Flow matching and, from the same pass, the alignment of the network's tokens.
 
     Attributes:
-        objective: of one query with a gradient, such as `facm.objectives.fm.FM`.
-        coefficient: weight of the alignment, above 0.
+        coefficient: lambda, weight of the alignment, above 0.
     """
 
-    objective: Any
     coefficient: float
 
-    @property
-    def normals(self) -> int:
-        """Standard normals per sample that `times` is given."""
-        return int(self.objective.normals)
-
-    @property
-    def conditioning(self) -> str:
-        """Of the objective."""
-        return str(self.objective.conditioning)
-
-    @property
-    def samplers(self) -> tuple[str, ...]:
-        """Of the objective."""
-        return tuple(self.objective.samplers)
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """The objective's and `repa`."""
-        return (*self.objective.terms, "repa")
-
-    def times(self, n: Tensor, time: TimeSampler, progress: Progress) -> dict[str, Tensor]:
-        """The objective's times."""
-        times: dict[str, Tensor] = self.objective.times(n, time, progress)
-        return times
+    terms = ("fm", "repa")  # type: ignore[assignment]
 
     def __call__(self, F_theta: FTheta, point: Point) -> dict[str, Tensor]:
-        """Return the objective's losses and `repa`, coefficient times the alignment, (B,) each.
+        """Return flow matching's loss, and `coefficient` times the alignment, (B,) each.
 
         Args:
-            F_theta: a network that answers queries for tokens.
-            point: what the objective needs; `tools["tokens"]()` are the encoder's, (B, N, features).
+            F_theta: a network that has a projector.
+            point: what flow matching needs; `tools["tokens"]()` are the encoder's, (B, N, features).
         """
-        seen: list[Tensor] = []
-
-        def asked(query: Query) -> tuple[Tensor]:
-            ((answer, projected),) = F_theta(Query(query.x, query.t, query.y, query.r, tokens=True))
-            seen.append(projected)
-            return (answer,)
-
-        losses = self.objective(asked, point)
-        (projected,) = seen
-        return {**losses, "repa": self.coefficient * alignment(projected, point.tools["tokens"]())}
+        ((F, projected),) = F_theta(self.query(point)._replace(tokens=True))
+        return {
+            "fm": self.loss(F, point.v),
+            "repa": self.coefficient * alignment(projected, point.tools["tokens"]()),
+        }
 
 
 def wanted(network: nn.Module) -> bool:
@@ -92,8 +62,8 @@ def wanted(network: nn.Module) -> bool:
     return getattr(network, "projectors", None) is not None
 
 
-def aligned(objective: Any, network: nn.Module, tokens: TokenSet | None) -> Any:
-    """The objective as it stands for a network without a projector, else with the alignment beside it.
+def aligned(objective: FM, network: nn.Module, tokens: TokenSet | None) -> FM:
+    """The objective itself for a network without a projector, else with the alignment beside it.
 
     Args:
         objective: of pretraining.
@@ -105,7 +75,7 @@ def aligned(objective: Any, network: nn.Module, tokens: TokenSet | None) -> Any:
     """
     refuse_unfit(network, None if tokens is None else tokens.shape)
     place: Any = network
-    return Aligned(objective, place.coefficient) if wanted(network) else objective
+    return Aligned(**asdict(objective), coefficient=place.coefficient) if wanted(network) else objective
 
 
 def refuse_unfit(network: nn.Module, shape: tuple[int, ...] | None) -> None:

@@ -4,6 +4,7 @@ Costs, in forward passes F of one batch (arXiv 2507.03738, Algorithm 1): guided 
 backward 4, where a is attention's share of F; three plain flow-matching steps.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,14 +16,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from facm.flow import path
-from facm.flow.interface import Point, Progress
+from facm.flow.interface import Objective, Point, Progress
 from facm.flow.losses import rms
 from facm.flow.time import TimeSampler
 from facm.runtime import dist
 from facm.training.batch import Batch
-from facm.training.passes import EAGER, Passes, Plan
-from facm.training.student import NONE, Student
-from facm.training.target_velocity import Source
+from facm.training.passes import EAGER, NO_OTHERS, Passes, Plan, Student
+from facm.training.target_velocity import TargetVelocity
 
 NO_TOOLS: Mapping[str, Callable[..., Any]] = MappingProxyType({})
 
@@ -33,7 +33,7 @@ class Step:
     Args:
         passes: through the student's network, as `facm.training.passes.prepare` made them from `plan`.
         objective: see facm/objectives.
-        source: where the target velocity comes from.
+        velocity: the target velocity.
         time: sampler of times.
         plan: see `facm.training.passes.Plan`.
         null: the label that stands for none; None without classes.
@@ -49,21 +49,21 @@ class Step:
     def __init__(
         self,
         passes: Passes,
-        objective: Any,
-        source: Source,
+        objective: Objective,
+        velocity: TargetVelocity,
         time: TimeSampler,
         plan: Plan = EAGER,
         *,
         null: int | None = None,
-        others: Mapping[str, Callable[[], Passes]] = NONE,
+        others: Mapping[str, Callable[[], Passes]] = NO_OTHERS,
         tools: Mapping[str, Callable[..., Any]] = NO_TOOLS,
         watch_every: int = 0,
     ) -> None:
-        self.objective, self.source, self.time, self.plan, self.null = objective, source, time, plan, null
+        self.objective, self.velocity, self.time, self.plan, self.null = objective, velocity, time, plan, null
         self.watch_every, self.tools = watch_every, tools
-        if missing := [name for name in getattr(objective, "tools", ()) if name not in tools]:
+        if missing := [name for name in objective.tools if name not in tools]:
             raise ValueError(f"{type(objective).__name__} asks for the tools {', '.join(missing)}: none were given")
-        module: nn.Module | None = getattr(objective, "module", None)  # what is trained besides the network
+        module = objective.module
         if plan.sharded and module is not None:
             raise ValueError("params.yaml, train.parallel: fsdp does not fit an objective with weights of its own: ddp")
         self.own = list(module.to(dist.device()).parameters()) if module is not None else []
@@ -91,9 +91,9 @@ class Step:
 
         for parameter in self.parameters:
             parameter.grad = None
-        parts = getattr(self.objective, "parts", (self.objective,)) if self.plan.lean else (self.objective,)
+        parts = self.objective.parts if self.plan.lean else (self.objective,)
         last = self.plan.accumulate * len(parts) - 1
-        for i, rows in enumerate(batch.split(self.plan.accumulate, getattr(self.objective, "group", 1))):
+        for i, rows in enumerate(batch.split(self.plan.accumulate, self.objective.group)):
             point = self._point(rows, progress, watch)
             if looked:
                 watch("velocity_error", self._velocity_error(point))
@@ -127,7 +127,12 @@ class Step:
             x_t=path.interpolate(rows.x0, rows.x1, times["t"]),
             y=rows.y,
             times=times,
-            velocity=self.source(rows.x1 - rows.x0, self.student.frozen(), self.student.frozen("ema")),
+            velocity=functools.partial(
+                self.velocity,
+                u=rows.x1 - rows.x0,
+                online=self.student.frozen(),
+                ema=self.student.frozen("ema"),
+            ),
             progress=progress,
             null=self.null,
             tools={**self.tools, **({} if rows.tokens is None else {"tokens": lambda: rows.tokens})},

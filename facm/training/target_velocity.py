@@ -1,61 +1,75 @@
-"""Where the velocity of a training step comes from: the data, a teacher, or the student itself (Eq. 1 and 9).
+"""The target velocity v of a training step: from the data, a teacher, or the network itself (Eq. 1 and 9)."""
 
-A source is called once per step with what only that step knows, and answers with the velocity field of the batch.
-"""
-
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from facm.flow.guidance import Guidance
-from facm.flow.interface import Network
-from facm.training.passes import EAGER, Plan, Question, prepare
-
-Velocity = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""(x (B, ...), t (B,), y (B,) or None) -> v like x, without a graph."""
+from facm.flow.interface import Network, Query
+from facm.training.passes import EAGER, Passes, Plan, prepare
 
 
-class Source(Protocol):
-    """A source of velocities."""
+class TargetVelocity(Protocol):
+    """A velocity field (x, t, y) -> v, given what only the training step knows."""
 
-    def __call__(self, u: Tensor, network: Network, averaged: Network, /) -> Velocity:
-        """Return the velocity field of one batch.
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None, *, u: Tensor, online: Network, ema: Network) -> Tensor:
+        """Return v like x (B, ...), without a graph.
 
         Args:
-            u: conditional velocity x1 - x0 of the batch (B, ...).
-            network: the online network.
-            averaged: the same with averaged weights.
+            x: (B, ...).
+            t: (B,) in [0, 1].
+            y: (B,) int64, or None.
+            u: conditional velocity x1 - x0 of the batch, like x.
+            online: the network that is trained.
+            ema: the same with averaged weights.
         """
 
 
-def data() -> Source:
+@dataclass(frozen=True)
+class Data:
     """Plain flow matching: v = x1 - x0 (Eq. 1)."""
-    return lambda u, network, averaged: lambda x, t, y: u
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None, *, u: Tensor, online: Network, ema: Network) -> Tensor:
+        """See `TargetVelocity`."""
+        return u
 
 
-def teacher(network: nn.Module, guidance: Guidance, plan: Plan = EAGER) -> Source:
-    """Distillation: the guided velocity of a frozen network in eval mode (Eq. 9), computed as planned."""
-    passes = prepare(network.eval().requires_grad_(False), plan, trained=False)
+@dataclass(frozen=True)
+class Teacher:
+    """Distillation: the guided velocity of a frozen network (Eq. 9); made by `teacher`."""
+
+    passes: Passes
+    guidance: Guidance
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None, *, u: Tensor, online: Network, ema: Network) -> Tensor:
+        """See `TargetVelocity`."""
+        return self.guidance.distilled(self.frozen, x, t, y)
 
     @torch.no_grad()
-    def frozen(x: Tensor, t: Tensor, y: Tensor | None, r: Tensor | None = None) -> Tensor:
-        return passes([Question(x, t, y, r)])[0][0]
+    def frozen(self, x: Tensor, t: Tensor, y: Tensor | None, r: Tensor | None = None) -> Tensor:
+        """The teacher, like x."""
+        (F,) = self.passes([Query(x, t, y, r)])
+        return F
 
-    return lambda u, online, averaged: lambda x, t, y: guidance.distilled(frozen, x, t, y)
+
+def teacher(network: nn.Module, guidance: Guidance, plan: Plan = EAGER) -> Teacher:
+    """Freeze a network, in eval mode, and prepare its passes as planned."""
+    return Teacher(prepare(network.eval().requires_grad_(False), plan, trained=False), guidance)
 
 
-def scratch(guidance: Guidance, source: str = "online") -> Source:
+@dataclass(frozen=True)
+class Scratch:
     """From scratch: x1 - x0, guided by the network that is being trained (Eq. 9).
 
-    Args:
-        guidance: its constants.
-        source: online | ema, which network gives v_cond and v_uncond.
+    Attributes:
+        source: online | ema, which weights give v_cond and v_uncond.
     """
 
-    def velocity(u: Tensor, online: Network, averaged: Network) -> Velocity:
-        network = averaged if source == "ema" else online
-        return lambda x, t, y: guidance.scratch(network, x, t, y, u=u)
+    guidance: Guidance
+    source: str = "online"
 
-    return velocity
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None, *, u: Tensor, online: Network, ema: Network) -> Tensor:
+        """See `TargetVelocity`."""
+        return self.guidance.scratch(ema if self.source == "ema" else online, x, t, y, u=u)

@@ -208,7 +208,7 @@ def test_a_killed_training_goes_on_with_the_weights_network_and_its_moments(tmp_
     def loop(key: str) -> train._Loop:
         data, p = Points(), parsed(distill__steps=4, distill__batch_size=8)
         network = randomised(MLP(shape=(2,), num_classes=3, hidden=8, depth=1))
-        job = train.Job("distill", network, SCM(width=8), data, p.distill, target_velocity.data(), p.runtime)
+        job = train.Job("distill", network, SCM(width=8), data, p.distill, target_velocity.Data(), p.runtime)
         return train._Loop(job, Work("distill", key, tmp_path), str(tmp_path / key))
 
     def state(run: train._Loop) -> list[torch.Tensor]:
