@@ -420,3 +420,9 @@ def test_the_students_value_and_total_derivative_are_the_published_ones(folder, 
     ((F_cm, dF_dt),) = student(Query(x_t, c.t, g["y"], c.r, dx=v, dt=1.0))
     for got, want in [(F_cm, g[f"{folder}/F_cm"]), (dF_dt, g[f"{folder}/dFdt"])]:
         assert (got - want).norm() < 1e-5 * want.norm()
+
+
+@pytest.mark.parametrize("name", ["check_number", "check_choice"])
+def test_a_stale_import_says_what_took_its_place(name: str) -> None:
+    with pytest.raises(ImportError, match=rf"{name} is gone: annotate the field .* check_fields\(self\)"):
+        exec(f"from facm.objectives import {name}")

@@ -90,3 +90,12 @@ def check_fields(objective: Any) -> None:
     """Raise ValueError for the first field of an objective that its annotation forbids; for `__post_init__`."""
     name = type(objective).__module__.rpartition(".")[2]
     ranges.check_fields(objective, lambda field: f"{'distill' if field in SHARED else f'objectives.{name}'}.{field}")
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("check_number", "check_choice"):  # what an objective of a user's own may still import
+        raise ImportError(
+            f"facm.objectives.{name} is gone: annotate the field (`gap: Fraction = 0.05`, facm/runtime/ranges.py) and "
+            "call check_fields(self) in __post_init__, see docs/objective.md"
+        )
+    raise AttributeError(f"module 'facm.objectives' has no attribute '{name}'")
