@@ -276,7 +276,7 @@ def test_the_defaults_of_the_fields_are_those_of_base_yaml(name):
 
 
 def test_a_class_that_is_no_objective_is_refused_with_the_base_to_take(monkeypatch):
-    monkeypatch.setitem(objectives.OBJECTIVES, "fm", "Condition")
+    monkeypatch.setitem(objectives.OBJECTIVES._classes, "fm", "Condition")
     with pytest.raises(TypeError, match=r"facm/objectives/fm.py: Condition must be a subclass of Objective.*from facm"):
         objectives.load("fm")
 

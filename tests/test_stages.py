@@ -19,6 +19,7 @@ from facm.data.latents.store import LatentSet
 from facm.inference.samples import load_samples
 from facm.networks import checkpoint
 from facm.runtime import params
+from facm.runtime.files import sha256
 from facm.training import loop as train
 from stages import baseline, distill, evaluate, sample, teacher
 
@@ -228,6 +229,8 @@ def break_student(value: float) -> None:
     """Give the student weights that answer with no number."""
     path = Path("data/student/model.safetensors")
     save_file({name: torch.full_like(tensor, value) for name, tensor in load_file(path).items()}, path)
+    described = path.with_name("config.json")
+    described.write_text(json.dumps(json.loads(described.read_text()) | {"sha256": sha256(path)}))
 
 
 def test_pictures_that_are_not_finite_end_the_stage_or_are_recorded(here: Path, capsys) -> None:
