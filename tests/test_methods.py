@@ -68,10 +68,10 @@ def test_two_steps_move_every_weight_and_log_what_collapse_shows_by(name, backbo
     before = copy.deepcopy(network.state_dict())
     p = parsed(distill__steps=2, distill__batch_size=8, distill__dropout=0.1)
     work, log = Work("distill", "k", tmp_path), str(tmp_path / "log")
-    loop = train._Loop(train.Job("distill", network, objective, data, p.distill, velocity, p.runtime), work, log)
+    loop = train.Loop(train.Job("distill", network, objective, data, p.distill, velocity, p.runtime), work, log)
     loop.advance()
     loop.advance()
-    assert loop.skipped == 0
+    assert loop.state.skipped == 0
     unmoved = [key for key, weight in network.named_parameters() if torch.equal(weight, before[key])]
     if name in ("shortcut", "cd"):  # no row may have been drawn at which a small piece is asked
         unmoved = [key for key in unmoved if not key.startswith(("y_embedder", "r_embedder"))]

@@ -288,10 +288,10 @@ def test_two_steps_of_facm_move_every_weight(name: str, backbone: str, condition
     before = {key: weight.clone() for key, weight in network.named_parameters()}
     p = parsed(distill__steps=2, runtime__log_every=2)
     job = train.Job("distill", network, objective, data, p.distill, velocity, p.runtime)
-    loop = train._Loop(job, Work("distill", "k", tmp_path), str(tmp_path / "log"))
+    loop = train.Loop(job, Work("distill", "k", tmp_path), str(tmp_path / "log"))
     loop.advance()
     loop.advance()
-    assert loop.skipped == 0 and all(map(math.isfinite, loop.log.rows[-1].values()))
+    assert loop.state.skipped == 0 and all(map(math.isfinite, loop.log.rows[-1].values()))
     assert [key for key, weight in network.named_parameters() if torch.equal(weight, before[key])] == []
 
 

@@ -158,7 +158,7 @@ def test_what_does_not_fit_together_is_told_before_work(tmp_path: Path) -> None:
 # Its way through a training step
 
 
-def loop(folder: Path, network: nn.Module, plan: Plan, **changes: Any) -> train._Loop:
+def loop(folder: Path, network: nn.Module, plan: Plan, **changes: Any) -> train.Loop:
     latents = LatentSet.open(folder / "latents")
     p = parsed(**({"teacher__steps": 8, "teacher__batch_size": 8} | changes))
     found = find(folder / "latents")
@@ -166,7 +166,7 @@ def loop(folder: Path, network: nn.Module, plan: Plan, **changes: Any) -> train.
     job = train.Job(
         "teacher", network, objective, latents, p.teacher, target_velocity.Data(), p.runtime, plan, tokens=found
     )
-    return train._Loop(job, Work("teacher", "k", folder), str(folder / "log"))
+    return train.Loop(job, Work("teacher", "k", folder), str(folder / "log"))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_pretraining_moves_every_weight_and_aligns(plan: Plan, tmp_path: Path) -
     for _ in range(8):
         run.advance()
     rows = run.log.rows if run.log is not None else []
-    assert run.skipped == 0 and {"loss_fm", "loss_repa", "velocity_error"} <= rows[0].keys()
+    assert run.state.skipped == 0 and {"loss_fm", "loss_repa", "velocity_error"} <= rows[0].keys()
     assert [name for name, weight in trained.named_parameters() if torch.equal(weight, before[name])] == []
     assert rows[-1]["loss_repa"] < rows[0]["loss_repa"] - 0.05, "drawn to the tokens"
     assert -0.5 <= rows[-1]["loss_repa"] <= 0.5, "coefficient 0.5"

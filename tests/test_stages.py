@@ -159,14 +159,14 @@ def test_a_student_starts_from_another_checkpoint_than_its_teachers(here: Path) 
 
 def test_a_stopped_stage_goes_on_where_it_was_and_other_params_start_afresh(here: Path, monkeypatch, capsys) -> None:
     whole = {path.name: path.read_bytes() for path in written(here)}
-    advance = train._Loop.advance
+    advance = train.Loop.advance
 
-    def killed(loop: train._Loop, stopped: list[int]) -> bool:
-        if loop.step == 3:
+    def killed(loop: train.Loop, stopped: list[int]) -> bool:
+        if loop.state.step == 3:
             raise KeyboardInterrupt
         return advance(loop, stopped)
 
-    monkeypatch.setattr(train._Loop, "advance", killed)
+    monkeypatch.setattr(train.Loop, "advance", killed)
     with pytest.raises(KeyboardInterrupt):
         trained(teacher, here, runtime__save_every=2)
     monkeypatch.undo()

@@ -67,25 +67,29 @@ def job(latents: Any, objective: Any = None, *, seed: int = 0, dropout: float = 
     return train.Job(objective=objective, latents=latents, settings=p.distill, **fields)
 
 
-def loop(job: train.Job, folder: Path, key: str = "k") -> train._Loop:
-    return train._Loop(job, Work(job.name, key, folder), str(folder / "metrics" / key))
+def loop(job: train.Job, folder: Path, key: str = "k") -> train.Loop:
+    return train.Loop(job, Work(job.name, key, folder), str(folder / "metrics" / key))
 
 
-def drawn(run: train._Loop, step: int) -> Batch:
+def drawn(run: train.Loop, step: int) -> Batch:
     """What the loop drew in a step."""
     return draw(run.job.latents, run.job.settings, run.job.objective.normals, step)
 
 
-def everything(run: train._Loop) -> dict[str, Any]:
+def everything(run: train.Loop) -> dict[str, Any]:
     """All that a step may change, as plain tensors and values."""
-    moments = run.optimizer.state_dict()["state"]
+    moments, averages = run.state.optimizer.state_dict()["state"], run.state.averages
     return {
-        **{f"network.{name}": value.clone() for name, value in run.network.state_dict().items()},
-        **{f"ema.{s}.{name}": v.clone() for s, average in run.ema.state_dict().items() for name, v in average.items()},
+        **{f"network.{name}": value.clone() for name, value in run.state.network.state_dict().items()},
+        **{
+            f"ema.{s}.{name}": v.clone()
+            for s, average in averages.ema.state_dict().items()
+            for name, v in average.items()
+        },
         **{f"adam.{i}.{name}": v.clone() for i, values in moments.items() for name, v in values.items()},
-        **{f"target.{name}": v.clone() for name, v in (run.target.weights if run.target else {}).items()},
+        **{f"target.{name}": v.clone() for name, v in (averages.target.weights if averages.target else {}).items()},
         "rows": [dict(row) for row in run.log.rows],
-        "skipped": run.skipped,
+        "skipped": run.state.skipped,
     }
 
 
@@ -158,7 +162,7 @@ def test_five_steps_a_kill_and_five_steps_are_ten_steps_bit_for_bit(name: str, l
     first.work.close()
     torch.manual_seed(12)
     second = loop(job(latents, objective, seed=9, **settings), tmp_path, "parts")
-    assert second.step == 5
+    assert second.state.step == 5
     for _ in range(5):
         second.advance()
     assert_same(everything(whole), everything(second))
@@ -250,7 +254,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted_and_changes_nothing(ho
     assert_same(before, after)
     run.advance()
     run.advance()
-    assert run.in_a_row == 0 and [row["step"] for row in run.log.rows] == [1, 2, 4, 5]
+    assert run.state.in_a_row == 0 and [row["step"] for row in run.log.rows] == [1, 2, 4, 5]
     assert run.log.rows[-1]["skipped"] == 1 and all(map(math.isfinite, run.log.rows[-1].values()))
     assert run.finish().figures["skipped"] == 1
 
@@ -330,7 +334,7 @@ def test_queries_of_the_phase_are_answered_by_the_average_at_its_begin_also_afte
     undisturbed, killed = (loop(job(latents, Phased(), distill__steps=6), tmp_path, key) for key in ("a", "b"))
     averages = []
     for step in range(1, 6):
-        averages.append({name: w.clone() for name, w in undisturbed.ema.weights(0.2).items()})
+        averages.append({name: w.clone() for name, w in undisturbed.state.averages.ema.weights(0.2).items()})
         batch, objective = drawn(undisturbed, step), undisturbed.job.objective
         undisturbed.advance()
         network_then = network(latents)
@@ -360,7 +364,7 @@ class Aiming(FM):
 
 def test_queries_of_the_target_are_answered_by_weights_that_follow_with_its_decay(latents, tmp_path) -> None:
     run = loop(job(latents, Sick(Aiming(), {4}), distill__steps=6, distill__optimizer__lr=0.05), tmp_path)
-    expected = {name: w.double() for name, w in run.network.state_dict().items()}
+    expected = {name: w.double() for name, w in run.state.network.state_dict().items()}
     for step in range(1, 7):
         batch, objective = drawn(run, step), run.job.objective.objective
         network_then = network(latents)
@@ -371,24 +375,24 @@ def test_queries_of_the_target_are_answered_by_weights_that_follow_with_its_deca
         torch.testing.assert_close(objective.seen[-1], network_then(x_t, times["t"], batch.y), rtol=1e-4, atol=1e-5)
         assert not objective.seen[-1].requires_grad
         if step != 4:  # a step that was skipped moves nothing
-            expected = {name: 0.75 * w + 0.25 * run.network.state_dict()[name] for name, w in expected.items()}
-    assert run.skipped == 1
+            expected = {name: 0.75 * w + 0.25 * run.state.network.state_dict()[name] for name, w in expected.items()}
+    assert run.state.skipped == 1
     name = "final_layer.linear.weight"
-    assert not torch.allclose(run.target.weights[name], run.network.state_dict()[name], rtol=1e-2)
+    assert not torch.allclose(run.state.averages.target.weights[name], run.state.network.state_dict()[name], rtol=1e-2)
 
 
 @pytest.mark.parametrize("plan", [Plan(accumulate=2), Plan(lean=True)], ids=["accumulate", "lean"])
 def test_a_target_network_is_the_same_in_any_plan(plan: Plan, latents, tmp_path) -> None:
-    def trained(key: str, plan: Plan) -> train._Loop:
+    def trained(key: str, plan: Plan) -> train.Loop:
         run = loop(job(latents, TRACT(segments=(4, 1), grid=16), distill__steps=4, plan=plan), tmp_path, key)
         for _ in range(4):
             run.advance()
         return run
 
     whole, parts = trained("whole", Plan()), trained("parts", plan)
-    assert whole.target is not None and parts.target is not None
-    for name, weight in whole.target.weights.items():
-        torch.testing.assert_close(parts.target.weights[name], weight, rtol=1e-3, atol=1e-4)
+    assert whole.state.averages.target is not None and parts.state.averages.target is not None
+    for name, weight in whole.state.averages.target.weights.items():
+        torch.testing.assert_close(parts.state.averages.target.weights[name], weight, rtol=1e-3, atol=1e-4)
 
 
 def test_no_target_network_is_kept_or_saved_unless_the_objective_states_its_decay(latents, tmp_path) -> None:
@@ -396,7 +400,7 @@ def test_no_target_network_is_kept_or_saved_unless_the_objective_states_its_deca
     run.advance()
     run.save(wait=True)
     state = run.work.load()
-    assert run.target is None and state is not None and state["target"] == {}
+    assert run.state.averages.target is None and state is not None and state["target"] == {}
 
     class Undecided(Aiming):
         target_decay = None
@@ -430,12 +434,12 @@ def test_micro_batches_hold_whole_groups_and_an_odd_batch_is_refused(latents, tm
 def test_the_velocity_error_is_the_distance_at_c_fm_from_the_target(objective, latents, tmp_path) -> None:
     frozen = {"distill__optimizer__lr": KEEP_WEIGHTS, "distill__steps": 9, "runtime__log_every": 30}
     run = loop(job(latents, objective, **frozen), tmp_path)
-    seen = [run.advance() or run.interval[-1].get("velocity_error") for _ in range(4)]
+    seen = [run.advance() or run.state.interval[-1].get("velocity_error") for _ in range(4)]
     assert [value is None for value in seen] == [True, True, False, True]
     batch = drawn(run, 3)
     t = run.training_step.times(batch, Progress(3, 9))["t"]
     c = flow.c_fm(t, objective.conditioning)
-    error = run.network(flow.interpolate(batch.x0, batch.x1, t), c.t, batch.y, c.r) - (batch.x1 - batch.x0)
+    error = run.state.network(flow.interpolate(batch.x0, batch.x1, t), c.t, batch.y, c.r) - (batch.x1 - batch.x0)
     assert seen[2] == pytest.approx(error.square().flatten(1).mean(1).sqrt().mean().item(), rel=1e-5)
 
 
@@ -559,7 +563,7 @@ def test_all_passes_of_a_step_share_their_dropout_masks_and_draw_nothing_from_th
         assert not network_of_source(*question).requires_grad
     twice = [torch.cat([part, part]) for part in question]
     assert torch.equal(handed[0](*twice), torch.cat([answer, answer])), "[cond; uncond] of one sample share a mask"
-    assert not torch.equal(run.network(*question), answer), "without keys nothing is dropped"
+    assert not torch.equal(run.state.network(*question), answer), "without keys nothing is dropped"
     run.advance()
     assert not torch.equal(handed[0](*question), answer), "another step has other masks"
     assert torch.equal(torch.get_rng_state(), state)
@@ -581,7 +585,7 @@ def test_the_averaged_network_that_a_source_is_handed_has_the_averaged_weights(l
     average.load_state_dict(run.finish().weights)
     with torch.no_grad():
         torch.testing.assert_close(handed[1](*question), average(*question))
-        torch.testing.assert_close(handed[0](*question), run.network(*question))
+        torch.testing.assert_close(handed[0](*question), run.state.network(*question))
     assert not torch.allclose(handed[0](*question), handed[1](*question), rtol=1e-2)
 
 
@@ -601,10 +605,10 @@ def test_the_source_from_scratch_asks_the_student_and_its_average_with_the_masks
 def test_the_optimizer_takes_the_rate_of_the_schedule(latents, tmp_path) -> None:
     """A cosine over two steps ends at zero, where nothing moves."""
     run = loop(job(latents, distill__steps=2, distill__optimizer__schedule="cosine"), tmp_path)
-    weights = [{name: value.clone() for name, value in run.network.state_dict().items()}]
+    weights = [{name: value.clone() for name, value in run.state.network.state_dict().items()}]
     for _ in range(2):
         run.advance()
-        weights.append({name: value.clone() for name, value in run.network.state_dict().items()})
+        weights.append({name: value.clone() for name, value in run.state.network.state_dict().items()})
     assert [row["lr"] for row in run.log.rows] == pytest.approx([0.005, 0.0])
     name = "final_layer.linear.weight"
     assert (weights[1][name] - weights[0][name]).abs().max() == pytest.approx(0.005, rel=1e-2)  # Adam's first step
@@ -614,7 +618,7 @@ def test_the_optimizer_takes_the_rate_of_the_schedule(latents, tmp_path) -> None
 def test_gradients_are_clipped_before_the_step(latents, tmp_path) -> None:
     run = loop(job(latents, distill__optimizer__clip=1e-3), tmp_path)
     run.advance()
-    norm = math.sqrt(sum(float(p.grad.square().sum()) for p in run.parameters))
+    norm = math.sqrt(sum(float(p.grad.square().sum()) for p in run.state.parameters))
     assert norm == pytest.approx(1e-3, rel=1e-3) and run.log.rows[0]["grad_norm"] > 1e-3
 
 
@@ -644,12 +648,12 @@ def test_a_module_of_the_objective_is_trained_saved_and_restored_too(latents, tm
 
 def test_the_averages_are_those_of_the_ema_module(latents, tmp_path) -> None:
     run = loop(job(latents, distill__steps=4), tmp_path)
-    expected = ema.PowerEMA(run.network.state_dict(), (0.05, 0.2))
+    expected = ema.PowerEMA(run.state.network.state_dict(), (0.05, 0.2))
     for step in range(1, 5):
         run.advance()
-        expected.update(run.network.state_dict(), step)
+        expected.update(run.state.network.state_dict(), step)
     for sigma_rel in (0.05, 0.2):
-        assert_same(run.ema.weights(sigma_rel), expected.weights(sigma_rel))
+        assert_same(run.state.averages.ema.weights(sigma_rel), expected.weights(sigma_rel))
     assert_same(run.finish().weights, expected.weights(0.2))
 
 
@@ -672,7 +676,9 @@ def test_snapshots_are_written_at_their_steps_and_synthesis_gives_stored_ones_ba
     for step in range(1, 10):
         run.advance()
         if step in (3, 6, 9):
-            stored |= {(step, s): {k: v.clone() for k, v in run.ema.weights(s).items()} for s in (0.05, 0.2)}
+            stored |= {
+                (step, s): {k: v.clone() for k, v in run.state.averages.ema.weights(s).items()} for s in (0.05, 0.2)
+            }
     trained = run.finish()
     assert [path.name for path in trained.snapshots] == [checkpoint.snapshot_name(*key) for key in sorted(stored)]
     for path, key in zip(trained.snapshots, sorted(stored), strict=True):
@@ -705,11 +711,11 @@ def test_consistency_distillation_by_lpips_trains_through_the_tool_and_without_i
     distance = Distance(LPIPS(((4, 1), (4, 1))), torch.tensor([0.1]), torch.tensor([0.5]))
     objective = CD(distance="lpips", target="target", solver="euler")
     run = loop(job(latents, objective, distill__steps=2, tools={"lpips": distance}), tmp_path)
-    before = {name: weight.clone() for name, weight in run.network.state_dict().items()}
+    before = {name: weight.clone() for name, weight in run.state.network.state_dict().items()}
     run.advance()
     run.advance()
-    assert 0 < run.log.rows[-1]["loss_cd"] < 10 and run.log.rows[-1]["grad_norm"] > 0 and run.skipped == 0
+    assert 0 < run.log.rows[-1]["loss_cd"] < 10 and run.log.rows[-1]["grad_norm"] > 0 and run.state.skipped == 0
     name = "final_layer.linear.weight"
-    assert not torch.equal(run.network.state_dict()[name], before[name])
+    assert not torch.equal(run.state.network.state_dict()[name], before[name])
     with pytest.raises(ValueError, match="CD asks for the tools lpips: none were given"):
         loop(job(latents, objective, distill__steps=2), tmp_path, "without")

@@ -24,7 +24,7 @@ STEPS, SLOW = 6, pytest.mark.slow
 AIMING = CD(target="target", decay=0.7)
 
 
-def loop(folder: Path, plan: Plan, key: str, objective: Any = FACM()) -> train._Loop:  # noqa: B008
+def loop(folder: Path, plan: Plan, key: str, objective: Any = FACM()) -> train.Loop:  # noqa: B008
     """A student of a guided teacher, with dropout; no batch of five can be shared evenly."""
     changes: dict[str, Any] = {"distill__steps": STEPS, "distill__batch_size": 5, "distill__dropout": 0.2}
     p, latents = parsed(**changes, distill__ema__snapshots=2), LatentSet.open(folder / "latents")
@@ -34,7 +34,7 @@ def loop(folder: Path, plan: Plan, key: str, objective: Any = FACM()) -> train._
 
     teacher = target_velocity.teacher(network(1), Guidance(w=2.0, null=3), plan)
     job = train.Job("distill", network(2), objective, latents, p.distill, teacher, p.runtime, plan)
-    return train._Loop(job, Work("distill", key, folder), str(folder / "metrics" / key))
+    return train.Loop(job, Work("distill", key, folder), str(folder / "metrics" / key))
 
 
 def trained(folder: Path, plans: tuple[Plan, Plan], key: str) -> None:
@@ -49,9 +49,9 @@ def trained(folder: Path, plans: tuple[Plan, Plan], key: str) -> None:
     finish(loop(folder, plans[1], key), folder, key)
 
 
-def finish(run: train._Loop, folder: Path, key: str) -> None:
+def finish(run: train.Loop, folder: Path, key: str) -> None:
     """Train to the end and write averages, snapshots' names and rows."""
-    while run.step < STEPS:
+    while run.state.step < STEPS:
         run.advance()
     end = run.finish()
     if run.log is not None:
@@ -129,11 +129,11 @@ def aimed(folder: Path) -> None:
     """On each rank: three steps, a save, a kill, and the rest; rank 0 writes the target network."""
     for last in (3, STEPS):
         run = loop(folder, Plan(), "targets", AIMING)
-        while run.step < last:
+        while run.state.step < last:
             run.advance()
         run.save(wait=True)
         run.work.close()
         dist.barrier()
-    assert run.target is not None
+    assert run.state.averages.target is not None
     if dist.is_main():
-        torch.save(run.target.weights, folder / "target.pt")
+        torch.save(run.state.averages.target.weights, folder / "target.pt")

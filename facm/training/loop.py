@@ -1,4 +1,7 @@
-"""The training loop, the same for the teacher and for every student.
+"""The training loop, the same for the teacher and for every student: `Loop.advance` is one step of it.
+
+Algorithm 1 of arXiv 2507.03738: its batch here, lines 1, 3 and 4 (t, x_t, v) in `facm.training.step`, the others in
+`facm.objectives.facm`.
 
 Everything random in a step depends on (seed, step, place in the global batch) alone (facm/training/batch.py): a killed
 run resumes without saved random states, and the number of processes changes results by rounding only. Bit-exact is a
@@ -20,19 +23,20 @@ from facm.data.latents.tokens import TokenSet
 from facm.flow.interface import Objective, Progress
 from facm.flow.time import TimeSampler
 from facm.networks import checkpoint
-from facm.networks.ema import PowerEMA, TargetEMA
 from facm.runtime import dist, files
 from facm.runtime.log import TrainingLog, say
 from facm.runtime.params import Optimizer, Runtime, Train, Training
 from facm.runtime.resume import Work
 from facm.runtime.signals import StopSignals
+from facm.training.averages import Averages
 from facm.training.batch import Batch, draw
-from facm.training.passes import EAGER, Passes, Plan, prepare
+from facm.training.passes import EAGER, Plan, prepare
+from facm.training.state import State
 from facm.training.step import Step
 from facm.training.target_velocity import TargetVelocity
 
-PATIENCE = 10  # non-finite steps in a row that stop a run
-LOOKS = 10  # at the velocity error, per line of the log
+PATIENCE = 10  # steps in a row that are not finite: they stop a run
+VELOCITY_ERRORS = 10  # per row of the log
 
 
 class Diverged(RuntimeError):
@@ -87,9 +91,9 @@ def train(job: Job, work: Work, log_folder: str) -> Trained:
         Diverged: ten non-finite steps in a row, with `if_diverged` fail.
         SystemExit: a signal at any rank, or the death of DVC, which started the run; the state is saved before.
     """
-    loop = _Loop(job, work, log_folder)
+    loop = Loop(job, work, log_folder)
     with StopSignals() as signals:
-        while loop.step < job.settings.steps:
+        while loop.state.step < job.settings.steps:
             try:
                 stop = loop.advance(signals.received)
             except Diverged as diverged:
@@ -97,72 +101,73 @@ def train(job: Job, work: Work, log_folder: str) -> Trained:
                     raise
                 say(f"{diverged}\n{job.name}: recorded as unstable, as distill.if_diverged in params.yaml says")
                 return loop.finish(stable=False)
-            if stop and loop.step < job.settings.steps:
+            if stop and loop.state.step < job.settings.steps:
                 signals.noticed()
                 loop.save(wait=True)
                 why = "because DVC, which started it, is gone" if work.orphaned else "by signal"
-                say(f"{job.name}: stopped {why} at step {loop.step}, saved; the same command goes on from there")
+                say(f"{job.name}: stopped {why} at step {loop.state.step}, saved; the same command goes on from there")
                 raise SystemExit(130)
     return loop.finish()
 
 
-class _Loop:
-    """State of one training run."""
+class Loop:
+    """One training run: its state, and what happens in each step."""
 
     def __init__(self, job: Job, work: Work, log_folder: str):
         self.job, self.work, settings = job, work, job.settings
         check_batch(job.name, settings.batch_size, job.objective.group, job.plan.accumulate)
         passes = prepare(job.network.train(), job.plan, job.derivative)
-        self.network = passes.network
-        time = TimeSampler(settings.time.sampler, settings.time.mean, settings.time.std)
-        null = job.latents.num_classes or None
+        averages = Averages(passes.network, job.objective, settings.ema, job.plan, job.derivative)
         self.training_step = Step(
             passes,
             job.objective,
             job.velocity,
-            time,
+            TimeSampler(settings.time.sampler, settings.time.mean, settings.time.std),
             job.plan,
-            null=null,
-            others={"ema": self._averaged, "phase": self._of_phase, "target": self._of_target},
+            null=job.latents.num_classes or None,
+            others=averages.passes,
             tools=job.tools,
-            watch_every=max(1, job.runtime.log_every // LOOKS),
+            watch_every=max(1, job.runtime.log_every // VELOCITY_ERRORS),
         )
-        self.parameters = self.training_step.parameters
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=settings.optimizer.lr,
-            betas=settings.optimizer.betas,
-            weight_decay=settings.optimizer.weight_decay,
-            fused=True,
-        )
-        self.ema = PowerEMA(self.network.state_dict(), settings.ema.sigma_rels)
-        self.target = self._make_target()
-        self.step, self.skipped, self.in_a_row, self.last_save = 0, 0, 0, 0
-        self.phase, self.phase_weights = -1, dict[str, Tensor]()  # a frozen copy, where the objective has phases
-        self.interval: list[dict[str, float]] = []
+        parameters = self.training_step.parameters
+        self.state = State(passes.network, job.objective.module, parameters, averages, settings.optimizer)
         rows = self._restore()
-        self.first = self.step + 1
-        self.log = TrainingLog(log_folder, job.name, settings.steps, rows, self.step) if dist.is_main() else None
+        self.first, self.last_save = self.state.step + 1, self.state.step
+        self.log = TrainingLog(log_folder, job.name, settings.steps, rows, self.last_save) if dist.is_main() else None
 
     def advance(self, stopped: Sequence[int] = ()) -> bool:
         """One optimizer step; returns whether the run must stop, the same on all ranks."""
-        settings, self.step = self.job.settings, self.step + 1
-        objective, progress = self.job.objective, Progress(self.step, settings.steps)
-        self._enter_phase(progress)
-        batch = draw(self.job.latents, settings, objective.normals, self.step, objective.group, self.job.tokens)
+        state, job, settings = self.state, self.job, self.job.settings
+        state.step += 1
+        progress = Progress(state.step, settings.steps)
+        state.averages.enter_phase(job.objective.phase(progress))
+
+        # Noise, data, labels and normals for the times; the gradient of the losses (Algorithm 1, in step.py).
+        batch = draw(job.latents, settings, job.objective.normals, state.step, job.objective.group, job.tokens)
         shares = self.training_step.gradients(batch, progress)
+
+        # Means over the global batch, and whether any rank was told to stop: one exchange.
         stop = torch.tensor(float(bool(stopped) or self.work.orphaned), device=batch.x0.device)
-        told = dist.sum_(torch.stack([*shares.values(), stop])).tolist()
-        values = dict(zip(shares, told[:-1], strict=True))
-        norm = dist.gather_full(nn.utils.clip_grad_norm_(self.parameters, settings.optimizer.clip), everywhere=True)
-        values["grad_norm"] = float(norm)
+        *means, stop_anywhere = dist.sum_(torch.stack([*shares.values(), stop])).tolist()
+        values = dict(zip(shares, means, strict=True))
+        norm = nn.utils.clip_grad_norm_(state.parameters, settings.optimizer.clip)
+        values["grad_norm"] = float(dist.gather_full(norm, everywhere=True))
+
+        # A step whose loss or gradient is not finite changes nothing: no weight, no average, no mean of the log.
         decisive = {name: value for name, value in values.items() if name.startswith(("loss_", "grad_norm"))}
         if all(map(math.isfinite, decisive.values())):
-            self._update(values)
+            rate = learning_rate(state.step, settings.optimizer, settings.steps)
+            state.update(rate)
+            state.interval.append(values | {"lr": rate})
         else:
             self._skip(batch, decisive)
-        self._tell()
-        return told[-1] > 0
+
+        self._report()
+        if state.step in snapshot_steps(settings.steps, settings.ema.snapshots):
+            self._snapshot()
+        if state.step % job.runtime.save_every == 0 and state.step < settings.steps:
+            self.save()
+        return stop_anywhere > 0
 
     def finish(self, *, stable: bool = True) -> Trained:
         """Averaged weights and figures of the run, finished or, where not `stable`, given up."""
@@ -170,164 +175,77 @@ class _Loop:
             self.log.close()
         last = self.log.rows[-1] if self.log is not None and self.log.rows else {}
         figures = {name: value for name, value in last.items() if name.startswith("loss_")}
-        figures |= {"steps": self.step, "skipped": self.skipped, "stable": stable}
+        figures |= {"steps": self.state.step, "skipped": self.state.skipped, "stable": stable}
         snapshots = sorted((self.work.folder / "ema").glob("*.safetensors"))
-        return Trained(dist.gather_full(self.ema.weights(self.job.settings.ema.sigma_rel)), snapshots, figures)
+        return Trained(dist.gather_full(self.state.averages.weights()), snapshots, figures)
 
     def save(self, *, wait: bool = False) -> None:
         """Write the unfinished state (rank 0), unless it is written; `wait` until it is on disk."""
-        if self.step > self.last_save:
-            self._write()
+        if self.state.step > self.last_save:
+            saved = dist.gather_full(self.state.state_dict())
+            if self.log is not None:
+                self.work.save(saved | {"rows": self.log.rows})
+            self.last_save = self.state.step
         if wait:
             self.work.flush()
         dist.barrier()
 
-    def _write(self) -> None:
-        tensors = {
-            "network": dict(self.network.state_dict()),
-            "module": self._module_state(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema.state_dict(),
-            "phase_weights": self.phase_weights,
-            "target": self.target.weights if self.target is not None else {},
-        }
-        tensors = dist.gather_full(tensors)
-        if self.log is not None:
-            counters = {"step": self.step, "skipped": self.skipped, "in_a_row": self.in_a_row, "phase": self.phase}
-            told = {"rows": self.log.rows, "interval": self.interval}
-            self.work.save(tensors | counters | told)
-        self.last_save = self.step
-
     def _restore(self) -> list[dict[str, float]]:
-        state = self.work.load()
-        if state is None:
+        """Go on from the last save, if there is one; returns the rows of its log."""
+        saved = self.work.load()
+        if saved is None:
             return []
-        own = self.network.state_dict()
-        self.network.load_state_dict({n: dist.sharded_like(tensor, own[n]) for n, tensor in state["network"].items()})
-        if (module := self.job.objective.module) is not None:
-            module.load_state_dict(state["module"])
-        for i, moments in state["optimizer"]["state"].items():
-            moments.update({n: dist.sharded_like(tensor, self.parameters[i]) for n, tensor in moments.items()})
-        self.optimizer.load_state_dict(state["optimizer"])
-        averages = self.ema.state_dict()
-        for length, saved in state["ema"].items():
-            saved.update({n: dist.sharded_like(tensor, averages[length][n]) for n, tensor in saved.items()})
-        self.ema.load_state_dict(state["ema"])
-        self.phase = state["phase"]
-        self.phase_weights = {name: tensor.to(own[name].device) for name, tensor in state["phase_weights"].items()}
-        if self.target is not None:
-            self.target.load(state["target"])
-        self.step = self.last_save = state["step"]
-        self.skipped, self.in_a_row, self.interval = state["skipped"], state["in_a_row"], state["interval"]
-        say(f"{self.job.name}: resumed at step {self.step} from {self.work.folder}")
-        return state["rows"]
-
-    def _module_state(self) -> dict[str, Tensor]:
-        module = self.job.objective.module
-        return module.state_dict() if module is not None else {}
-
-    def _make_target(self) -> TargetEMA | None:
-        """The target network, where the objective states its decay."""
-        decay = self.job.objective.target_decay
-        if decay is None:
-            return None
-        self._refuse_sharded()
-        return TargetEMA(self.network.state_dict(), decay)
-
-    def _enter_phase(self, progress: Progress) -> None:
-        """Copy the averaged weights where the objective begins another phase."""
-        phase = self.job.objective.phase(progress)
-        if phase is not None and phase != self.phase:
-            self.phase = phase
-            weights = self.ema.weights(self.job.settings.ema.sigma_rel)
-            self.phase_weights = {name: tensor.clone() for name, tensor in weights.items()}
-
-    def _averaged(self) -> Passes:
-        """The passes through the averaged weights."""
-        return self._through(self.ema.weights(self.job.settings.ema.sigma_rel))
-
-    def _of_phase(self) -> Passes:
-        """The passes through the copy of the phase."""
-        return self._through(self.phase_weights)
-
-    def _of_target(self) -> Passes:
-        """The passes through the target network.
-
-        Raises:
-            ValueError: there is none.
-        """
-        if self.target is None:
-            name = type(self.job.objective).__name__
-            raise ValueError(f"{name} asks a target network, but states no `target_decay`: none is kept")
-        return self._through(self.target.weights)
-
-    def _through(self, weights: dict[str, Tensor]) -> Passes:
-        self._refuse_sharded()
-
-        def network(*args: Any) -> Tensor:
-            return torch.func.functional_call(self.network, weights, args)
-
-        return Passes(network, self.job.derivative, self.job.plan.precision)
-
-    def _refuse_sharded(self) -> None:
-        """Raise ValueError under fsdp, which spreads the weights that a copy would be made of."""
-        if self.job.plan.sharded:
-            raise ValueError("params.yaml, train.parallel: fsdp keeps no network of averaged weights: set it to ddp")
-
-    def _update(self, values: dict[str, float]) -> None:
-        settings, self.in_a_row = self.job.settings, 0
-        rate = learning_rate(self.step, settings.optimizer, settings.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.ema.update(self.network.state_dict(), self.step)
-        if self.target is not None:
-            self.target.update(self.network.state_dict())
-        self.interval.append(values | {"lr": rate})
+        self.state.load_state_dict(saved)
+        say(f"{self.job.name}: resumed at step {self.state.step} from {self.work.folder}")
+        rows: list[dict[str, float]] = saved["rows"]
+        return rows
 
     def _skip(self, batch: Batch, values: dict[str, float]) -> None:
-        """A step whose loss or gradient is not finite changes nothing; too many in a row end the run."""
-        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
-        if self.in_a_row == PATIENCE:
-            self.work.flush()  # a save that failed has its own cause, which is told instead
-            t = self.training_step.times(batch, Progress(self.step, self.job.settings.steps))["t"]
-            place = f"step {self.last_save} in {self.work.folder}" if self.last_save else "none"
-            figures = ", ".join(f"{name} {value:g}" for name, value in values.items())
-            raise Diverged(
-                f"{self.job.name}: {PATIENCE} steps in a row without a finite loss and gradient, the last at step "
-                f"{self.step}, t in [{float(t.min()):.4f}, {float(t.max()):.4f}], {figures}; "
-                f"last save: {place}. Lower {self.job.name}.optimizer.lr in params.yaml, "
-                "or look at the curves with `dvc plots show`"
-            )
+        """Count a step that is not finite; too many in a row end the run."""
+        state, name = self.state, self.job.name
+        state.skipped, state.in_a_row = state.skipped + 1, state.in_a_row + 1
+        if state.in_a_row < PATIENCE:
+            return
+        self.work.flush()  # a save that failed has its own cause, which is reported instead
+        t = self.training_step.times(batch, Progress(state.step, self.job.settings.steps))["t"]
+        place = f"step {self.last_save} in {self.work.folder}" if self.last_save else "none"
+        figures = ", ".join(f"{key} {value:g}" for key, value in values.items())
+        raise Diverged(
+            f"{name}: {PATIENCE} steps in a row without a finite loss and gradient, the last at step "
+            f"{state.step}, t in [{float(t.min()):.4f}, {float(t.max()):.4f}], {figures}; "
+            f"last save: {place}. Lower {name}.optimizer.lr in params.yaml, "
+            "or look at the curves with `dvc plots show`"
+        )
 
-    def _tell(self) -> None:
-        """Log, snapshot and save where one is due."""
-        settings, runtime = self.job.settings, self.job.runtime
+    def _report(self) -> None:
+        """Move the bar on, and write a row of the log where one is due."""
+        state, steps = self.state, self.job.settings.steps
         if self.log is not None:
-            self.log.advance(self.step)
-            if self.step == self.first and self.job.plan.compile:
-                self.log.compiled(self.step)
-        if (self.step % runtime.log_every == 0 or self.step == settings.steps) and self.interval:
-            names = dict.fromkeys(name for values in self.interval for name in values)
-            columns = {name: [values[name] for values in self.interval if name in values] for name in names}
-            row = {name: sum(column) / len(column) for name, column in columns.items()}
-            row |= {"step": self.step, "grad_norm_max": max(values["grad_norm"] for values in self.interval)}
-            row |= {"skipped": self.skipped}
-            self.interval = []
+            self.log.advance(state.step)
+            if state.step == self.first and self.job.plan.compile:
+                self.log.compiled(state.step)
+        if (state.step % self.job.runtime.log_every == 0 or state.step == steps) and state.interval:
+            row = summary(state.interval) | {"step": state.step, "skipped": state.skipped}
+            state.interval = []
             if self.log is not None:
                 self.log.row(row)
-        if self.step in snapshot_steps(settings.steps, settings.ema.snapshots):
-            self._snapshot()
-        if self.step % runtime.save_every == 0 and self.step < settings.steps:
-            self.save()
 
     def _snapshot(self) -> None:
+        """Keep the averages of this step, from which one of any length is made afterwards."""
         folder = self.work.folder / "ema"
         folder.mkdir(exist_ok=True)
         for sigma_rel in self.job.settings.ema.sigma_rels:
-            weights = dist.gather_full(self.ema.weights(sigma_rel))
+            weights = dist.gather_full(self.state.averages.ema.weights(sigma_rel))
             if dist.is_main():
-                files.save_tensors(folder / checkpoint.snapshot_name(self.step, sigma_rel), weights)
+                files.save_tensors(folder / checkpoint.snapshot_name(self.state.step, sigma_rel), weights)
+
+
+def summary(interval: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means over the steps of an interval, of each value over those that have it, and the largest gradient norm."""
+    names = dict.fromkeys(name for values in interval for name in values)
+    columns = {name: [values[name] for values in interval if name in values] for name in names}
+    means = {name: sum(column) / len(column) for name, column in columns.items()}
+    return means | {"grad_norm_max": max(columns["grad_norm"])}
 
 
 def snapshot_steps(steps: int, num: int) -> set[int]:

@@ -205,14 +205,14 @@ def test_after_two_steps_the_weights_network_has_moved_in_every_layer():
 
 
 def test_a_killed_training_goes_on_with_the_weights_network_and_its_moments(tmp_path):
-    def loop(key: str) -> train._Loop:
+    def loop(key: str) -> train.Loop:
         data, p = Points(), parsed(distill__steps=4, distill__batch_size=8)
         network = randomised(MLP(shape=(2,), num_classes=3, hidden=8, depth=1))
         job = train.Job("distill", network, SCM(width=8), data, p.distill, target_velocity.Data(), p.runtime)
-        return train._Loop(job, Work("distill", key, tmp_path), str(tmp_path / key))
+        return train.Loop(job, Work("distill", key, tmp_path), str(tmp_path / key))
 
-    def state(run: train._Loop) -> list[torch.Tensor]:
-        return [*run.network.parameters(), *run.job.objective.module.parameters()]
+    def state(run: train.Loop) -> list[torch.Tensor]:
+        return [*run.state.network.parameters(), *run.job.objective.module.parameters()]
 
     whole, killed = loop("whole"), loop("killed")
     for _ in range(4):
@@ -222,7 +222,7 @@ def test_a_killed_training_goes_on_with_the_weights_network_and_its_moments(tmp_
     killed.save()
     killed.work.close()
     resumed = loop("killed")
-    assert resumed.step == 2
+    assert resumed.state.step == 2
     for _ in range(2):
         resumed.advance()
     assert all(torch.equal(a, b) for a, b in zip(state(whole), state(resumed), strict=True))
