@@ -140,6 +140,8 @@ def test_a_wrong_type_is_told_with_value_rule_and_place(changes: dict, message: 
 
 RANGES = [
     ({"teacher__steps": 0}, "params.yaml, teacher.steps: 0 is outside [1, inf)"),
+    ({"sample__nfe": [1, 2**63]}, "params.yaml, sample.nfe[1]: 9223372036854775808 is outside [1, 10000]"),
+    ({"baseline__steps": 10_001}, "params.yaml, baseline.steps: 10001 is outside [1, 10000]"),
     ({"teacher__seed": -1}, "params.yaml, teacher.seed: -1 is outside [0, 9223372036854775807]"),
     ({"latents__seed": 2**63}, "latents.seed: 9223372036854775808 is outside [0, 9223372036854775807]"),
     *(

@@ -62,10 +62,14 @@ def compare(weights: Mapping[str, Tensor], config: Config, path: Path) -> tuple[
     """Names that the network of `config` has, and those of them that may be and are missing.
 
     Raises:
-        ForeignError: every missing, unexpected and mis-shaped name, and what is not dense or not of FLOATS.
+        ForeignError: every missing, unexpected and mis-shaped name, and what is not dense or not of FLOATS; or no
+            network has such constants.
     """
-    with torch.device("meta"):
-        network = config.build()
+    try:
+        with torch.device("meta"):
+            network = config.build()
+    except ValueError as error:
+        raise ForeignError(f"{path} is of no network that can be built: {error}") from None
     expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
     follows = [name for name, _ in network.named_buffers() if name.startswith(RECOMPUTABLE)]
     lacking = [name for name in expected if name not in weights and name in follows]

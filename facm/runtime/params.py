@@ -64,6 +64,7 @@ def _number(value: float) -> str:
 
 
 Count = Annotated[int, Range(low=1)]
+Steps = Annotated[int, Range(low=1, high=10_000)]  # of a sampler, or its evaluations: their grid is held in memory
 Seed = Annotated[int, Range(low=0, high=2**63 - 1)]  # what numpy's Philox and torch's generators all take
 Fraction = Annotated[float, Range(0.0, 1.0)]
 Decay = Annotated[float, Range(0.0, 1.0, exclusive_high=True)]
@@ -222,7 +223,7 @@ class Distill(Training):
 @dataclass(frozen=True)
 class Baseline:
     sampler: Literal["euler", "heun", "dpmpp", "edm"]
-    steps: Count
+    steps: Steps
     w: Scale
     t_low: Fraction
     t_high: Fraction
@@ -235,7 +236,7 @@ class Baseline:
 @dataclass(frozen=True)
 class Sample:
     num: Count
-    nfe: tuple[Count, ...]
+    nfe: tuple[Steps, ...]
     sampler: str
     t_grid: tuple[tuple[Fraction, ...], ...] | None
     shift: NonNegative

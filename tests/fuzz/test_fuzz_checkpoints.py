@@ -36,6 +36,7 @@ from facm.runtime import weights as feature_weights
 
 pytestmark = pytest.mark.slow
 
+CLASSES = 5  # of tests/foreign.py's networks
 SIZES = {"hidden": 16, "heads": 2, "depth": 1}
 
 
@@ -47,15 +48,15 @@ def network(name: str, **constants: Any) -> dict[str, Tensor]:
 def state(format: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights in a format's layout, and the constants that a user gives with them."""
     if format in ("sit", "dit"):
-        return network(format, learn_sigma=True), {"heads": 2, "depth": 1}
+        return network(format, learn_sigma=True), {"heads": 2, "depth": 1, "classes": CLASSES}
     if format == "repa":
-        return network("repa", encoder_depth=1, projector=False), {"heads": 2, "depth": 1}
+        return network("repa", encoder_depth=1, projector=False), {"heads": 2, "depth": 1, "classes": CLASSES}
     if format == "edm":
         made = foreign.randomised(
             miniature.checkpoint.backbones.build("ddpmpp", miniature.SHALLOW, shape=(3, 4, 4), num_classes=0)
         )
         return {f"model.{name}": tensor for name, tensor in made.state_dict().items()}, {}
-    return network("lightningdit", rope=True, qk_norm=True), {"depth": 1}
+    return network("lightningdit", rope=True, qk_norm=True), {"depth": 1, "classes": CLASSES}
 
 
 CONTAINERS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
@@ -152,7 +153,7 @@ def test_damaged_checkpoints_that_are_trusted(form: str, folder: Path) -> None:
     if form == "legacy":
         torch.save(torch.load(path, weights_only=False), path, _use_new_zipfile_serialization=False)
     content = path.read_bytes()
-    trial = damaged_file(path, content, lambda: convert_file(path, "facm", {"depth": 2}, trust=True))
+    trial = damaged_file(path, content, lambda: convert_file(path, "facm", {"depth": 2, "classes": CLASSES}, trust=True))
     campaign(f"trusted {form} checkpoint", edits(len(content)), trial, 200, folder=folder, names=[path.name])
 
 
@@ -172,6 +173,8 @@ def test_published_checkpoints_of_other_tensors(case: str, folder: Path) -> None
     format, _ = CASES[case]
     weights, given = state(format)
     path = folder / "w.safetensors"
+    path.write_bytes(save(weights))
+    convert_file(path, format, given, trust=False)
 
     def trial(changes: Any) -> Callable[[], Any]:
         path.write_bytes(save(retensored(weights, changes)))
