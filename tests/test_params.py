@@ -239,3 +239,19 @@ def test_ranges_print_as_intervals() -> None:
     ]
     assert 1 not in Range(0, 1, exclusive_high=True) and 0 in Range(0, 1, exclusive_high=True)
     assert 0 not in Range(0, 1, exclusive_low=True) and 0 in Range(0, 1) and 2 not in Range(0, 1) and -9 in Range()
+
+
+@pytest.mark.parametrize("value", ["\x85", "a\x85b", {"\x85": 1}, ["\x85"]])
+def test_the_character_that_yaml_does_not_keep_is_refused_written_and_read(value: object) -> None:
+    with pytest.raises(params.ParamsError, match=r"params.yaml holds the character U\+0085 \(next line\)"):
+        params.written({"data": {"root": value}})
+    with pytest.raises(params.ParamsError, match=r"own.yaml holds the character U\+0085"):
+        params.mapping_of("data:\n  root: a\x85b\n", "own.yaml")
+
+
+@pytest.mark.parametrize(
+    "text", ["\r", "a\n\n b ", "\t", "\0", "\u2028", "é", "1e-05", "off", "~", "=", "<<", "a #b", "017"]
+)
+def test_other_text_comes_back_as_it_was(text: str) -> None:
+    meant = {"a": text, "b": [text], text: {"c": None}}
+    assert params.mapping_of(params.written(meant), "params.yaml") == meant
