@@ -1,5 +1,8 @@
 """Published references of exactly their formats: ADM's, FACM's and EDM's npz; what does not fit is refused."""
 
+import io
+import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -140,3 +143,77 @@ def test_a_file_cut_off_is_told(tmp_path: Path) -> None:
     (tmp_path / "r.npz").write_bytes((tmp_path / "r.npz").read_bytes()[:-50])
     with pytest.raises(ValueError, match=r"r.npz cannot be used"):
         opened(tmp_path / "r.npz")
+
+
+def npy_file(header: str, values: bytes = bytes(240)) -> bytes:
+    """A member whose header may declare anything."""
+    content = header.encode() + b" " * (-(len(header) + 11) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(content)) + content + values
+
+
+def declared(shape: str, kind: str = "<f8") -> bytes:
+    return npy_file(f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}")
+
+
+MEMBERS = {
+    "more than memory has": ("mu", declared("(9999999999999,)"), "allocate"),
+    "more than an integer holds": ("sigma", declared("(99999999999999999999999, 9)"), "too large"),
+    "a header cut off": ("mu", npy_file("{'descr': ("), "EOF"),
+    "a header nested too deep": ("mu", npy_file("(" * 500), ""),
+    "no array": ("mu", b"hello", "mu and sigma: bytes that are no array"),
+    "no array beside one": ("sigma_s", b"hello", "mu_s and sigma_s: bytes that are no array"),
+    "records": ("mu", npy_file("{'descr': [('a', '<f8')], 'fortran_order': False, 'shape': (6,), }"), "real numbers"),
+    "fewer images than none": ("arr_0", declared("(-1, 4, 4, 3)", "|u1"), "at least 1 of each axis"),
+    "no images": ("arr_0", declared("(0, 4, 4, 3)", "|u1"), "at least 1 of each axis"),
+    "images without pixels": ("arr_0", declared("(5, 0, 0, 0)", "|u1"), "at least 1 of each axis"),
+    "fewer bytes than images": ("arr_0", declared("(6, 4, 4, 3)", "|u1"), r"\(6, 4, 4, 3\) must .* has 240 bytes"),
+    "more images than bytes": ("arr_0", declared("(100000, 4000, 4000, 3)", "|u1"), "has 240 bytes"),
+}
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_member_that_is_not_what_its_header_says_is_refused(name: str, tmp_path: Path) -> None:
+    member, content, message = MEMBERS[name]
+    np.savez(tmp_path / "r.npz", **{key: value for key, value in published("adm").items() if key != member})
+    with zipfile.ZipFile(tmp_path / "r.npz", "a") as archive:
+        archive.writestr(f"{member}.npy", content)
+    with pytest.raises(ValueError, match=f"reference.source: .*r.npz cannot be used .*{message}"):
+        opened(tmp_path / "r.npz")
+
+
+def flagged(content: bytes, bit: int, method: int | None = None) -> bytes:
+    """An archive whose directory marks each member as encrypted, patched, or compressed by another method."""
+    changed, at = bytearray(content), -1
+    while (at := content.find(b"PK\x01\x02", at + 1)) >= 0:
+        changed[at + 8] |= bit
+        if method is not None:
+            changed[at + 10 : at + 12] = struct.pack("<H", method)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(
+    ("bit", "method", "message"), [(1, None, "encrypted"), (32, None, "patched"), (0, 97, "compression method")]
+)
+def test_an_archive_that_zipfile_cannot_unpack_is_refused(
+    bit: int, method: int | None, message: str, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "r.npz", **published("adm"))
+    (tmp_path / "r.npz").write_bytes(flagged((tmp_path / "r.npz").read_bytes(), bit, method))
+    with pytest.raises(ValueError, match=f"r.npz cannot be used .*{message}"):
+        opened(tmp_path / "r.npz")
+    with pytest.raises(ValueError, match=f"r.npz is missing or damaged .*{message}"):
+        load_samples(tmp_path / "r.npz")
+
+
+def test_damage_within_compressed_statistics_or_images_is_refused_by_name(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    np.savez_compressed(out, **published("adm"))
+    content = out.getvalue()
+    with zipfile.ZipFile(out) as archive:
+        starts = [info.header_offset + 60 for info in archive.infolist() if info.filename != "arr_1.npy"]
+    for start in starts:
+        (tmp_path / "r.npz").write_bytes(content[:start] + bytes(40) + content[start + 40 :])
+        with pytest.raises(ValueError, match=r"r.npz cannot be used"):
+            found = opened(tmp_path / "r.npz").pictures
+            assert found is not None
+            found[:]

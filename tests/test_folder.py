@@ -632,6 +632,30 @@ def test_a_folder_that_cannot_be_listed_and_a_link_to_nowhere_are_not_passed_ove
         admitted(classes, max_bad=0.5)
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device", "link to a pipe", "link to itself"])
+def test_what_is_no_regular_file_is_refused_by_name_and_not_read(kind: str, classes: Path, tmp_path: Path) -> None:
+    odd = classes / "train/a/odd.jpg"
+    if kind == "device":
+        odd.symlink_to("/dev/zero")
+    elif kind == "link to itself":
+        odd.symlink_to(odd.name)
+    else:
+        os.mkfifo(odd if kind == "pipe" else classes / "pipe")
+        if kind != "pipe":
+            odd.symlink_to("../../pipe")
+    why = "Too many levels of symbolic links" if kind == "link to itself" else "no regular file"
+    with pytest.raises(ValueError, match=rf"1 of 15 files in .*train/a/odd.jpg \(cannot be read \({why}\)\)"):
+        admitted(classes)
+    assert datasets.fingerprint("folder", classes) == admitted(classes, max_bad=0.1).fingerprint
+
+
+def test_a_table_of_labels_that_is_a_pipe_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path, 4)
+    os.mkfifo(tmp_path / "dataset.json")
+    with pytest.raises(ValueError, match=r"dataset.json cannot be read \(no regular file\): fetch it again"):
+        admitted(tmp_path)
+
+
 def test_a_class_of_which_no_picture_is_usable_is_refused(classes: Path) -> None:
     for path in (classes / "train/a").glob("*.jpg"):
         path.write_bytes(b"nothing")

@@ -140,6 +140,8 @@ def test_a_wrong_type_is_told_with_value_rule_and_place(changes: dict, message: 
 
 RANGES = [
     ({"teacher__steps": 0}, "params.yaml, teacher.steps: 0 is outside [1, inf)"),
+    ({"sample__nfe": [1, 2**63]}, "params.yaml, sample.nfe[1]: 9223372036854775808 is outside [1, 10000]"),
+    ({"baseline__steps": 10_001}, "params.yaml, baseline.steps: 10001 is outside [1, 10000]"),
     ({"teacher__seed": -1}, "params.yaml, teacher.seed: -1 is outside [0, 9223372036854775807]"),
     ({"latents__seed": 2**63}, "latents.seed: 9223372036854775808 is outside [0, 9223372036854775807]"),
     *(
@@ -237,3 +239,19 @@ def test_ranges_print_as_intervals() -> None:
     ]
     assert 1 not in Range(0, 1, exclusive_high=True) and 0 in Range(0, 1, exclusive_high=True)
     assert 0 not in Range(0, 1, exclusive_low=True) and 0 in Range(0, 1) and 2 not in Range(0, 1) and -9 in Range()
+
+
+@pytest.mark.parametrize("value", ["\x85", "a\x85b", {"\x85": 1}, ["\x85"]])
+def test_the_character_that_yaml_does_not_keep_is_refused_written_and_read(value: object) -> None:
+    with pytest.raises(params.ParamsError, match=r"params.yaml holds the character U\+0085 \(next line\)"):
+        params.written({"data": {"root": value}})
+    with pytest.raises(params.ParamsError, match=r"own.yaml holds the character U\+0085"):
+        params.mapping_of("data:\n  root: a\x85b\n", "own.yaml")
+
+
+@pytest.mark.parametrize(
+    "text", ["\r", "a\n\n b ", "\t", "\0", "\u2028", "é", "1e-05", "off", "~", "=", "<<", "a #b", "017"]
+)
+def test_other_text_comes_back_as_it_was(text: str) -> None:
+    meant = {"a": text, "b": [text], text: {"c": None}}
+    assert params.mapping_of(params.written(meant), "params.yaml") == meant

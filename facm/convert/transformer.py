@@ -146,10 +146,15 @@ def _depth(weights: Mapping[str, Tensor], hidden: int, heads: int, path: Path) -
 
 def _heads(weights: Mapping[str, Tensor], hidden: int, path: Path) -> int:
     """Heads, by the width of one of them or by the published sizes."""
-    if "blocks.0.attn.q_norm.weight" in weights:
-        return hidden // weights["blocks.0.attn.q_norm.weight"].shape[0]
-    if "feat_rope.freqs_cos" in weights:
-        return hidden // weights["feat_rope.freqs_cos"].shape[-1]
+    for name in ("blocks.0.attn.q_norm.weight", "feat_rope.freqs_cos"):
+        if name in weights:
+            of_one = weights[name].shape[-1]
+            if hidden % of_one:
+                raise ForeignError(
+                    f"{path}: {name} says that a head has {of_one} channels, which do not divide the width {hidden}: "
+                    "fetch it again, or choose another --from (in params.yaml: imported.format)"
+                )
+            return hidden // of_one
     if hidden not in HEADS:
         raise ForeignError(f"{path} has width {hidden}, and nothing in it tells the number of heads: --set heads=N")
     return HEADS[hidden]

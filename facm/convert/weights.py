@@ -232,8 +232,11 @@ def compare(weights: Mapping[str, Tensor], config: Config, path: Path) -> tuple[
 
     Raises ForeignError: every missing, unexpected and mis-shaped name, and what is not dense or not of FLOATS.
     """
-    with torch.device("meta"):
-        network = config.build()
+    try:
+        with torch.device("meta"):
+            network = config.build()
+    except ValueError as error:
+        raise ForeignError(f"{path} is of no network that can be built: {error}") from None
     expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
     follows = [name for name, _ in network.named_buffers() if name.startswith(RECOMPUTABLE)]
     lacking = [name for name in expected if name not in weights and name in follows]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
-from zipfile import ZIP_STORED, BadZipFile, ZipFile
+from zipfile import ZIP_STORED, ZipFile
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from facm.data.images.images import KINDS
 from facm.inference import grid
 from facm.runtime import dist
-from facm.runtime.files import atomic_write
+from facm.runtime.files import DAMAGED_NPZ, atomic_write
 
 GRID = 10  # rows and columns of a grid, at most
 NOT_FINITE = "not_finite.json"  # beside images of a student that was recorded as diverged: how many, by nfe<N>
@@ -95,7 +95,7 @@ def load_samples(path: str | Path) -> tuple[Stored, np.ndarray | None]:
     try:
         with np.load(path) as arrays:
             return _stored(Path(path), arrays.zip), arrays.get("arr_1")
-    except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
+    except DAMAGED_NPZ as error:
         raise ValueError(f"{path} is missing or damaged ({error}): remove its folder and run `dvc repro`") from None
 
 

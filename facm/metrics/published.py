@@ -14,10 +14,11 @@ python -c "import pickle, numpy; s = pickle.load(open('img512.pkl', 'rb')); nump
 mu_dinov2=s['fd_dinov2']['mu'], sigma_dinov2=s['fd_dinov2']['sigma'])"
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from torch import Tensor
 from facm.data.images.images import kind
 from facm.metrics.frechet import Statistics, refuse_no_statistics
 from facm.runtime import dist
-from facm.runtime.files import refuse_no_file, sha256
+from facm.runtime.files import DAMAGED_NPZ, refuse_no_file, sha256
 from facm.runtime.params import PATH
 
 DATASET = "dataset"  # reference.source where no archive takes the train split's place
@@ -45,13 +46,16 @@ class Member:
 
     @classmethod
     def of(cls, path: Path, name: str) -> Self:
-        """Find a member; raises ValueError where it is not images."""
+        """Find a member; ValueError where it is not images, or has not as many bytes as its shape needs."""
         with ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
             version = npy.read_magic(member)
             read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
             shape, fortran, dtype = read_header(member)
             if fortran or kind(dtype, shape) != "pictures":
                 raise ValueError(f"{name} must be uint8 (N, H, W, C), it is {dtype} {shape}")
+            size = archive.getinfo(f"{name}.npy").file_size - member.tell()
+            if min(shape) < 1 or math.prod(shape) != size:
+                raise ValueError(f"{name} of {shape} must have at least 1 of each axis, and has {size} bytes")
             return cls(path, name, shape, member.tell())
 
     @property
@@ -64,10 +68,13 @@ class Member:
     def __getitem__(self, rows: slice) -> Tensor:
         first, end, _ = rows.indices(len(self))
         size, num = int(np.prod(self.shape[1:])), max(0, end - first)
-        with ZipFile(self.path) as archive, archive.open(f"{self.name}.npy") as member:
-            member.seek(self.start + first * size)
-            read = np.frombuffer(bytearray(member.read(num * size)), np.uint8)
-        return torch.from_numpy(read).view(num, *self.shape[1:])
+        try:
+            with ZipFile(self.path) as archive, archive.open(f"{self.name}.npy") as member:
+                member.seek(self.start + first * size)
+                read = np.frombuffer(bytearray(member.read(num * size)), np.uint8)
+            return torch.from_numpy(read).view(num, *self.shape[1:])
+        except DAMAGED_NPZ as error:
+            raise ValueError(_unusable(self.path, error)) from None
 
 
 @dataclass(frozen=True)
@@ -104,9 +111,13 @@ class Archive:
             with np.load(path, allow_pickle=False) as arrays:
                 statistics = _statistics(arrays)
                 pictures = Member.of(path, PICTURES) if PICTURES in arrays.files else None
-        except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
-            raise ValueError(f"{PATH}, reference.source: {path} cannot be used ({error})") from None
+        except DAMAGED_NPZ as error:
+            raise ValueError(_unusable(path, error)) from None
         return cls(path, found, statistics, pictures)
+
+
+def _unusable(path: Path, error: BaseException) -> str:
+    return f"{PATH}, reference.source: {path} cannot be used ({error})"
 
 
 def _statistics(arrays: np.lib.npyio.NpzFile) -> dict[str, Statistics]:
@@ -118,6 +129,8 @@ def _statistics(arrays: np.lib.npyio.NpzFile) -> dict[str, Statistics]:
         tail = name.removeprefix("mu")
         mu, sigma = arrays[name], arrays[f"sigma{tail}"]
         try:
+            if not (isinstance(mu, np.ndarray) and isinstance(sigma, np.ndarray)):
+                raise ValueError("bytes that are no array of numpy")
             refuse_no_statistics(mu, sigma)
         except ValueError as error:
             raise ValueError(f"{name} and sigma{tail}: {error}") from None

@@ -6,12 +6,17 @@ either the file before or the new one.
 
 import hashlib
 import json
+import lzma
 import math
 import os
 import reprlib
+import struct
 import tempfile
+import tokenize
 import types
 import typing
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
@@ -46,6 +51,12 @@ PLAIN = {
     dict: "an object of names and values",
 }
 """What the types of JSON are called."""
+
+DAMAGED_NPZ = (
+    *(OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, MemoryError, SyntaxError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError),
+)
+"""What numpy and zipfile raise on a damaged npz, by trial."""
 
 
 @contextmanager

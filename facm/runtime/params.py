@@ -30,6 +30,7 @@ from facm.runtime.ranges import (
     Range,
     Scale,
     Seed,
+    Steps,
     checked,
 )
 
@@ -194,7 +195,7 @@ class Distill(Training):
 @dataclass(frozen=True)
 class Baseline:
     sampler: Literal["euler", "heun", "dpmpp", "edm"]
-    steps: Count
+    steps: Steps
     w: Scale
     t_low: Fraction
     t_high: Fraction
@@ -207,7 +208,7 @@ class Baseline:
 @dataclass(frozen=True)
 class Sample:
     num: Count
-    nfe: tuple[Count, ...]
+    nfe: tuple[Steps, ...]
     sampler: str
     t_grid: tuple[tuple[Fraction, ...], ...] | None
     shift: NonNegative
@@ -297,6 +298,7 @@ def mapping_of(text: str, path: str) -> dict[str, Any]:
     from ruamel.yaml.constructor import DuplicateKeyError
     from ruamel.yaml.error import YAMLError
 
+    _refuse_next_line(text, path)
     try:
         loaded = YAML(typ="safe", pure=True).load(text)
     except DuplicateKeyError as error:
@@ -311,13 +313,24 @@ def mapping_of(text: str, path: str) -> dict[str, Any]:
 
 
 def written(mapping: dict[str, Any]) -> str:
-    """The YAML text of mappings, in the form that `dvc exp run -S` keeps; of a document with comments, them too."""
+    """The YAML text of mappings, in the form that `dvc exp run -S` keeps; of a document with comments, them too.
+
+    Raises:
+        ParamsError: a character that would not come back.
+    """
     from ruamel.yaml import YAML
 
     yaml, text = YAML(), io.StringIO()
     yaml.default_flow_style = False
     yaml.dump(mapping, text)
+    _refuse_next_line(text.getvalue(), PATH)
     return text.getvalue()
+
+
+def _refuse_next_line(text: str, path: str) -> None:
+    """Raise ParamsError for the one character that ruamel.yaml, and with it DVC, writes bare and reads as a space."""
+    if "\x85" in text:
+        raise ParamsError(f"{path} holds the character U+0085 (next line), which YAML does not keep: remove it")
 
 
 def _line(error: "MarkedYAMLError") -> str:

@@ -60,6 +60,7 @@ class OneOf:
 
 
 Count = Annotated[int, Range(low=1)]
+Steps = Annotated[int, Range(low=1, high=10_000)]  # of a sampler, or its evaluations: their grid is held in memory
 Seed = Annotated[int, Range(low=0, high=2**63 - 1)]  # what numpy's Philox and torch's generators all take
 Fraction = Annotated[float, Range(0.0, 1.0)]
 Decay = Annotated[float, Range(0.0, 1.0, exclusive_high=True)]

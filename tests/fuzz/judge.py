@@ -66,31 +66,7 @@ class Tally:
         return self.read + self.refused + self.known + sum(number for _, _, number in self.faults.values())
 
 
-KNOWN: dict[str, tuple[str, ...]] = {
-    "npz bytes": (
-        "Python's own: error in archive.py",
-        "Python's own: NotImplementedError in archive.py",
-        "Python's own: RuntimeError in archive.py",
-    ),
-    "npz arrays": ("misread",),
-    "npz members": (
-        "misread",
-        "Python's own",
-        "names no file: ValueError in archive.py",
-        "raised elsewhere",
-        "touched",
-    ),
-    "params.yaml text": ("Python's own: UnicodeDecodeError in params.py", "raised elsewhere: ValueError in params.py"),
-    "YAML texts": ("Python's own", "raised elsewhere: ValueError in params.py"),
-    "params.yaml values": ("hang in consistency.py",),
-    "image folders": ("Python's own: OSError in folder.py",),
-    "special files": (
-        "Python's own: OSError in folder.py",
-        "hang in pictures.py",
-        "Python's own: MemoryError in folder.py",
-    ),
-    "checkpoint of other tensors": ("names no file: ValueError in __init__.py",),
-}
+KNOWN: dict[str, tuple[str, ...]] = {}
 """Per kind, beginnings of the signatures of faults that are known and not mended yet."""
 
 

@@ -1,5 +1,6 @@
 """Published checkpoints of every format, our own folders, exported folders: mutated, truncated, of other content."""
 
+import argparse
 import json
 import shutil
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from facm import convert
-from facm.convert import statistics
+from facm.convert import settings, statistics
 from facm.data.latents import statistics as normalise
 from facm.export import folder as exported
 from facm.networks import checkpoint
@@ -36,6 +37,7 @@ from facm.runtime import weights as feature_weights
 
 pytestmark = pytest.mark.slow
 
+CLASSES = 5  # of tests/foreign.py's networks
 SIZES = {"hidden": 16, "heads": 2, "depth": 1}
 
 
@@ -47,15 +49,15 @@ def network(name: str, **constants: Any) -> dict[str, Tensor]:
 def state(format: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights in a format's layout, and the constants that a user gives with them."""
     if format in ("sit", "dit"):
-        return network(format, learn_sigma=True), {"heads": 2, "depth": 1}
+        return network(format, learn_sigma=True), {"heads": 2, "depth": 1, "classes": CLASSES}
     if format == "repa":
-        return network("repa", encoder_depth=1, projector=False), {"heads": 2, "depth": 1}
+        return network("repa", encoder_depth=1, projector=False), {"heads": 2, "depth": 1, "classes": CLASSES}
     if format == "edm":
         made = foreign.randomised(
             miniature.checkpoint.backbones.build("ddpmpp", miniature.SHALLOW, shape=(3, 4, 4), num_classes=0)
         )
         return {f"model.{name}": tensor for name, tensor in made.state_dict().items()}, {}
-    return network("lightningdit", rope=True, qk_norm=True), {"depth": 1}
+    return network("lightningdit", rope=True, qk_norm=True), {"depth": 1, "classes": CLASSES}
 
 
 CONTAINERS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
@@ -91,6 +93,13 @@ def convert_file(
     path: Path, format: str, given: dict[str, Any], *, trust: bool, pin: str | None = None
 ) -> dict[str, Tensor]:
     """The weights that the package makes of a file."""
+    return converted(path, format, given, trust=trust, pin=pin)[0]
+
+
+def converted(
+    path: Path, format: str, given: dict[str, Any], *, trust: bool, pin: str | None = None
+) -> tuple[dict[str, Tensor], checkpoint.Config]:
+    """Weights and description that the package makes of a file, which must fit each other."""
     space = convert.Space(convert.load_format(format).codec, [], [])
     source = convert.Source(path, format, trust=trust, sha256=pin)
     found, config = convert.convert(source, space, given)
@@ -100,7 +109,7 @@ def convert_file(
         raise Wrong("the weights are not those of the network that config.json would describe")
     if not all(bool(t.isfinite().all()) for t in found.values()):
         raise Wrong("weights that are not finite")
-    return found
+    return found, config
 
 
 def damaged_file(path: Path, content: bytes, right: Callable[[], Any]) -> Callable[[Any], Callable[[], Any]]:
@@ -172,6 +181,8 @@ def test_published_checkpoints_of_other_tensors(case: str, folder: Path) -> None
     format, _ = CASES[case]
     weights, given = state(format)
     path = folder / "w.safetensors"
+    path.write_bytes(save(weights))
+    convert_file(path, format, given, trust=False)
 
     def trial(changes: Any) -> Callable[[], Any]:
         path.write_bytes(save(retensored(weights, changes)))
@@ -196,6 +207,67 @@ def test_published_checkpoints_of_other_content(case: str, folder: Path) -> None
 
     inputs = st.tuples(rewritings(), st.sampled_from(sorted(CONTAINERS)), st.booleans())
     campaign("checkpoint of other content", inputs, trial, 200, folder=folder, names=[path.name])
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "sit": {"path_type": "Linear", "prediction": "velocity", "num_classes": CLASSES, "lr": 1e-4},
+    "repa": {"path_type": "linear", "prediction": "v", "num_classes": CLASSES, "cfg_prob": 0.1, "qk_norm": False},
+    "lightningdit": {
+        "data": {"num_classes": CLASSES, "latent_norm": False, "latent_multiplier": 1.0},
+        "model": {"use_qknorm": True, "use_swiglu": True, "use_rope": True, "use_rmsnorm": True, "wo_shift": False},
+        "transport": {"path_type": "Linear", "prediction": "velocity", "loss_weight": None},
+    },
+}
+"""What authors store beside their weights; latents are not normalised here, so that no statistics are needed."""
+SWITCHED = {"use_swiglu": "swiglu", "use_qknorm": "qk_norm", "qk_norm": "qk_norm", "use_rope": "rope"}
+WORDS = ["Linear", "linear", "GVP", "VP", "cosine", "velocity", "v", "noise", "score", "SiT-XL/2", "DiT-B/2", "x-y"]
+
+
+def leaves(value: dict[Any, Any]) -> list[tuple[str, Any]]:
+    """Last names and values of what is no mapping."""
+    found = []
+    for name, inner in value.items():
+        found += leaves(inner) if isinstance(inner, dict) else [(str(name).rpartition(".")[2], inner)]
+    return found
+
+
+@pytest.mark.parametrize("format", SETTINGS)
+def test_checkpoints_that_tell_their_settings(format: str, folder: Path) -> None:
+    """What a file says of its path, prediction, classes and switches holds for what is made of it, or it is refused."""
+    weights, given = state(format)
+    given = {name: value for name, value in given.items() if name != "classes"}
+    path, described = folder / "w.pt", SETTINGS[format]
+    torch.save({"ema": weights, "args": described}, path)
+    convert_file(path, format, given, trust=False)
+
+    def trial(drawn: Any) -> Callable[[], Any]:
+        entry, namespace, more, changes = drawn
+        told = rewritten(described | more, changes)
+        named = namespace and isinstance(told, dict) and all(isinstance(name, str) for name in told)
+        torch.save({"ema": weights, entry: argparse.Namespace(**told) if named else told}, path)
+
+        def read() -> None:
+            _, config = converted(path, format, given, trust=named)
+            for name, value in leaves({entry: told}):
+                if value is None:
+                    continue
+                if name == "path_type" and value not in ("Linear", "linear"):
+                    raise Wrong(f"a path {value!r} is read as straight")
+                if name == "prediction" and value not in ("velocity", "v"):
+                    raise Wrong(f"a prediction of {value!r} is read as the velocity")
+                if name == "num_classes" and value != config.num_classes:
+                    raise Wrong(f"{config.num_classes} classes of {value!r}")
+                if name in SWITCHED and config.constants.get(SWITCHED[name], False) is not value:
+                    raise Wrong(f"{name} {value!r} makes {SWITCHED[name]} {config.constants.get(SWITCHED[name])!r}")
+
+        return read
+
+    value = st.one_of(st.sampled_from(WORDS), plain(), st.sampled_from([0, 1, CLASSES, CLASSES + 1, True, False, 0.0]))
+    more = st.dictionaries(st.sampled_from(sorted(settings.NAMES)), value, max_size=2)
+    entry = st.sampled_from(["args", "config", "opt", "hparams"])
+    changes = st.one_of(st.just([]), rewritings(1), rewritings())
+    inputs = st.tuples(entry, st.booleans(), more, changes)
+    campaign("checkpoint's settings", inputs, trial, 250, folder=folder, names=[path.name])
 
 
 def test_a_pinned_checkpoint_is_refused_after_any_damage(folder: Path) -> None:

@@ -315,7 +315,7 @@ def test_image_folders(special: bool, folder: Path) -> None:
         "special files" if special else "image folders",
         inputs,
         trial,
-        30 if special else 1000,
+        300 if special else 1000,
         folder=folder,
         names=[str(root)],
     )

@@ -1,4 +1,4 @@
-"""params.yaml: damaged as text, and of other values; presets of it."""
+"""params.yaml: damaged as text, and of other values; written by presets and by DVC's `-S`, and read again."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from judge import Wrong, campaign
 from mutations import edited, edits, plain, rewritings, rewritten
 
-from facm import check
+from facm import check, preset
 from facm.runtime import params
 
 pytestmark = pytest.mark.slow
@@ -161,3 +161,82 @@ def leaves(value: Any, way: list[Any]) -> list[list[Any]]:
     for key, inner in value.items() if isinstance(value, dict) else ():
         found += leaves(inner, [*way, key])
     return found
+
+
+SMALL = """\
+# A small presets/base.yaml.
+data:          # the data set
+  name: folder
+  root:        # its folder
+
+sample:
+  nfe:         # numbers of evaluations
+  - 1
+  - 2
+  shift: 1e-05 # of the grid
+backbones:
+  dit: {depth: 2, heads: 2}
+"""
+KEYS = [("data", "name"), ("data", "root"), ("sample", "nfe"), ("sample", "shift"), ("backbones", "dit")]
+
+
+def kept(value: Any) -> bool:
+    """Whether a plain value is one that ruamel.yaml, with which DVC writes, keeps as it is.
+
+    It has no surrogates, writes U+0085 bare (facm refuses it), and takes numbers with an exponent apart, so that the
+    last of 15 digits or more may change when a file is written again.
+    """
+    if isinstance(value, dict):
+        return all(kept(part) for pair in value.items() for part in pair)
+    if isinstance(value, list):
+        return all(map(kept, value))
+    if isinstance(value, float):
+        return value != value or float(f"{value:.12g}") == value
+    return not isinstance(value, str) or not any(c == "\x85" or "\ud800" <= c <= "\udfff" for c in value)
+
+
+@pytest.mark.parametrize("way", ["written", "preset", "DVC"])
+def test_what_is_written_is_what_was_meant(way: str, folder: Path) -> None:
+    """Values of one key or two, by `params.written`, by an overlay of a preset, and by the writer of `dvc exp run -S`.
+
+    Each comes back as it was, and lines of other keys stay as they were.
+    """
+    if way == "DVC":
+        pytest.importorskip("dvc")
+    path = folder / "params.yaml"
+    (folder / preset.FOLDER).mkdir()
+    (folder / preset.FOLDER / "base.yaml").write_text(SMALL)
+    original = params.mapping_of(SMALL, "params.yaml")
+    overlay = folder / preset.FOLDER / "own.yaml"
+
+    def trial(drawn: dict[tuple[str, str], Any]) -> Callable[[], Any]:
+        meant = {block: dict(inner) for block, inner in original.items()}
+        some: dict[str, Any] = {}
+        for (block, key), value in drawn.items():
+            meant[block][key] = some.setdefault(block, {})[key] = value
+        dit = some.get("backbones", {}).get("dit")
+        if way == "preset" and isinstance(dit, dict):  # blocks are merged there, key by key
+            meant["backbones"]["dit"] = original["backbones"]["dit"] | dit
+        path.write_text(SMALL, encoding="utf-8")
+        overlay.write_text(params.written(some), encoding="utf-8")
+        if way == "DVC":
+            from dvc.utils.serialize import modify_yaml
+
+            with modify_yaml(path) as document:
+                for (block, key), value in drawn.items():
+                    document[block][key] = value
+
+        def read() -> None:
+            text = path.read_text(encoding="utf-8") if way == "DVC" else params.written(meant)
+            if way == "preset":
+                text = preset.render(["own"], folder / preset.FOLDER)
+            found = params.mapping_of(text, "params.yaml")
+            if repr(found) != repr(meant):
+                raise Wrong(f"{found} of {meant}")
+            if way == "written" and params.written(found) != text:
+                raise Wrong("another text when it is written again")
+
+        return read
+
+    drawn = st.dictionaries(st.sampled_from(KEYS), plain().filter(kept), min_size=1, max_size=2)
+    campaign("params.yaml written", drawn, trial, 200, folder=folder, names=["params.yaml", "own.yaml"])

@@ -3,8 +3,10 @@
 Names that services leave behind, and names that begin with a dot, are no data: no `Place` lists them.
 """
 
+import errno
 import lzma
 import os
+import stat
 import struct
 import zipfile
 import zlib
@@ -97,11 +99,15 @@ class Disk(Place):
     """A folder; links are followed."""
 
     def read(self, name: str) -> bytes:
-        return (self.root / name).read_bytes()
+        """See `Place`; a named pipe or a device is no file, and may never end."""
+        path = self.root / name
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OSError(errno.EINVAL, "no regular file", name)
+        return path.read_bytes()
 
     def _entries(self, folder: str) -> Iterable[tuple[str, bool]]:
         with os.scandir(self.root / folder) as found:
-            return [(entry.name, entry.is_dir()) for entry in found]
+            return [(entry.name, _is_folder(entry)) for entry in found]
 
     def _identity(self, folder: str) -> object:
         found = os.stat(self.root / folder)
@@ -184,6 +190,14 @@ class Files:
         if decoded.shape != self.shape[1:]:
             raise ValueError(f"{path} was changed while the stage ran, it is {decoded.shape} now: run it again")
         return torch.tensor(decoded)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry, or what it links to, is a folder; a link that leads nowhere, or to itself, is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def in_threads(work: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
