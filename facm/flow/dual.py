@@ -14,7 +14,7 @@ nn.functional. A custom autograd.Function and reentrant checkpointing bypass `__
 under no_grad, where gradients would be lost silently: a Dual remembers whether grad was enabled when it was made, and
 is refused where it has been disabled since. Hence make the Dual, too, under no_grad for a pass without a graph.
 
-A new operation is one function here, under `@rule("its name")`, and one line in tests/test_dual.py.
+A new operation is one function here, under `@rule("its name")`, and one line in tests/flow/test_dual.py.
 """
 
 import operator

@@ -6,7 +6,7 @@ over relu1_2, relu2_2, relu3_3, relu4_3, relu5_3 of torchvision's VGG16 and the 
 
 Sources: lpips/lpips.py of the published code (richzhang/PerceptualSimilarity) and torch-fidelity's port of it, both
 read. torch-fidelity's own class is not used: it cannot be made without fetching both files and unpickling them, and it
-takes levels from 0 to 255. Its distances are ours (tests/test_lpips.py).
+takes levels from 0 to 255. Its distances are ours (tests/networks/test_lpips.py).
 
 Images below 256 pixels are enlarged to 224 x 224 bilinearly, as the published code of consistency models does
 (openai/consistency_models, cm/karras_diffusion.py). That code takes piq's LPIPS with average in place of max pooling.

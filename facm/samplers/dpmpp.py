@@ -6,7 +6,7 @@ With alpha = t, sigma = 1 - t, lambda = ln(t / (1 - t)), h = lambda_{i+1} - lamb
     x_{i+1} = (1 - t_{i+1}) / (1 - t_i) x_i + t_{i+1} (1 - e^-h) D
 
 Ours rather than diffusers' DPMSolverMultistepScheduler, which turns its state to float32, begins at a noise level below
-one and builds its own time grids; where both are defined they agree (tests/test_samplers.py).
+one and builds its own time grids; where both are defined they agree (tests/samplers/test_samplers.py).
 """
 
 import math

@@ -28,7 +28,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from facm import convert
-from facm.convert import settings, statistics
+from facm.convert import settings
+from facm.convert.export import read_statistics
 from facm.data.latents import statistics as normalise
 from facm.export import folder as exported
 from facm.networks import checkpoint
@@ -471,7 +472,7 @@ def test_latents_stats(reader: str, folder: Path) -> None:
 
         def read() -> None:
             if reader == "convert":
-                mean, std = (torch.tensor(values) for values in statistics.read(path))
+                mean, std = (torch.tensor(values) for values in read_statistics(path))
             else:
                 found = normalise.read(path)
                 mean, std = found["mean"], found["std"]

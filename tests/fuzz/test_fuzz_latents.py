@@ -16,7 +16,7 @@ from torch import Tensor
 
 from facm.data import codecs
 from facm.data.datasets.precomputed import Precomputed
-from facm.data.latents import adopt, store, tokens
+from facm.data.latents import store, tokens
 from facm.data.latents.store import LatentSet
 from facm.runtime.files import save_tensors, sha256
 
@@ -217,7 +217,7 @@ def test_ready_made_latents_are_adopted_or_refused(ready: Path, folder: Path) ->
         def read() -> None:
             out = folder / "latents"
             codec = codecs.build("identity")
-            adopt.adopt(
+            store.adopt(
                 out,
                 Precomputed(ready),
                 codec,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from fakes import NETWORKS
+from latent_files import shard
 from miniature import SCRATCH, save_arrays, write_params
-from test_precomputed import shard
 from torch import Tensor
 
 import stages.evaluate

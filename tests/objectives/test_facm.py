@@ -19,7 +19,7 @@ from facm.objectives.facm import FACM
 from facm.objectives.fm import FM
 
 METHODS = ["dual", "func"]
-BASE = yaml.safe_load((Path(__file__).parents[1] / "presets" / "base.yaml").read_text())
+BASE = yaml.safe_load((Path(__file__).parents[2] / "presets" / "base.yaml").read_text())
 SHARED = {name: BASE["distill"][name] for name in objectives.SHARED}
 
 

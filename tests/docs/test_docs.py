@@ -19,7 +19,7 @@ from docs.figures import mixture
 from docs.figures.__main__ import FIGURES
 from docs.hooks import links, parameters
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CHROMIUM = "/usr/bin/chromium"
 KEYS = parameters.read()
 LEAVES = [key for key in KEYS if not key.block]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EQUATIONS = range(1, 21)
 MENTION = re.compile(r"\b[Ee]qs?\. (\d+(?:(?:, and |, | and |-)\d+)*)")
 

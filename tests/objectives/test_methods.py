@@ -28,7 +28,7 @@ from facm.training.batch import Batch
 from facm.training.passes import Passes
 from facm.training.step import Step
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NAMES = list(objectives.OBJECTIVES)
 ROWS = 256
 

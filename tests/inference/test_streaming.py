@@ -17,7 +17,7 @@ NUM, BOUND_MIB = 3000, 400  # 563 MiB of pictures; measured: 274
 
 @pytest.mark.slow
 def test_3000_pictures_of_256x256_are_drawn_and_looked_at_in_less_memory_than_they_are(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("streamed.py")
+    script = Path(__file__).parents[1].joinpath("streamed.py")
     ran = subprocess.run([sys.executable, script, tmp_path, str(NUM)], capture_output=True, text=True, timeout=200)
     assert ran.returncode == 0, ran.stderr
     found = re.search(r"drawn .* s (\d+) MiB read .* s (\d+) MiB", ran.stdout)

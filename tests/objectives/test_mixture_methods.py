@@ -29,7 +29,7 @@ LAW = Mixture()
 BOUNDS = {  # measured, one seed
     "cd": 0.3,  # .129
     "ect": 0.25,  # .114
-    "facm": 0.4,  # .117; .108 to .225 over eight seeds (tests/test_mixture_training.py)
+    "facm": 0.4,  # .117; .108 to .225 over eight seeds (tests/objectives/test_mixture_training.py)
     "ict": 0.2,  # .079
     "imeanflow": 0.3,  # .131
     "imm": 0.2,  # .085

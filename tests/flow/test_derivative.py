@@ -167,7 +167,7 @@ def test_derivative_is_float32_under_bfloat16_autocast(method: str) -> None:
 
 
 def test_traces_as_one_graph_under_compile() -> None:
-    """Dynamo only; tests/test_dual.py goes on to AOTAutograd and compares gradients."""
+    """Dynamo only; tests/flow/test_dual.py goes on to AOTAutograd and compares gradients."""
     model, (at, d) = network("lightningdit"), point("lightningdit")
     compiled = torch.compile(total_derivative, fullgraph=True, backend="eager")
     value, derivative = compiled(model, *at, dx=d["dx"], dt=1.0)

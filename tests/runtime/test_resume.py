@@ -448,7 +448,7 @@ def test_the_key_follows_the_code_that_is_loaded_less_what_cannot_change_a_numbe
 
 
 def test_every_neutral_module_exists() -> None:
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     paths = [root.joinpath(*name.rstrip(".").split(".")) for name in resume.NEUTRAL]
     assert [path for path in paths if not (path.is_dir() or path.with_suffix(".py").is_file())] == []
 

@@ -15,7 +15,7 @@ import torch.distributed.run
 from facm import launch
 from facm.launch import torchrun_options
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TOLD = "import os; from pathlib import Path; Path('rank' + os.environ['RANK']).write_text(os.environ['WORLD_SIZE'])"
 SLURM = {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NODEID": "1", "MASTER_ADDR": "first"}
 

@@ -163,7 +163,7 @@ SHORT = {
     **{f"backbones.repa.{name}": value for name, value in {"encoder_depth": 1, "features": 6}.items()},
     "backbones.repa.projector_width": 8,
     "train.accumulate": 1,  # of 4 samples
-    "train.compile": False,  # minutes; tests/test_passes.py compiles
+    "train.compile": False,  # minutes; tests/training/test_passes.py compiles
     "runtime.threads": 1,
     "runtime.log_every": 1,
 }
@@ -213,7 +213,7 @@ def train(here: Path, mapping: dict[str, Any]) -> None:
     assert (told["steps"], told["skipped"], told["stable"]) == (2, 0, True)
 
 
-@pytest.mark.parametrize("names", [names for names in TRAINED if "mixture" not in names])  # tests/test_mixture.py
+@pytest.mark.parametrize("names", [names for names in TRAINED if "mixture" not in names])  # tests/data/test_mixture.py
 def test_a_preset_trains_for_two_steps_at_reduced_width(names: str, here: Path) -> None:
     train(here, changed(rendered(names), SHORT))
 

@@ -20,7 +20,7 @@ from studies.__main__ import chosen, collected, main, write
 from studies.results import Entry, as_text, entry, lower, of_teacher, tie
 
 FILES = sorted(plan.FOLDER.glob("*.yaml"))
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

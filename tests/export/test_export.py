@@ -356,7 +356,7 @@ def test_another_autoencoder_than_the_exported_one_is_refused(folder: Path, tmp_
 @pytest.mark.slow
 def test_facm_loads_an_export_of_pixels_without_diffusers(folder: Path) -> None:
     code = f"import sys, facm; facm.load({str(folder / 'student-out')!r}); print('diffusers' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.stdout.splitlines()[-1] == "False", done.stderr
 
 
