@@ -1,12 +1,10 @@
 """MkDocs: the pages that are made at build time, and the repository's own files that the site shows beside docs/.
 
 Links in docs/ are written for the repository (`../README.md`, `../presets`). The site has these files under other
-names, see BROUGHT, or as text under source/; a link is rewritten to where its target stands. A comment
-`<!-- include: FILE, Heading -->` is replaced by that section, `<!-- studies -->` and `<!-- table -->` by what
-studies/results and metrics/evaluate.json hold.
+names, see BROUGHT, or as text under source/; a link is rewritten to where its target stands. Every page is complete in
+the repository: what is made from results is in the committed file, and docs/hooks/tables.py keeps it true.
 """
 
-import json
 import posixpath
 import re
 import sys
@@ -19,71 +17,50 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))  # for `parameters`, which reads the package
+sys.path.insert(0, str(ROOT))  # for `parameters` and `tables`, which read the package
 
 import parameters  # noqa: E402
-
-from facm import table  # noqa: E402
+import tables  # noqa: E402
 
 BROUGHT = {  # files of the repository that are pages of the site
     "README.md": "project/readme.md",
+    "CONTRIBUTING.md": "project/contributing.md",
     "LOG.md": "project/log.md",
     "CHANGELOG.md": "project/changelog.md",
     "presets": "reference/presets.md",
     "presets/base.yaml": "reference/parameters.md",
 }
-SECTIONS = {  # of README, that have a page
-    "where-is-equation-n": "reference/equations.md",
-    "add-an-objective": "objective.md",
-    "known-traps": "traps.md",
-}
+EQUATIONS = "equations.md"  # its functions lead to their descriptions
 RESULTS = "studies/results/"  # brought as they are
-INCLUDE = re.compile(r"^<!-- include: (\S+), (.+?) -->$", re.MULTILINE)
-STUDIES, TABLE = "<!-- studies -->", "<!-- table -->"
 API: dict[str, tuple[str, tuple[str, ...]]] = {  # page: title, modules and packages of facm; the rest goes to `other`
-    "use": ("Use a model", ("facm", "generator", "generate", "posthoc", "checkpoint", "samples", "picture")),
-    "mathematics": (
-        "Flow, losses, derivatives",
-        ("flow", "schedules", "losses", "point", "velocity", "derivative", "dual", "attention", "ema", "mixture"),
-    ),
+    "use": ("Use a model", ("facm", "inference", "generate", "posthoc", "pipeline", "networks.checkpoint")),
+    "mathematics": ("Flow, losses, derivatives", ("flow", "networks.ema")),
     "objectives": ("Objectives", ("objectives",)),
-    "backbones": ("Backbones, preconditionings", ("backbones", "preconds")),
+    "backbones": (
+        "Backbones, preconditionings",
+        ("networks.backbones", "networks.preconds", "networks.layers"),
+    ),
     "samplers": ("Samplers", ("samplers",)),
-    "data": ("Data, codecs", ("data", "codecs", "encoder")),
-    "scores": (
-        "Scores",
-        (
-            "features",
-            "evaluate",
-            "reference",
-            "frechet",
-            "inception_score",
-            "archive",
-            "ends",
-            "seen",
-            "copies",
-            "lpips",
-        ),
-    ),
-    "training": (
-        "Training",
-        ("train", "step", "passes", "student", "source", "batch", "target", "repa", "stop", "ahead", "dist"),
-    ),
+    "data": ("Data, codecs", ("data",)),
+    "scores": ("Scores", ("metrics", "networks.features", "networks.lpips")),
+    "training": ("Training", ("training",)),
     "convert": ("Published checkpoints", ("convert",)),
-    "params": (
-        "Params, files, command lines",
-        ("params", "check", "preset", "table", "launch", "work", "files", "log"),
-    ),
+    "params": ("Parameters, files, commands", ("runtime", "check", "preset", "table", "launch", "work")),
 }
 OTHER = ("other", "Others")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
-    """Add what is generated and what is brought."""
+    """Add what is generated and what is brought.
+
+    Raises:
+        PluginError: a page is not what the committed results give.
+    """
+    if stale := tables.stale():
+        raise PluginError(f"{', '.join(stale)}: behind the committed results: run `python docs/hooks/tables.py`")
     made = {
         "reference/parameters.md": parameters.page(),
         "reference/presets.md": presets_page(),
-        "reference/equations.md": equations_page(),
         **api_pages(),
     }
     for name, text in made.items():
@@ -106,11 +83,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     if origin == "README.md":
         markdown = deeper(markdown)
     markdown = _led(origin, here, _plain(markdown) if not here.startswith("reference/") else markdown)
-    markdown = INCLUDE.sub(lambda match: _included(match[1], match[2], here), markdown)
-    if TABLE in markdown:
-        scores = table.render(json.loads(_text("metrics/evaluate.json")))
-        markdown = markdown.replace(TABLE, f"```text\n{scores}\n```")
-    return markdown.replace(STUDIES, studies_table(here)) if STUDIES in markdown else markdown
+    return equations(markdown) if here == EQUATIONS else markdown
 
 
 def deeper(text: str) -> str:
@@ -130,14 +103,13 @@ def presets_page() -> str:
     return "\n".join(parts)
 
 
-def equations_page() -> str:
-    """README's table of equations, each function with a link to its description."""
-    table = links.section(_text("README.md"), "Where is equation N?")
+def equations(text: str) -> str:
+    """The table of equations, each function with a link to its description."""
     lines = []
-    for line in table.splitlines():
+    for line in text.splitlines():
         modules = [name.replace("/", ".") for name in re.findall(r"`(facm/[\w/]+)\.py`", line)]
         lines.append(re.sub(r"(?<=[|,] )`([\w.]+)`", lambda match, m=modules: _linked(match[1], m), line))
-    return EQUATIONS + "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def api_pages() -> dict[str, str]:
@@ -151,23 +123,6 @@ def api_pages() -> dict[str, str]:
         pages[f"reference/api/{group}.md"] = _api_page(title, modules)
     pages[f"reference/api/{OTHER[0]}.md"] = _api_page(OTHER[1], sorted(left))
     return pages
-
-
-def studies_table(here: str) -> str:
-    """Claim, reading and gaps of each study that has a page."""
-    rows = ["| study | claim of the paper | what was found |", "|---|---|---|"]
-    for path in sorted((ROOT / RESULTS).glob("*.md")):
-        text = path.read_text()
-        title, claim, reading = (
-            re.search(p, text, re.MULTILINE) for p in (r"^# (.+)$", r"^Claim of the paper: (.+)$", r"^Reading: (.+)$")
-        )
-        if title is None or claim is None:
-            continue
-        target = posixpath.relpath(f"{RESULTS}{path.name}", posixpath.dirname(here) or ".")
-        missing = len(re.findall(r"\| not run(?= \|)", text))
-        told = (reading[1] if reading else "No reading yet.") + (f" Cells not run: {missing}." if missing else "")
-        rows.append(f"| [{title[1]}]({target}) | {claim[1]} | {told} |")
-    return "\n".join(rows)
 
 
 def _api_page(title: str, modules: list[str]) -> str:
@@ -190,18 +145,12 @@ def _linked(name: str, modules: list[str]) -> str:
     return f"`{name}`"
 
 
-def _included(file: str, heading: str, here: str) -> str:
-    return _led(file, here, deeper(links.section(_text(file), heading)))
-
-
 def _led(origin: str, here: str, text: str) -> str:
     """The text of a repository's file with its links as the page `here` needs them."""
 
     def to(link: links.Link) -> str:
         if not link.target and origin == _repository_path(here):
             return f"#{link.anchor}"
-        if link.path == "README.md" != origin and link.anchor in SECTIONS:
-            return posixpath.relpath(SECTIONS[link.anchor], posixpath.dirname(here) or ".")
         target = _of_site(link.path) or _source(link.path)
         if target == _source(link.path) and not (ROOT / link.path).is_file():
             raise PluginError(f"{origin}: the site has no page for {link.target}: see BROUGHT in docs/hooks/pages.py")
@@ -251,14 +200,7 @@ def _text(file: str) -> str:
 PRESETS = """\
 # Presets
 
-`python -m facm.preset NAME [OVERLAY ...]` writes params.yaml: `base`, with the overlays on it, in order. What each key
-means stands in [Parameters](parameters.md). The comments of a preset say what its rows of the paper are expected to
-cost.
-"""
-EQUATIONS = """\
-# Where is equation N?
-
-Of [arXiv 2507.03738](https://arxiv.org/abs/2507.03738). Each function leads to its description and its code. Parameters
-say the place in the paper in their [meaning](parameters.md).
-
+`python -m facm.preset NAME [OVERLAY ...]` writes params.yaml: `base`, with the overlays on it, in order.
+[Parameters](parameters.md) says what each key means. The comments of a preset say what its rows of the
+paper are expected to cost.
 """

@@ -17,7 +17,7 @@ import yaml
 
 from docs.figures import mixture
 from docs.figures.__main__ import FIGURES
-from docs.hooks import links, parameters
+from docs.hooks import links, parameters, tables
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = "/usr/bin/chromium"
@@ -114,6 +114,17 @@ def test_the_table_of_the_concepts_is_of_the_runs_in_the_figures() -> None:
         assert f"| {label} | {of['fd']:.4f} | {of['map_rmse']:.4f} | {of['map_median']:.4f} |" in text
 
 
+def test_every_table_of_results_is_what_the_committed_files_give() -> None:
+    assert tables.stale() == [], "run `python docs/hooks/tables.py`"
+    made = [name for file in links.tracked() for name, _ in tables.PART.findall((ROOT / file).read_text())]
+    assert set(made) == set(tables.MAKERS)
+
+
+def test_a_table_that_is_behind_is_seen() -> None:
+    text = "<!-- made: scale -->\nOn this scale noise has 3.\n<!-- end -->\n"
+    assert "held-out images have 0.46" in tables.renewed("README.md", text)
+
+
 class Loaded(HTMLParser):
     """What a page loads by itself, its ids, and where it leads within the page."""
 
@@ -176,7 +187,7 @@ def test_a_browser_asks_for_nothing_from_elsewhere_and_shows_every_picture(site:
         browser = run.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 390, "height": 800})
         page.on("request", lambda request: asked.append(request.url))
-        for name in ("index", "tour", "concepts", "reproduced", "reference/parameters", "reference/api/objectives"):
+        for name in ("index", "tour", "concepts", "results", "reference/parameters", "reference/api/objectives"):
             page.goto((site / f"{name}.html").as_uri())
             page.wait_for_load_state("load")
             broken = "[...document.images].filter(i => !i.complete || i.naturalWidth == 0).map(i => i.src)"

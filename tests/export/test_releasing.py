@@ -1,4 +1,4 @@
-"""docs/releasing.md, followed from scratch: a release is tagged and pushed in one clone, and used without any."""
+"""docs/sharing.md, followed from scratch: a release is tagged and pushed in one clone, and used without any."""
 
 import shlex
 import shutil
@@ -11,7 +11,7 @@ from documents import among, fenced
 from miniature import write_checkpoint, write_latents
 from team import Team
 
-PAGE = (SOURCE / "docs/releasing.md").read_text()
+PAGE = (SOURCE / "docs/sharing.md").read_text()
 URL = "https://example.org/team/facm.git"
 
 

@@ -1,4 +1,4 @@
-"""Where is equation N? README's table is complete and true: each home carries its equation's number in a docstring."""
+"""Where is equation N? docs/equations.md is complete and true: each home has its equation's number in a docstring."""
 
 import ast
 import re
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/equations.md").read_text()
 EQUATIONS = range(1, 21)
 MENTION = re.compile(r"\b[Ee]qs?\. (\d+(?:(?:, and |, | and |-)\d+)*)")
 
@@ -38,10 +39,9 @@ def docstrings(path: Path) -> dict[str, str]:
 
 
 def table() -> list[tuple[set[int], list[Path], list[str]]]:
-    """Rows of README's table: equations, files, names of functions."""
-    section = (ROOT / "README.md").read_text().split("## Where is equation N?")[1].split("\n## ")[0]
+    """Rows of the page's table: equations, files, names of functions."""
     rows = []
-    for line in section.splitlines():
+    for line in PAGE.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if len(cells) == 4 and cells[0][:1].isdigit():
             files, names = ([code for code in re.findall(r"`([^`]+)`", cell)] for cell in cells[2:])
@@ -76,9 +76,9 @@ def test_equation_has_a_home_among_the_docstrings(number: int) -> None:
 
 
 @pytest.mark.parametrize("number", EQUATIONS)
-def test_equation_has_a_row_in_readme_whose_files_and_functions_carry_it(number: int) -> None:
+def test_equation_has_a_row_on_the_page_whose_files_and_functions_carry_it(number: int) -> None:
     rows = [(files, names) for numbers, files, names in table() if number in numbers]
-    assert len(rows) == 1, f"README's table has {len(rows)} rows for Eq. {number}"
+    assert len(rows) == 1, f"the page has {len(rows)} rows for Eq. {number}"
     files, names = rows[0]
     assert files and names
     for file in files:
@@ -88,9 +88,9 @@ def test_equation_has_a_row_in_readme_whose_files_and_functions_carry_it(number:
         for name in mine:
             assert number in mentioned(found[name]), f"the docstring of {name} in {file.name} lacks (Eq. {number})"
     for name in names:
-        assert any(name in CODE[file] for file in files), f"{name} is in none of README's files for Eq. {number}"
+        assert any(name in CODE[file] for file in files), f"{name} is in none of the page's files for Eq. {number}"
 
 
-def test_algorithm_1_has_a_row_in_readme_and_names_its_lines() -> None:
-    assert re.search(r"^\| 8, Alg\. 1 \|.*`FACM\.__call__`", (ROOT / "README.md").read_text(), re.MULTILINE)
+def test_algorithm_1_has_a_row_on_the_page_and_names_its_lines() -> None:
+    assert re.search(r"^\| 8, Alg\. 1 \|.*`FACM\.__call__`", PAGE, re.MULTILINE)
     assert "Algorithm 1" in CODE[ROOT / "facm/objectives/facm.py"]["FACM.__call__"]

@@ -104,9 +104,8 @@ def test_a_preset_is_in_order(names: str) -> None:
 
 
 def test_every_preset_is_in_some_combination() -> None:
-    assert {name for names in [*TRAINED, *IMPORTED] for name in names.split()} == set(
-        preset.available(ROOT / "presets")
-    )
+    used = [*TRAINED, *IMPORTED, *(names for _, names, _ in rows())]
+    assert {name for names in used for name in names.split()} == set(preset.available(ROOT / "presets"))
 
 
 def test_presets_of_real_scales_tell_their_cost() -> None:
