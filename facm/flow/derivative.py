@@ -5,7 +5,7 @@ torch.compile". Published code: torch.func.jvp with grad, which records a graph 
 Here: the tangent never has a graph, and the default method traces under torch.compile.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -30,20 +30,18 @@ def total_derivative(
 ) -> tuple[Tensor, Tensor]:
     """Return F and dF/dt = (dF/dx) dx + (dF/dt) dt + (dF/dr) dr, all at (x, t, y, r) (Eq. 7, 16, 17).
 
-    Along the flow dx = v and dt = 1; r, where there is one, is a constant of c_CM (Eq. 17).
+    Along the flow dx = v, dt = 1, and r is a constant of c_CM (Eq. 17).
 
     Args:
         F: network (x, t, y, r) -> like x.
         x: (B, C, H, W) or (B, D), floating.
         t: (B,), the time condition.
         y: (B,) int64, or None.
-        r: (B,), the second time condition, or None.
-        dx: like x; its graph, if any, is ignored, as are those of dt and dr.
+        r: (B,), or None.
+        dx: like x; graphs of dx, dt and dr are ignored.
         dt: (B,) or a number for all samples.
-        dr: (B,) or a number for all samples; None: r is held constant.
-        method: a key of METHODS. "dual": dual numbers (facm/flow/dual.py), one pass. "func": torch.func.jvp, for
-        foreign
-            networks with operations that have no rule there; two passes, unfused attention in the second one.
+        dr: the same; None: r is held constant.
+        method: dual | func, see METHODS.
 
     Returns:
         F: like x, with its graph where grad is enabled.
@@ -53,8 +51,6 @@ def total_derivative(
         ValueError: unknown method, dr without r, or a tangent of the wrong shape.
         TypeError: method "dual" meets an operation that has no rule.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown derivative method '{method}': known are {', '.join(METHODS)}")
     if r is None and dr is not None:
         raise ValueError("got dr without r: give r (B,), or leave dr out")
     pairs = [(x, dx), (t, dt)] if r is None or dr is None else [(x, dx), (t, dt), (r, dr)]
@@ -63,7 +59,7 @@ def total_derivative(
     def network(x: Any, t: Any, r: Any = r) -> Tensor:
         return F(x, t, y, r)
 
-    value, derivative = METHODS[method](network, primals, tangents)
+    value, derivative = _method(method)(network, primals, tangents)
     return value, at_least_float32(derivative)
 
 
@@ -92,6 +88,14 @@ def by_func(network: Network, primals: Sequence[Tensor], tangents: Sequence[Tens
 
 
 METHODS = {"dual": by_dual, "func": by_func}
+"""dual: dual numbers (facm/flow/dual.py), one pass. func: torch.func.jvp, for foreign networks with operations that
+have no rule there; two passes, unfused attention in the second one."""
+
+
+def _method(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    if name not in METHODS:
+        raise ValueError(f"unknown derivative method '{name}': known are {', '.join(METHODS)}")
+    return METHODS[name]
 
 
 def _like(tangent: Tensor | float, primal: Tensor) -> Tensor:

@@ -9,7 +9,19 @@ Deviations from the paper, all of them the published code's (ali-vilab/FACM, los
     t_low, t_high       Paper: "t_low 0.125". Code: outside the closed interval y stands for the null label. Here: so.
     teacher_condition   Paper: Algorithm 1 asks the teacher at c_FM. Code: at t. Here: t, because a teacher that was not
                         trained on both formats knows no other.
-    scratch_form, scratch_condition   see `Guidance.scratch`.
+    scratch_condition   Paper: not said. Code: t, which in the expanded format is the condition of the average velocity.
+                        Here: c_FM by default. In the auxiliary format both are (t, t).
+    scratch_form        how the network that is being trained guides itself, with u = x1 - x0:
+
+    paper   v = u + w (v_cond - v_uncond) for w > 1 and v = u for w = 1, as the paper says. The network learns this very
+            v, so that d = v_cond - v_uncond follows d <- (what u tells) + w d: for w > 1 it grows without bound. On
+            digits every such training ended in noise (docs/studies.md, table 3).
+    code    v = v_uncond + w (u - v_uncond), which is u at w = 1. Outside [t_low, t_high] it puts y for the null label,
+            hence u + (w - 1) (u - F(x, t, y)): an extrapolation. Here: kept in this form only.
+    mixed   v = w (1 - k) u + k v_cond + (1 - w (1 - k) - k) v_uncond, k = scratch_kappa: MeanFlow's (Geng et al. 2025,
+            arXiv 2505.13447, Sec. 4.2), whose omega is w (1 - k) (XL/2: omega 0.2, k 0.92, so w = 2.5). v_cond comes
+            from a network that learns v, the guided velocity: where it has, v = v_uncond + w (u - v_uncond), as strong
+            as w in `distilled`, and with less noise for larger k. k = 0 is the code's form inside the interval.
 """
 
 from dataclasses import dataclass
@@ -114,22 +126,7 @@ class Guidance:
 
     @torch.no_grad()
     def scratch(self, F: Network, x: Tensor, t: Tensor, y: Tensor | None, *, u: Tensor) -> Tensor:
-        """Return v from the data's own velocity u = x1 - x0 and the network that is being trained (Eq. 9).
-
-        paper:  v = u + w (v_cond - v_uncond) for w > 1 and v = u for w = 1, as the paper says. The network learns this
-                very v, so that d = v_cond - v_uncond follows d <- (what u tells) + w d: for w > 1 it grows without
-                bound. On digits every such training ended in noise (docs/studies.md, table 3).
-        code:   v = v_uncond + w (u - v_uncond), which is u at w = 1. Outside [t_low, t_high] it puts y for the null
-                label, hence u + (w - 1) (u - F(x, t, y)): an extrapolation. Here: kept in this form only.
-
-        mixed:  v = w (1 - k) u + k v_cond + (1 - w (1 - k) - k) v_uncond, k = scratch_kappa: MeanFlow's (Geng et al.
-                2025, arXiv 2505.13447, Sec. 4.2), whose omega is w (1 - k) (XL/2: omega 0.2, k 0.92, so w = 2.5).
-                v_cond comes from a network that learns v, the guided velocity: where it has, v = v_uncond +
-                w (u - v_uncond), as strong as w in `distilled`, and with less noise for larger k. k = 0 is the code's
-                form inside the interval.
-
-        Condition. Paper: not said. Code: t, which in the expanded format is the condition of the average velocity.
-        Here: c_FM by default. In the auxiliary format both are (t, t).
+        """Return v from the data's velocity u = x1 - x0 and the network that is being trained (Eq. 9); see above.
 
         v = u where y is the null label (a dropped label has nothing to guide towards; MeanFlow does the same) and,
         except in the code's form, outside [t_low, t_high].
@@ -139,7 +136,7 @@ class Guidance:
             x: x_t (B, ...).
             t: (B,) in [0, 1].
             y: labels (B,) int64 after label dropout, or None.
-            u: x1 - x0, like x.
+            u: like x.
 
         Returns:
             v like x, without a graph.

@@ -72,7 +72,7 @@ class FACM(Objective):
 
     @property
     def samplers(self) -> tuple[str, ...]:
-        """Without the anchor no velocity is learned that a sampler could follow."""
+        # Without the anchor no velocity is learned that an ODE sampler could follow.
         return ("consistency",) if self.anchor == 0 else ("consistency", "anchored", "euler", "heun", "dpmpp", "edm")
 
     def times(self, n: Tensor, time: TimeSampler, progress: Progress) -> dict[str, Tensor]:
@@ -82,18 +82,15 @@ class FACM(Objective):
     def __call__(self, F_theta: FTheta, point: Point) -> dict[str, Tensor]:
         """Return L_FM and L_CM, each (B,) (Eq. 8, Algorithm 1).
 
-        Args:
-            F_theta: the student.
-            point: x_t (B, ...), t (B,), v like x_t, y (B,) or None.
+        `point` has x_t (B, ...), t (B,), v like x_t, y (B,) or None.
         """
         if self.anchor == 0:
             return {"fm": torch.zeros_like(point.t)} | self.accelerator(F_theta, point)
-        F_fm, (F_cm, dF_dt) = F_theta(self.fm_query(point), self.cm_query(point))  # lines 5, 6
-        return {"fm": self.anchor * self.fm(F_fm, point.v), "cm": self.shortcut(F_cm, dF_dt, point)}  # line 9
+        F_fm, (F_cm, dF_dt) = F_theta(self.fm_query(point), self.cm_query(point))  # lines 5 and 6, in one call
+        return {"fm": self.anchor * self.fm(F_fm, point.v), "cm": self.shortcut(F_cm, dF_dt, point)}  # lines 7 to 9
 
     @property
     def parts(self) -> tuple[Callable[[FTheta, Point], dict[str, Tensor]], ...]:
-        """The terms as objectives of their own, whose sum is this one: one backward pass each."""
         return (self,) if self.anchor == 0 else (self.anchored, self.accelerator)
 
     def anchored(self, F_theta: FTheta, point: Point) -> dict[str, Tensor]:
@@ -107,13 +104,13 @@ class FACM(Objective):
         return {"cm": self.shortcut(F_cm, dF_dt, point)}
 
     def fm_query(self, point: Point) -> Query:
-        """F at c_FM."""
-        fm = c_fm(point.t, self.conditioning)  # line 2
+        """F_FM = F(x_t, c_FM) (lines 2 and 5)."""
+        fm = c_fm(point.t, self.conditioning)
         return Query(point.x_t, fm.t, point.y, fm.r)
 
     def cm_query(self, point: Point) -> Query:
-        """F at c_CM and its derivative with tangents (v, 1) (Eq. 17)."""
-        cm = c_cm(point.t, self.conditioning)  # line 2
+        """F_CM = F(x_t, c_CM) and dF_dt, its derivative with tangents (v, 1) (Eq. 17, lines 2 and 6)."""
+        cm = c_cm(point.t, self.conditioning)
         return Query(point.x_t, cm.t, point.y, cm.r, dx=point.v, dt=1.0)
 
     def shortcut(self, F_cm: Tensor, dF_dt: Tensor, point: Point) -> Tensor:

@@ -59,9 +59,7 @@ class FM(Objective):
     def __call__(self, F_theta: FTheta, point: Point) -> dict[str, Tensor]:
         """Return L_FM = |F - v|^2 + L_cos(F, v), (B,), each sample in its format (Eq. 10, App. A.3a).
 
-        Args:
-            F_theta: the network.
-            point: x_t (B, ...), t and in_fm (B,) as `times` gave them, v like x_t, y (B,) or None.
+        `point` has x_t (B, ...), t and in_fm (B,) as `times` gave them, v like x_t, y (B,) or None.
         """
         (F,) = F_theta(self.query(point))
         return {"fm": self.loss(F, point.v)}

@@ -79,9 +79,7 @@ class ICT(Objective):
     def __call__(self, F_theta: FTheta, point: Point) -> dict[str, Tensor]:
         """Return the loss per sample, (B,); the target carries no gradient.
 
-        Args:
-            F_theta: the student.
-            point: x_t (B, ...), t and s (B,) as `times` gave them, v like x_t, y (B,) or None.
+        `point` has x_t (B, ...), t and s (B,) as `times` gave them, v like x_t, y (B,) or None.
         """
         t, s, x_t = point.t, point.times["s"], point.x_t
         dt = expand(s - t, x_t)

@@ -57,9 +57,7 @@ class IMeanFlow(Objective):
     def __call__(self, F_theta: FTheta, point: Point) -> dict[str, Tensor]:
         """Return L = e / sg(e + c)^q with e = |V - v|^2, (B,).
 
-        Args:
-            F_theta: the student.
-            point: x_t (B, ...), t and r (B,) as `times` gave them, v like x_t, y (B,) or None.
+        `point` has x_t (B, ...), t and r (B,) as `times` gave them, v like x_t, y (B,) or None.
         """
         t, r = point.t, point.times["r"]
         (v_theta,) = F_theta(Query(point.x_t, t, point.y, t, grad=False))

@@ -108,9 +108,7 @@ class IMM(Objective):
     def __call__(self, F_theta: FTheta, point: Point) -> dict[str, Tensor]:
         """Return w(s, t) MMD^2 of the group, for each of its samples, (B,) (Eq. 67).
 
-        Args:
-            F_theta: the student.
-            point: x_t (B, ...), t, r, s (B,) as `times` gave them, v like x_t, y (B,) or None.
+        `point` has x_t (B, ...), t, r, s (B,) as `times` gave them, v like x_t, y (B,) or None.
         """
         t, r, s = (expand(point.times[name], point.x_t) for name in ("t", "r", "s"))
         x_r = point.x_t + (r - t) * point.v

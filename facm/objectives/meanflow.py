@@ -58,9 +58,7 @@ class MeanFlow(Objective):
     def __call__(self, F_theta: FTheta, point: Point) -> dict[str, Tensor]:
         """Return L = e / sg(e + c)^q with e = |F - sg(v + (r - t) dF/dt)|^2, (B,) (its Eq. 9, 22).
 
-        Args:
-            F_theta: the student.
-            point: x_t (B, ...), t and r (B,) as `times` gave them, v like x_t, y (B,) or None.
+        `point` has x_t (B, ...), t and r (B,) as `times` gave them, v like x_t, y (B,) or None.
         """
         r, v = point.times["r"], point.v
         ((F, dF_dt),) = F_theta(Query(point.x_t, point.t, point.y, r, dx=v, dt=1.0))

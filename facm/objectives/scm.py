@@ -80,9 +80,7 @@ class SCM(Objective):
     def __call__(self, F_theta: FTheta, point: Point) -> dict[str, Tensor]:
         """Return L, (B,).
 
-        Args:
-            F_theta: the student.
-            point: x_t (B, ...), t (B,), v like x_t, y (B,) or None, progress.
+        `point` has x_t (B, ...), t (B,), v like x_t, y (B,) or None, progress.
         """
         c = c_cm(point.t, self.conditioning)
         ((F, dF_dt),) = F_theta(Query(point.x_t, c.t, point.y, c.r, dx=point.v, dt=1.0))

@@ -84,9 +84,7 @@ class Shortcut(Objective):
     def __call__(self, F_theta: FTheta, point: Point) -> dict[str, Tensor]:
         """Return the mean squared errors of the velocity (d = 0) and of the jumps, each (B,), 0 for the other samples.
 
-        Args:
-            F_theta: the student.
-            point: x_t (B, ...), t and d (B,) as `times` gave them, v like x_t, y (B,) or None.
+        `point` has x_t (B, ...), t and d (B,) as `times` gave them, v like x_t, y (B,) or None.
         """
         d = point.times["d"]
         rows = d > 0

@@ -1,4 +1,4 @@
-"""One training step's gradient: the target velocity, the student's passes, the objective, the backward passes.
+"""One training step's gradient: times, x_t and v, the objective, the backward passes.
 
 Costs, in forward passes F of one batch (arXiv 2507.03738, Algorithm 1): guided teacher 2, FM and CM 2, tangent 1 + a,
 backward 4, where a is attention's share of F; three plain flow-matching steps.
@@ -21,7 +21,7 @@ from facm.flow.losses import rms
 from facm.flow.time import TimeSampler
 from facm.runtime import dist
 from facm.training.batch import Batch
-from facm.training.passes import EAGER, NO_OTHERS, Passes, Plan, Student
+from facm.training.passes import EAGER, NO_OTHERS, Others, Passes, Plan, Student
 from facm.training.target_velocity import TargetVelocity
 
 NO_TOOLS: Mapping[str, Callable[..., Any]] = MappingProxyType({})
@@ -37,13 +37,12 @@ class Step:
         time: sampler of times.
         plan: see `facm.training.passes.Plan`.
         null: the label that stands for none; None without classes.
-        others: makes the passes through other weights by name, see `Student`.
+        others: see `Student`.
         tools: what `Point.tools` holds.
-        watch_every: steps between two looks at the velocity error, see `gradients`; 0: none.
+        watch_every: steps between two measurements of the velocity error, see `gradients`; 0: none.
 
     Raises:
-        ValueError: an objective with trained weights of its own, under fsdp, or one that asks for a tool that is not
-            there.
+        ValueError: an objective with trained weights of its own, under fsdp, or one whose tools were not given.
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class Step:
         plan: Plan = EAGER,
         *,
         null: int | None = None,
-        others: Mapping[str, Callable[[], Passes]] = NO_OTHERS,
+        others: Others = NO_OTHERS,
         tools: Mapping[str, Callable[..., Any]] = NO_TOOLS,
         watch_every: int = 0,
     ) -> None:
@@ -84,7 +83,7 @@ class Step:
             rank's share of the mean over the global batch, () each; the sum over ranks is the mean.
         """
         shares: dict[str, Tensor] = {}
-        looked = self.watch_every > 0 and progress.step % self.watch_every == 0
+        measured = self.watch_every > 0 and progress.step % self.watch_every == 0
 
         def watch(name: str, values: Tensor) -> None:
             shares[name] = shares.get(name, 0.0) + values.detach().sum() / batch.size
@@ -95,7 +94,7 @@ class Step:
         last = self.plan.accumulate * len(parts) - 1
         for i, rows in enumerate(batch.split(self.plan.accumulate, self.objective.group)):
             point = self._point(rows, progress, watch)
-            if looked:
+            if measured:
                 watch("velocity_error", self._velocity_error(point))
             for j, part in enumerate(parts):
                 self.student.begin(rows.keys)
@@ -118,24 +117,23 @@ class Step:
         return rms(self.student.frozen()(point.x_t, fm.t, point.y, fm.r) - point.v)
 
     def _point(self, rows: Batch, progress: Progress, watch: Callable[[str, Tensor], None]) -> Point:
-        """The rows at the objective's own times."""
-        times = self.times(rows, progress)
+        """Everything that the loss of these rows may use (Algorithm 1, lines 1, 3 and 4)."""
+        times = self.times(rows, progress)  # line 1
+        x_t = path.interpolate(rows.x0, rows.x1, times["t"])  # line 3
         self.student.begin(rows.keys)
+        online, ema = self.student.frozen(), self.student.frozen("ema")
+        velocity = functools.partial(self.velocity, u=rows.x1 - rows.x0, online=online, ema=ema)  # line 4, when needed
+        tokens: Mapping[str, Callable[..., Any]] = {} if rows.tokens is None else {"tokens": lambda: rows.tokens}
         return Point(
             x0=rows.x0,
             x1=rows.x1,
-            x_t=path.interpolate(rows.x0, rows.x1, times["t"]),
+            x_t=x_t,
             y=rows.y,
             times=times,
-            velocity=functools.partial(
-                self.velocity,
-                u=rows.x1 - rows.x0,
-                online=self.student.frozen(),
-                ema=self.student.frozen("ema"),
-            ),
+            velocity=velocity,
             progress=progress,
             null=self.null,
-            tools={**self.tools, **({} if rows.tokens is None else {"tokens": lambda: rows.tokens})},
+            tools={**self.tools, **tokens},
             watch=watch,
         )
 
