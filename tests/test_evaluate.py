@@ -296,6 +296,7 @@ def test_a_reference_tells_what_is_missing_or_damaged(digits: Built, tmp_path: P
         ({"networks": 0}, "meta.json, networks: must be 1 or 2, it is 0"),
         ({"copies_threshold": "1"}, "meta.json, copies_threshold: must be a finite number, it is '1'"),
         ({"also": "inception"}, "meta.json, also: must be a list"),
+        ({"features": "digits"}, "meta.json: unknown 'digits'"),
         ("networks", "meta.json lacks 'networks'"),
         ([], r"meta.json: must be an object of names and values, it is \[\]"),
     ],
@@ -306,7 +307,7 @@ def test_a_reference_of_another_form_is_refused_by_name(change, told: str, digit
     meta = json.loads(path.read_text())
     changed = meta | change if isinstance(change, dict) else change
     path.write_text(json.dumps({k: v for k, v in meta.items() if k != change} if isinstance(change, str) else changed))
-    with pytest.raises(ValueError, match=f"{told}.*: remove .* and run `dvc repro`"):
+    with pytest.raises(ValueError, match=told):
         Reference.open(tmp_path / "reference")
 
 

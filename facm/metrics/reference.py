@@ -24,10 +24,11 @@ from facm.metrics.extract import look
 from facm.metrics.published import Archive
 from facm.metrics.scores import NEIGHBOURS, Yardstick, chosen, score
 from facm.metrics.trivial_baselines import Ends
-from facm.networks.features import FeatureNetwork, network_class
+from facm.networks.features import FEATURES, FeatureNetwork, network_class
 from facm.runtime import dist
 from facm.runtime.files import load_record, load_tensors, save_json, save_tensors
 from facm.runtime.log import say
+from facm.runtime.names import refuse_unknown
 
 SUFFIXES = ("", "_second")
 PICTURES_GIB = 1.0
@@ -100,6 +101,7 @@ class Reference:
         meta: Meta = load_record(folder / "meta.json", Meta, cure)
         if not 1 <= meta["networks"] <= len(SUFFIXES):
             raise ValueError(f"{folder / 'meta.json'}, networks: must be 1 or 2, it is {meta['networks']}: {cure}")
+        refuse_unknown([meta["features"], *meta.get("also", ())], FEATURES, str(folder / "meta.json"))
         yardsticks = []
         named = [(suffix, meta["features"]) for suffix in SUFFIXES[: meta["networks"]]]
         for suffix, name in [*named, *((f"_{name}", name) for name in meta.get("also", ()))]:

@@ -232,6 +232,8 @@ def test_descriptions_of_another_form_are_reported_by_name_and_the_scores_are_no
     (tmp_path / "metrics/distill/plots/metrics/g.tsv").write_text("step\tg\n1\tx\n")
     _, parsed = shown(run)
     assert "data/reference/meta.json lacks 'copies_threshold': run `dvc repro`" in parsed.text
+    (tmp_path / "data/student/config.json").write_text('{"versions": 3}')
+    assert "data/student/config.json, versions: must be an object of names and values, it is 3" in shown(run)[1].text
     assert "g.tsv is damaged (could not convert" in parsed.text and "student, NFE 4" in parsed.text
 
 
