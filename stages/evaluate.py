@@ -2,18 +2,43 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from facm import check, table
 from facm.inference.samples import NOT_FINITE, load_samples
 from facm.metrics import scores as evaluate
 from facm.metrics.reference import Reference
 from facm.runtime import dist
-from facm.runtime.files import load_json, save_csv, save_json
+from facm.runtime.files import load_record, save_csv, save_json
 from facm.runtime.log import say
 from facm.runtime.params import Params
 
 SAMPLES = Path("data/samples")
+
+
+class Scale(TypedDict):
+    """The block of metrics/reference.json."""
+
+    features: str
+
+
+class Measured(TypedDict):
+    """metrics/reference.json."""
+
+    reference: Scale
+
+
+class Ended(TypedDict):
+    """The block of metrics/distill.json."""
+
+    stable: bool
+    steps: int
+
+
+class Trained(TypedDict):
+    """metrics/distill.json."""
+
+    distill_training: Ended
 
 
 def main() -> None:
@@ -21,9 +46,9 @@ def main() -> None:
     check.writable("metrics")
     dist.setup(params.runtime.threads)
     cure = "run `dvc repro`"
-    measured = load_json(Path("metrics/reference.json"), cure)["reference"]
-    baseline = load_json(Path(params.evaluate.baseline), cure).get("baseline")
-    training = load_json(Path("metrics/distill.json"), cure)["distill_training"]
+    measured = load_record(Path("metrics/reference.json"), Measured, cure)["reference"]
+    baseline = load_record(Path(params.evaluate.baseline), dict[str, Any], cure).get("baseline")
+    training = load_record(Path("metrics/distill.json"), Trained, cure)["distill_training"]
     reference, student = Reference.open("data/reference"), {}
     drawn = sorted(SAMPLES.glob("nfe*.npz"), key=lambda path: int(path.stem.removeprefix("nfe")))
     if not drawn:
@@ -49,7 +74,7 @@ def ending(training: dict[str, Any], not_finite: Path) -> dict[str, Any]:
     """
     told = {} if training["stable"] else {"diverged_at": training["steps"]}
     if not_finite.is_file():
-        told["not_finite"] = json.loads(not_finite.read_text())
+        told["not_finite"] = load_record(not_finite, dict[str, int], "run `dvc repro`")
     return {"stable": not told} | told
 
 

@@ -1,6 +1,6 @@
 """Parts of Markdown files that are made from results, each between `<!-- made: NAME -->` and `<!-- end -->`.
 
-    python docs/hooks/tables.py    write them; tests/docs/test_docs.py and the site fail where one is stale
+python docs/hooks/tables.py    write them; tests/docs/test_docs.py and the site fail where one is stale
 """
 
 import json

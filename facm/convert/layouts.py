@@ -52,11 +52,11 @@ def refuse_names(names: Iterable[str], path: Path) -> None:
 
 def _refuse_json(path: Path, place: str) -> None:
     try:
-        found = json.loads(path.read_text())
-    except ValueError:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
         found = None
     if isinstance(found, dict) and "weight_map" in found:
-        files = len(set(found["weight_map"].values())) if isinstance(found["weight_map"], dict) else "several"
+        files = len(set(map(str, found["weight_map"].values()))) if isinstance(found["weight_map"], dict) else "several"
         raise ForeignError(f"{place}{path} is the index of a sharded checkpoint of {files} files, {MERGE}")
     if isinstance(found, dict) and "_class_name" in found:
         raise ForeignError(f"{place}{path} describes a {found['_class_name']} of diffusers: {WANTED}")

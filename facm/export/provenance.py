@@ -10,7 +10,7 @@ import json
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from facm.data import codecs
 from facm.networks.checkpoint import Config
@@ -20,6 +20,27 @@ LOCK = "dvc.lock"
 STAGES = {"student": "distill", "teacher": "teacher"}
 SCORED = {"student": "evaluate", "teacher": "baseline"}
 EVALUATE, BASELINE, REFERENCE = "metrics/evaluate.json", "metrics/baseline.json", "metrics/reference.json"
+
+
+class Entry(TypedDict):
+    """A dependency or output in dvc.lock."""
+
+    path: str
+    md5: NotRequired[str]
+
+
+class Ran(TypedDict):
+    """A stage in dvc.lock."""
+
+    deps: NotRequired[list[Entry]]
+    outs: NotRequired[list[Entry]]
+    params: NotRequired[dict[str, dict[str, Any]]]
+
+
+class Locked(TypedDict):
+    """dvc.lock."""
+
+    stages: NotRequired[dict[str, Ran]]
 
 
 @dataclass(frozen=True)
@@ -55,7 +76,9 @@ def of(folder: Path, config: Config, sigma_rel: float | None = None) -> Provenan
         return Provenance(why=f"there is no {LOCK} above the checkpoint folder")
     commit, dirty = _commit(root)
     try:
-        lock = Lock(params.raw(root / LOCK).get("stages", {}))
+        locked = params.raw(root / LOCK)
+        files.refuse_other_form(locked, Locked, str(root / LOCK), "run `dvc repro`")
+        lock = Lock(locked.get("stages", {}))
         trained = lock.made_by(STAGES[config.kind], f"{directory_md5(folder)}.dir", "the checkpoint")
     except Broken as error:
         return Provenance(commit, dirty, why=str(error))
@@ -108,7 +131,7 @@ class Lock:
             raise Broken(f"{path} is missing: `dvc pull` or `dvc repro` brings it")
         if self.hashes(stage, "outs").get(path) != _md5(root / path):
             raise Broken(f"{path} is not what stage `{stage}` of {LOCK} wrote: run `dvc repro`")
-        found: dict[str, Any] = files.load_json(root / path, "run `dvc repro`")
+        found: dict[str, Any] = files.load_record(root / path, dict[str, Any], "run `dvc repro`")
         return found
 
 
@@ -142,6 +165,8 @@ def _teacher(lock: Lock, checkpoint: str, root: Path) -> tuple[dict[str, Any], d
     scale = scale.get("reference", scale)
     drawn = lock.params("baseline")
     rounding = {"rounding": drawn["sample.rounding"]} if "sample.rounding" in drawn else {}
+    if not isinstance(measured.get("baseline"), dict) or not isinstance(scale, dict):
+        raise Broken(f"{BASELINE} or {REFERENCE} is of another form: run `dvc repro`")
     return scale | {"teacher": measured["baseline"]}, drawn.get("baseline", {}) | rounding
 
 

@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 
@@ -24,14 +24,24 @@ from facm.metrics.extract import look
 from facm.metrics.published import Archive
 from facm.metrics.scores import NEIGHBOURS, ReferenceStatistics, chosen, score
 from facm.metrics.trivial_baselines import Ends
-from facm.networks.features import FeatureNetwork, network_class
+from facm.networks.features import FEATURES, FeatureNetwork, network_class
 from facm.runtime import dist
-from facm.runtime.files import load_json, load_tensors, save_json, save_tensors
+from facm.runtime.files import load_record, load_tensors, save_json, save_tensors
 from facm.runtime.log import say
+from facm.runtime.names import refuse_unknown
 
 SUFFIXES = ("", "_second")
 PICTURES_GIB = 1.0
 KID_SUBSETS = 20
+
+
+class Meta(TypedDict):
+    """What meta.json says that is read again."""
+
+    features: str
+    networks: int
+    copies_threshold: float | None
+    also: NotRequired[list[str]]
 
 
 @dataclass(frozen=True)
@@ -82,19 +92,24 @@ class Reference:
         """Read what `save` wrote, on this rank's device; FileNotFoundError, or ValueError for a damaged file."""
         folder = Path(folder)
         cure = f"remove {folder} and run `dvc repro`"
-        meta = load_json(folder / "meta.json", cure)
+        meta: Meta = load_record(folder / "meta.json", Meta, cure)
+        if not 1 <= meta["networks"] <= len(SUFFIXES):
+            raise ValueError(f"{folder / 'meta.json'}, networks: must be 1 or 2, it is {meta['networks']}: {cure}")
+        refuse_unknown([meta["features"], *meta.get("also", ())], FEATURES, str(folder / "meta.json"))
         statistics = []
         named = [(suffix, meta["features"]) for suffix in SUFFIXES[: meta["networks"]]]
         for suffix, name in [*named, *((f"_{name}", name) for name in meta.get("also", ()))]:
             network = network_class(name).load(folder / f"network{suffix}.safetensors").to(dist.device())
-            stored = load_tensors(folder / f"statistics{suffix}.safetensors", cure)
+            stored = _statistics(folder / f"statistics{suffix}.safetensors", cure)
             spatial = (stored["mu_s"].numpy(), stored["sigma_s"].numpy()) if "mu_s" in stored else None
             mu, sigma = stored["mu"].numpy(), stored["sigma"].numpy()
             statistics.append(ReferenceStatistics(network, mu, sigma, stored.get("features"), spatial))
         copies = None
         if meta["copies_threshold"] is not None:
-            pictures = load_tensors(folder / "pictures.safetensors", cure)["pictures"]
-            copies = Copies(pictures, meta["copies_threshold"])
+            pictures = load_tensors(folder / "pictures.safetensors", cure)
+            if "pictures" not in pictures:
+                raise ValueError(f"{folder / 'pictures.safetensors'} lacks 'pictures': {cure}")
+            copies = Copies(pictures["pictures"], meta["copies_threshold"])
         return cls(tuple(statistics), copies)
 
     def save(self, folder: str | Path) -> None:
@@ -173,6 +188,20 @@ def build(
     metrics["class_mean" if train.num_classes else "pixel_mean"] = ends(of_train.mean_pictures(num), labels)
     metrics["noise"] = ends(of_train.noise_pictures(num, seed), labels, seed=seed)
     return {"reference": metrics}
+
+
+def _statistics(path: Path, cure: str) -> dict[str, torch.Tensor]:
+    """What a statistics file holds; raises as `load_tensors`, and ValueError for other names, types or shapes."""
+    found = load_tensors(path, cure)
+    for mu, sigma in (("mu", "sigma"), *((("mu_s", "sigma_s"),) if "mu_s" in found else ())):
+        missing = [name for name in (mu, sigma) if name not in found]
+        if missing:
+            raise ValueError(f"{path} lacks '{missing[0]}': {cure}")
+        width = found[mu].shape[0] if found[mu].ndim == 1 else -1
+        if found[sigma].shape != (width, width) or {found[mu].dtype, found[sigma].dtype} != {torch.float64}:
+            told = ", ".join(f"{name} {found[name].dtype} {tuple(found[name].shape)}" for name in (mu, sigma))
+            raise ValueError(f"{path} has {told}, needed are float64 (D,) and (D, D): {cure}")
+    return found
 
 
 def _refuse_few(train: Images | None, heldout: Images | None) -> None:

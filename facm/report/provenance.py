@@ -4,8 +4,8 @@ Params are compared between runs or, of a single one, with the nearest preset. T
 with no preset: else an edit of presets/base.yaml, such as a new method's block, would make every finished run stale.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NotRequired, TypedDict
 
 from markupsafe import Markup
 
@@ -121,12 +121,18 @@ def section(groups: Sequence[Group], view: View) -> Markup:
     )
 
 
+class Described(TypedDict):
+    """What a checkpoint's config.json says that the report takes apart."""
+
+    versions: NotRequired[dict[str, Any] | None]
+
+
 def facts(run: Run) -> dict[str, str]:
     """What is known of a run, by name."""
     known = dict(run.origin.facts)
     folders = {"student": "data/student"} | ({} if run.scratch else {"teacher": run.teacher})
     for who, folder in folders.items():
-        config = run.json(f"{folder}/config.json")
+        config = run.json(f"{folder}/config.json", Described)
         if config is not None:
             known |= _of_checkpoint(who, config)
     meta = run.json("data/latents/meta.json")
@@ -137,7 +143,7 @@ def facts(run: Run) -> dict[str, str]:
     return known
 
 
-def _of_checkpoint(who: str, config: dict[str, Any]) -> dict[str, str]:
+def _of_checkpoint(who: str, config: Mapping[str, Any]) -> dict[str, str]:
     versions = config.get("versions") or {}
     made = ", ".join(f"{name} {value}" for name, value in sorted(versions.items()))
     return {

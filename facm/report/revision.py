@@ -1,6 +1,5 @@
 """A revision or experiment as it is in git and in DVC's cache; the workspace is not touched, and nothing is fetched."""
 
-import json
 import subprocess
 import textwrap
 from dataclasses import dataclass, field
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from facm.report.run import Workspace
+from facm.runtime.files import load_record
 from facm.runtime.params import mapping_of, read_text
 
 LOCK, OWN = "dvc.lock", "report"
@@ -114,7 +114,8 @@ class Revision:
         path = self._object(md5)
         if not md5.endswith(".dir") or not path.is_file():
             return None
-        return {entry["relpath"]: entry["md5"] for entry in json.loads(path.read_text())}
+        listed = load_record(path, list[dict[str, str]], "remove it, and run `dvc pull`")
+        return {entry.get("relpath", ""): entry.get("md5", "") for entry in listed}
 
     def _object(self, md5: str) -> Path:
         return self.cache / md5[:2] / md5[2:]

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ import torch
 from facm.inference.samples import Stored, load_samples
 from facm.networks.features import FeatureNetwork, network_class
 from facm.runtime import dist
-from facm.runtime.files import load_tensors
+from facm.runtime.files import load_record, load_tensors
 from facm.runtime.params import mapping_of, read_text
 
 CURVES = {"teacher": "metrics/teacher", "student": "metrics/distill"}
@@ -23,6 +23,13 @@ BLOCKS = {"backbones": "backbone.name", "preconds": "backbone.precond", "objecti
 OF_TEACHER = ("teacher", "baseline")
 TEACHER = "data/teacher"  # whose samples, scores and curves the pipeline has
 REFERENCE_SEED = "reference.seed"  # of the feature network: distances under two networks do not average
+
+
+class Meta(TypedDict):
+    """What data/reference/meta.json says that the report uses."""
+
+    features: str
+    copies_threshold: float | None
 
 
 class Origin(Protocol):
@@ -125,7 +132,7 @@ class Run:
             result = json.loads(texts["metrics/evaluate.json"])
             if not [int(nfe.removeprefix("nfe")) for nfe in result["student"]]:
                 raise ValueError("no student's scores")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{name}: metrics/evaluate.json is damaged ({error}): run `dvc repro`") from None
         run = cls(name, origin, mapping_of(texts["params.yaml"], f"{name}: params.yaml"), result)
         if run.apart:
@@ -170,10 +177,16 @@ class Run:
         path = None if nfe is None and (self.scratch or self.apart) else self.origin.path(name)
         return None if path is None else load_samples(path)
 
-    def json(self, name: str) -> Any:
-        """A JSON file; None where it is not available."""
+    def json(self, name: str, form: Any = dict[str, Any]) -> Any:
+        """A JSON file of a form (`files.refuse_other_form`); None where it is not available."""
         path = self.origin.path(name)
-        return None if path is None else json.loads(path.read_text())
+        return None if path is None else load_record(path, form, "run `dvc repro`")
+
+    @property
+    def meta(self) -> Meta | None:
+        """data/reference/meta.json; None where it is not available."""
+        found: Meta | None = self.json("data/reference/meta.json", Meta)
+        return found
 
     def curves(self) -> dict[str, dict[str, Curve]]:
         """Of each training, by metric."""
@@ -189,7 +202,7 @@ class Run:
     @functools.cached_property
     def network(self) -> FeatureNetwork | None:
         """The feature network of the scores; None where it is not available."""
-        path, meta = self.origin.path("data/reference/network.safetensors"), self.json("data/reference/meta.json")
+        path, meta = self.origin.path("data/reference/network.safetensors"), self.meta
         if path is None or meta is None:
             return None
         network: FeatureNetwork = network_class(meta["features"]).load(path).to(dist.device())
@@ -197,11 +210,14 @@ class Run:
 
     def train_images(self) -> tuple[torch.Tensor, float] | None:
         """Training images uint8 (M, H, W, C), and the distance within which a sample counts as a copy."""
-        meta = self.json("data/reference/meta.json")
+        meta = self.meta
         if meta is None or meta["copies_threshold"] is None:
             return None
         path = self.origin.path("data/reference/pictures.safetensors")
-        return None if path is None else (load_tensors(path, "run `dvc repro`")["pictures"], meta["copies_threshold"])
+        found = {} if path is None else load_tensors(path, "run `dvc repro`")
+        if path is not None and "pictures" not in found:
+            raise ValueError(f"{path} lacks 'pictures': run `dvc repro`")
+        return None if path is None else (found["pictures"], meta["copies_threshold"])
 
 
 @dataclass(frozen=True)
@@ -281,8 +297,10 @@ def curve(path: Path) -> Curve:
     Raises:
         ValueError: it has others.
     """
-    _, *rows = path.read_text().splitlines()
-    pairs = [tuple(map(float, row.split("\t"))) for row in rows]
+    try:
+        pairs = [tuple(map(float, row.split("\t"))) for row in path.read_text(encoding="utf-8").splitlines()[1:]]
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): run `dvc repro`") from None
     if any(len(pair) != 2 for pair in pairs):
         raise ValueError(f"{path} has not two columns: run `dvc repro`")
     return Curve(tuple(step for step, _ in pairs), tuple(value for _, value in pairs))

@@ -486,6 +486,8 @@ def test_layouts_of_diffusers_and_sharded_ones_are_told_for_what_they_are(tmp_pa
     (pipeline / "model_index.json").write_text("{}")
     (distributed / ".metadata").write_text("")
     (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    (tmp_path / "odd.json").write_text('{"weight_map": {"a": ["x"], "b": {}}}')
     told = {
         index: "is the index of a sharded checkpoint of 2 files, it is in several files: merge them",
         tmp_path: r"is a sharded checkpoint \(x\.safetensors\.index\.json\), it is in several files",
@@ -493,6 +495,8 @@ def test_layouts_of_diffusers_and_sharded_ones_are_told_for_what_they_are(tmp_pa
         model: "describes a DiTTransformer2DModel of diffusers: .* take the authors' own file",
         pipeline: "is the folder of a pipeline of diffusers: .* take the authors' own file",
         distributed: "is a distributed checkpoint of torch: .* dcp_to_torch",
+        tmp_path / "deep.json": "holds no weights: name the file that does",
+        tmp_path / "odd.json": "is the index of a sharded checkpoint of 2 files",
         tmp_path / "broken.json": "holds no weights: name the file that does",
         keys: r"is a network of diffusers \(DiTTransformer2DModel or a like one: transformer_blocks\.0\.attn1",
     }

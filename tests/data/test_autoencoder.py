@@ -225,6 +225,9 @@ def test_a_folder_with_another_scale_is_refused(files: Path, tmp_path: Path) -> 
     (tmp_path / "xl/config.json").write_text(json.dumps(config | {"scaling_factor": 0.13025}))
     with pytest.raises(ValueError, match="its config.json has scaling_factor 0.13025, needed is 0.18215"):
         SdVae(str(tmp_path / "xl"))
+    (tmp_path / "xl/config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"latents.vae: .*config.json: must be an object of names and values"):
+        SdVae(str(tmp_path / "xl"))
 
 
 def test_codec_and_sizes_are_refused_before_pictures_are_looked_at(

@@ -156,6 +156,20 @@ def test_a_chain_that_is_broken_anywhere_gives_the_reason_and_no_figure(kind: st
     assert "0.7623" not in text and "0.567" not in text
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("stages: 1\n", "dvc.lock, stages: must be an object of names and values"),
+        ("stages:\n  teacher:\n    outs:\n    - md5: a\n", "dvc.lock, stages, teacher, outs, 0 lacks 'path'"),
+        ("- 1\n", "dvc.lock must hold a mapping"),
+    ],
+)
+def test_a_dvc_lock_of_another_form_is_refused_by_name(text: str, told: str, root: Path) -> None:
+    (root / "dvc.lock").write_text(text)
+    with pytest.raises(ValueError, match=told):
+        known(root)
+
+
 def test_another_ema_length_has_no_figures(root: Path) -> None:
     found = known(root, sigma_rel=0.1)
     assert found.why == "the figures of the run are of the stored weights, not of sigma_rel 0.1" and found.data == DATA

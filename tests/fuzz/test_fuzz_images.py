@@ -1,9 +1,13 @@
 """Image files of many formats and modes, and folders of them."""
 
+import hashlib
 import io
+import itertools
+import json
 import os
 import shutil
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 from judge import Wrong, campaign
-from mutations import DEEP, as_json, edited, edits, plain
+from mutations import DEEP, as_json, edited, edits, plain, rewritings, rewritten
 from PIL import Image, ImageOps
 
 from facm.data.datasets.folder import Folder
@@ -319,3 +323,93 @@ def test_image_folders(special: bool, folder: Path) -> None:
         folder=folder,
         names=[str(root)],
     )
+
+
+def held_out(name: str) -> bool:
+    """Whether a folder without splits holds an image out (docs/dataset.md)."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % 20 == 0
+
+
+def names_of(folder: str) -> list[str]:
+    """Five images as EDM's dataset_tool.py names them; without a split's folder one of them is held out."""
+    named = (f"00000/img{number:08d}.png" for number in itertools.count())
+    found = list(itertools.islice(named, 4))
+    return [*found, next(name for name in named if folder or held_out(name))]
+
+
+PLACES = {"one folder": [""], "splits": ["train/", "val/"]}
+EDM: dict[str, dict[str, list[str]]] = {which: {p: names_of(p) for p in places} for which, places in PLACES.items()}
+"""Names by split's folder."""
+PNGS = [file(np.roll(RGB, number, 1), "PNG") for number in range(10)]
+
+
+def labelled(root: Path, expected: dict[str, np.ndarray], tables: dict[str, bytes]) -> None:
+    """Look through a data set of EDM's layout as the stage does; what is read must be what dataset.json says."""
+    dataset = Folder(root)
+    dataset.fingerprint()
+    survey = dataset.survey()
+    given: dict[str, Any] = {}
+    for folder, table in tables.items():
+        found = json.loads(table)["labels"]
+        given |= {f"{folder}{name.replace(chr(92), '/')}": label for name, label in found} if found else {}
+    named = [name for some in survey.names.values() for name in some]
+    if sorted(named) != sorted(expected):
+        raise Wrong(f"{len(named)} images of {len(expected)}")
+    for split, names in survey.names.items():
+        images = dataset.load(split)
+        if not np.array_equal(images.images[:].numpy(), np.stack([expected[name] for name in names])):
+            raise Wrong("other images")
+        if given and (images.labels is None or images.labels.tolist() != [given[name] for name in names]):
+            raise Wrong(f"other labels of {split} than those of dataset.json")
+        if not given and images.num_classes:
+            raise Wrong("classes without labels")
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+@pytest.mark.parametrize("which", EDM)
+def test_edms_folders_and_zips(which: str, kind: str, folder: Path) -> None:
+    """dataset.json of other values and of other bytes; a zip's own bytes."""
+    root = folder / ("images" if kind == "folder" else "images.zip")
+    layout = EDM[which]
+    pngs = dict(zip([place + name for place, some in layout.items() for name in some], PNGS, strict=False))
+    expected = {name: np.asarray(Image.open(io.BytesIO(content))) for name, content in pngs.items()}
+    whole = {place: {"labels": [[name, i % 2] for i, name in enumerate(some)]} for place, some in layout.items()}
+
+    def laid(tables: dict[str, bytes]) -> None:
+        contents = pngs | {f"{place}dataset.json": table for place, table in tables.items()}
+        if kind == "zip":
+            with zipfile.ZipFile(root, "w") as archive:
+                for name, content in contents.items():
+                    archive.writestr(name, content)
+            return
+        for name, content in contents.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            if name.endswith(".json") or not (root / name).exists():
+                (root / name).write_bytes(content)
+
+    plain_tables = {place: as_json(table) for place, table in whole.items()}
+    laid(plain_tables)
+    labelled(root, expected, plain_tables)
+    content = root.read_bytes() if kind == "zip" else b""
+
+    def trial(drawn: Any) -> Callable[[], Any]:
+        how, number, changes = drawn
+        tables = dict(plain_tables)
+        place = sorted(tables)[number % len(tables)]
+        if how == "zip":
+            root.write_bytes(edited(content, changes))
+            return lambda: labelled(root, expected, tables)
+        for one in tables if how == "both" else [place]:
+            if how == "bytes":
+                tables[one] = changes if isinstance(changes, bytes) else edited(plain_tables[one], changes)
+            else:
+                tables[one] = as_json(rewritten(whole[one], changes))
+        laid(tables)
+        return lambda: labelled(root, expected, tables)
+
+    values = st.tuples(st.sampled_from(["values", "both"]), st.integers(0, 1), st.one_of(rewritings(1), rewritings()))
+    size = min(map(len, plain_tables.values()))
+    damaged = st.tuples(st.just("bytes"), st.integers(0, 1), st.one_of(edits(size), edits(size), st.sampled_from(DEEP)))
+    zipped = st.tuples(st.just("zip"), st.just(0), edits(len(content)))
+    inputs = st.one_of(values, damaged, zipped, zipped) if kind == "zip" else st.one_of(values, damaged)
+    campaign(f"EDM {kind}", inputs, trial, 350, folder=folder, names=[str(root)])

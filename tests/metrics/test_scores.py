@@ -1,6 +1,8 @@
 """Distances against closed forms, copies, the names of scores, and the real reference of digits."""
 
 import dataclasses
+import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from facm.data import datasets
@@ -284,6 +287,46 @@ def test_a_reference_tells_what_is_missing_or_damaged(digits: Built, tmp_path: P
     (tmp_path / "meta.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"meta.json is missing: .* run `dvc repro`"):
         Reference.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"features": None}, "meta.json, features: must be text, it is None"),
+        ({"networks": 0}, "meta.json, networks: must be 1 or 2, it is 0"),
+        ({"copies_threshold": "1"}, "meta.json, copies_threshold: must be a finite number, it is '1'"),
+        ({"also": "inception"}, "meta.json, also: must be a list"),
+        ({"features": "digits"}, "meta.json: unknown 'digits'"),
+        ("networks", "meta.json lacks 'networks'"),
+        ([], r"meta.json: must be an object of names and values, it is \[\]"),
+    ],
+)
+def test_a_reference_of_another_form_is_refused_by_name(change, told: str, digits: Built, tmp_path: Path) -> None:
+    shutil.copytree(digits.folder, tmp_path / "reference")
+    path = tmp_path / "reference/meta.json"
+    meta = json.loads(path.read_text())
+    changed = meta | change if isinstance(change, dict) else change
+    path.write_text(json.dumps({k: v for k, v in meta.items() if k != change} if isinstance(change, str) else changed))
+    with pytest.raises(ValueError, match=told):
+        Reference.open(tmp_path / "reference")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"mu": None}, "lacks 'mu'"),
+        ({"sigma": torch.eye(3).double()}, r"needed are float64 \(D,\) and \(D, D\)"),
+        ({"mu": torch.zeros(()).double()}, r"mu torch.float64 \(\), sigma"),
+        ({"mu_s": torch.zeros(3).double()}, "lacks 'sigma_s'"),
+    ],
+)
+def test_statistics_of_another_form_are_refused_by_name(change, told: str, digits: Built, tmp_path: Path) -> None:
+    shutil.copytree(digits.folder, tmp_path / "reference")
+    path = tmp_path / "reference/statistics.safetensors"
+    found = {name: tensor.clone() for name, tensor in load_file(path).items()} | change
+    save_file({name: tensor for name, tensor in found.items() if tensor is not None}, path)
+    with pytest.raises(ValueError, match=f"statistics.safetensors.*{told}.*: remove .* and run `dvc repro`"):
+        Reference.open(tmp_path / "reference")
 
 
 def test_without_classes_the_pixel_mean_takes_the_place_of_the_class_means(

@@ -88,7 +88,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for kind in ("teacher", "student"):
             write_checkpoint(folder / "data" / kind, LatentSet.open("data/latents"), kind=kind)
         (folder / "metrics").mkdir(exist_ok=True)
-        (folder / "metrics/distill.json").write_text('{"distill_training": {"stable": true}}')
+        (folder / "metrics/distill.json").write_text('{"distill_training": {"stable": true, "steps": 2}}')
         run_stages(folder)
     os.chdir(before)
     torch.set_num_threads(1)

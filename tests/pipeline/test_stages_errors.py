@@ -283,13 +283,31 @@ def test_evaluation_without_its_inputs_is_refused(here: Path, monkeypatch) -> No
     assert refused(evaluate, FileNotFoundError) == "metrics/baseline.json is missing: run `dvc repro`"
     Path("metrics/baseline.json").write_text("{}")
     assert refused(evaluate, FileNotFoundError) == "metrics/distill.json is missing: run `dvc repro`"
-    Path("metrics/distill.json").write_text('{"distill_training": {"stable": true}}')
+    Path("metrics/distill.json").write_text('{"distill_training": {"stable": true, "steps": 2}}')
     assert "data/reference/meta.json is missing: " in refused(evaluate, FileNotFoundError)
     monkeypatch.setattr(evaluate.Reference, "open", lambda folder: None)
     assert refused(evaluate, FileNotFoundError) == "data/samples holds no nfe<N>.npz: run `dvc repro`"
     Path("data/samples").mkdir()
     Path("data/samples/nfe1.npz").write_bytes(b"PK")
     assert "data/samples/nfe1.npz is missing or damaged (" in refused(evaluate)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("reference", "{}", "metrics/reference.json lacks 'reference': run `dvc repro`"),
+        ("reference", '{"reference": {}}', "metrics/reference.json, reference lacks 'features': run `dvc repro`"),
+        ("baseline", "[1]", "metrics/baseline.json: must be an object of names and values, it is [1]: run `dvc repro`"),
+        ("distill", '{"distill_training": 3}', "metrics/distill.json, distill_training: must be an object of"),
+        ("distill", '{"distill_training": {"stable": 1, "steps": 2}}', "distill_training, stable: must be true or fal"),
+    ],
+)
+def test_metrics_of_another_form_are_refused_by_name(name: str, text: str, told: str, here: Path) -> None:
+    Path("metrics").mkdir()
+    Path("metrics/reference.json").write_text('{"reference": {"features": "digits_cnn"}}')
+    Path("metrics/baseline.json").write_text("{}")
+    Path(f"metrics/{name}.json").write_text(text)
+    assert told in refused(evaluate)
 
 
 # The place

@@ -225,6 +225,17 @@ def test_what_is_damaged_is_reported_in_its_place_and_the_scores_are_not_lost(
     assert "Nearest training images" in text
 
 
+def test_descriptions_of_another_form_are_reported_by_name_and_the_scores_are_not_lost(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    (tmp_path / "data/reference/meta.json").write_text('{"features": 1}')
+    (tmp_path / "metrics/distill/plots/metrics/g.tsv").write_text("step\tg\n1\tx\n")
+    _, parsed = shown(run)
+    assert "data/reference/meta.json lacks 'copies_threshold': run `dvc repro`" in parsed.text
+    (tmp_path / "data/student/config.json").write_text('{"versions": 3}')
+    assert "data/student/config.json, versions: must be an object of names and values, it is 3" in shown(run)[1].text
+    assert "g.tsv is damaged (could not convert" in parsed.text and "student, NFE 4" in parsed.text
+
+
 def test_damaged_samples_do_not_lose_the_scores(tmp_path: Path) -> None:
     run = write_run(tmp_path)
     for path in (tmp_path / "data/samples").glob("*.npz"):

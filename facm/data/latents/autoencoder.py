@@ -21,7 +21,7 @@ from torch import Tensor
 from facm.data.images.levels import from_levels, refuse_rounding, to_levels
 from facm.data.latents import ldm
 from facm.runtime import dist, foreign
-from facm.runtime.files import load_json, pinned
+from facm.runtime.files import load_record, pinned
 from facm.runtime.names import refuse_unknown
 from facm.runtime.params import PATH
 from facm.runtime.paths import repository_root
@@ -238,7 +238,7 @@ def _renewed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _check_config(path: Path, architecture: Architecture) -> None:
     """Raise ValueError where a config.json of diffusers differs in what the weights' names and shapes do not tell."""
-    found = load_json(path, "fetch it again")
+    found = load_record(path, dict[str, Any], "fetch it again")
     for name, value in (("scaling_factor", architecture.scale), ("shift_factor", None), ("norm_num_groups", 32)):
         if found.get(name, value) != value:
             raise ValueError(f"its config.json has {name} {found[name]}, needed is {value}")
