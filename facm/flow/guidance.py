@@ -15,7 +15,7 @@ Deviations from the paper, all of them the published code's (ali-vilab/FACM, los
 
     paper   v = u + w (v_cond - v_uncond) for w > 1 and v = u for w = 1, as the paper says. The network learns this very
             v, so that d = v_cond - v_uncond follows d <- (what u tells) + w d: for w > 1 it grows without bound. On
-            digits every such training ended in noise (docs/studies.md, table 3).
+            digits every such training ended in noise (docs/results.md, table 3).
     code    v = v_uncond + w (u - v_uncond), which is u at w = 1. Outside [t_low, t_high] it puts y for the null label,
             hence u + (w - 1) (u - F(x, t, y)): an extrapolation. Here: kept in this form only.
     mixed   v = w (1 - k) u + k v_cond + (1 - w (1 - k) - k) v_uncond, k = scratch_kappa: MeanFlow's (Geng et al. 2025,
