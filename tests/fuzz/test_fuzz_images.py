@@ -144,7 +144,7 @@ def test_image_files(kind: str, folder: Path) -> None:
     inputs = st.integers(0, len(files) - 1).flatmap(
         lambda number: st.tuples(st.just(number), edits(len(files[number]), 3), size)
     )
-    campaign(f"{kind} files", inputs, trial, 500, folder=folder, names=[path.name])
+    campaign(f"{kind} files", inputs, trial, 350, folder=folder, names=[path.name])
 
 
 def levels_refusal(path: Path, error: ValueError) -> None:
@@ -319,7 +319,7 @@ def test_image_folders(special: bool, folder: Path) -> None:
         "special files" if special else "image folders",
         inputs,
         trial,
-        300 if special else 1000,
+        300 if special else 900,
         folder=folder,
         names=[str(root)],
     )
