@@ -77,7 +77,7 @@ def test_damaged_files_of_latents(name: str, made: Path) -> None:
 
         return read
 
-    campaign(f"latents {path.suffix}", edits(len(content)), trial, 350, folder=made, names=[str(made)])
+    campaign(f"latents {path.suffix}", edits(len(content)), trial, 300, folder=made, names=[str(made)])
 
 
 def test_meta_json_of_other_values(made: Path) -> None:
@@ -98,7 +98,7 @@ def test_meta_json_of_other_values(made: Path) -> None:
         st.dictionaries(st.sampled_from(sorted(meta)), plain(), min_size=1, max_size=2),
         st.sampled_from(DEEP),
     )
-    campaign("latents meta.json", inputs, trial, 500, folder=made, names=[str(made)])
+    campaign("latents meta.json", inputs, trial, 350, folder=made, names=[str(made)])
 
 
 @pytest.mark.parametrize("name", ["stats.safetensors", "shard_00000.safetensors"])
@@ -124,7 +124,7 @@ def test_latents_of_other_tensors(name: str, recorded: bool, made: Path) -> None
 
         return read
 
-    campaign("latents of other tensors", retensorings(), trial, 250, folder=made, names=[str(made)])
+    campaign("latents of other tensors", retensorings(), trial, 200, folder=made, names=[str(made)])
 
 
 @pytest.mark.parametrize("damage", ["mark", "shard"])
@@ -231,7 +231,7 @@ def test_ready_made_latents_are_adopted_or_refused(ready: Path, folder: Path) ->
         return read
 
     inputs = st.tuples(retensorings(), st.booleans(), st.booleans())
-    campaign("ready-made latents", inputs, trial, 150, folder=ready, names=[str(ready), "data.root", "data/latents"])
+    campaign("ready-made latents", inputs, trial, 120, folder=ready, names=[str(ready), "data.root", "data/latents"])
 
 
 def test_ready_made_latents_of_other_names(ready: Path) -> None:
@@ -318,4 +318,4 @@ def test_tokens(name: str, folder: Path) -> None:
 
     values = st.tuples(st.just("values"), rewritings() if tensors is None else retensorings())
     damage = st.tuples(st.just("bytes"), st.one_of(edits(len(content)), st.sampled_from(DEEP)))
-    campaign("tokens", st.one_of(values, damage), trial, 350, folder=folder, names=[str(folder)])
+    campaign("tokens", st.one_of(values, damage), trial, 300, folder=folder, names=[str(folder)])
