@@ -358,3 +358,15 @@ def test_edms_cifar10_network_is_known_by_its_names() -> None:
     filters = {name: torch.full((1, 1, 2, 2), 0.25) for name in state if name.endswith("resample_filter")}
     found, shape, classes = edm.describe(state | filters, {}, Path("x.pkl"))
     assert found.items() <= constants.items() and (shape, classes) == ((3, 32, 32), 10)
+
+
+@pytest.mark.parametrize("width", [5, 33])
+def test_a_head_that_does_not_divide_the_width_is_refused_with_the_file_s_name(width: int) -> None:
+    weights = {"blocks.0.attn.q_norm.weight": torch.ones(width)}
+    with pytest.raises(ForeignError, match=rf"^x.pt: blocks.0.attn.q_norm.weight says that a head has {width} channel"):
+        transformer._heads(weights, 32, Path("x.pt"))
+
+
+def test_sizes_of_no_network_are_refused_with_the_file_s_name(tmp_path: Path) -> None:
+    with pytest.raises(ForeignError, match=r"x.pt is of no network that can be built: .*heads"):
+        converted(transformer_file(tmp_path / "x.pt"), "sit", heads=3, classes=5)

@@ -153,7 +153,7 @@ def test_damaged_published_checkpoints(case: str, form: str, folder: Path) -> No
     content = written(weights if form == "safetensors" else CONTAINERS[container](weights), path, form)
     path.write_bytes(content)
     trial = damaged_file(path, content, lambda: convert_file(path, format, given, trust=False))
-    campaign(f"{form} checkpoint", edits(len(content)), trial, 90, folder=folder, names=[path.name])
+    campaign(f"{form} checkpoint", edits(len(content)), trial, 45, folder=folder, names=[path.name])
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy"])
@@ -163,7 +163,7 @@ def test_damaged_checkpoints_that_are_trusted(form: str, folder: Path) -> None:
         torch.save(torch.load(path, weights_only=False), path, _use_new_zipfile_serialization=False)
     content = path.read_bytes()
     trial = damaged_file(path, content, lambda: convert_file(path, "facm", {"depth": 2}, trust=True))
-    campaign(f"trusted {form} checkpoint", edits(len(content)), trial, 200, folder=folder, names=[path.name])
+    campaign(f"trusted {form} checkpoint", edits(len(content)), trial, 100, folder=folder, names=[path.name])
 
 
 def test_damaged_pickles_of_edm(folder: Path) -> None:
@@ -173,7 +173,7 @@ def test_damaged_pickles_of_edm(folder: Path) -> None:
     path = foreign.edm_pickle(folder / "w.pkl", net, folder / "ran")
     content = path.read_bytes()
     trial = damaged_file(path, content, lambda: convert_file(path, "edm", {}, trust=True))
-    campaign("edm pickle", edits(len(content)), trial, 400, folder=folder, names=[path.name])
+    campaign("edm pickle", edits(len(content)), trial, 120, folder=folder, names=[path.name])
     assert not (folder / "ran").exists()
 
 
@@ -189,7 +189,7 @@ def test_published_checkpoints_of_other_tensors(case: str, folder: Path) -> None
         path.write_bytes(save(retensored(weights, changes)))
         return lambda: convert_file(path, format, given, trust=False)
 
-    campaign("checkpoint of other tensors", retensorings(), trial, 150, folder=folder, names=[path.name])
+    campaign("checkpoint of other tensors", retensorings(), trial, 60, folder=folder, names=[path.name])
 
 
 @pytest.mark.parametrize("case", ["facm training", "lightningdit", "sit"])
@@ -207,7 +207,7 @@ def test_published_checkpoints_of_other_content(case: str, folder: Path) -> None
         return lambda: convert_file(path, format, given, trust=False)
 
     inputs = st.tuples(rewritings(), st.sampled_from(sorted(CONTAINERS)), st.booleans())
-    campaign("checkpoint of other content", inputs, trial, 200, folder=folder, names=[path.name])
+    campaign("checkpoint of other content", inputs, trial, 100, folder=folder, names=[path.name])
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -268,7 +268,7 @@ def test_checkpoints_that_tell_their_settings(format: str, folder: Path) -> None
     entry = st.sampled_from(["args", "config", "opt", "hparams"])
     changes = st.one_of(st.just([]), rewritings(1), rewritings())
     inputs = st.tuples(entry, st.booleans(), more, changes)
-    campaign("checkpoint's settings", inputs, trial, 250, folder=folder, names=[path.name])
+    campaign("checkpoint's settings", inputs, trial, 100, folder=folder, names=[path.name])
 
 
 def test_a_pinned_checkpoint_is_refused_after_any_damage(folder: Path) -> None:
@@ -289,7 +289,7 @@ def test_a_pinned_checkpoint_is_refused_after_any_damage(folder: Path) -> None:
 
         return read
 
-    campaign("pinned checkpoint", edits(len(content)), trial, 300, folder=folder, names=[path.name])
+    campaign("pinned checkpoint", edits(len(content)), trial, 250, folder=folder, names=[path.name])
 
 
 @pytest.fixture
@@ -328,7 +328,7 @@ def test_damaged_files_of_our_own_checkpoints(name: str, own: Path) -> None:
 
         return read
 
-    campaign(f"own {name}", edits(len(content)), trial, 600, folder=own, names=[str(own)])
+    campaign(f"own {name}", edits(len(content)), trial, 300, folder=own, names=[str(own)])
 
 
 def test_config_json_of_other_values(own: Path) -> None:
@@ -345,7 +345,7 @@ def test_config_json_of_other_values(own: Path) -> None:
         return read
 
     inputs = st.one_of(rewritings(), rewritings(), rewritings(1), st.sampled_from(DEEP))
-    campaign("own config.json values", inputs, trial, 900, folder=own, names=[str(own)])
+    campaign("own config.json values", inputs, trial, 120, folder=own, names=[str(own)])
 
 
 def test_top_level_values_of_config_json(own: Path) -> None:
@@ -363,7 +363,7 @@ def test_top_level_values_of_config_json(own: Path) -> None:
         return read
 
     inputs = st.dictionaries(st.sampled_from(names), plain(), min_size=1, max_size=2)
-    campaign("own config.json values", inputs, trial, 800, folder=own, names=[str(own)])
+    campaign("own config.json values", inputs, trial, 250, folder=own, names=[str(own)])
 
 
 def test_own_checkpoints_of_other_tensors(own: Path) -> None:
@@ -376,7 +376,7 @@ def test_own_checkpoints_of_other_tensors(own: Path) -> None:
         (own / "config.json").write_text(json.dumps(described | {"sha256": files.sha256(path)}))
         return lambda: read_own(own)
 
-    campaign("own weights", retensorings(), trial, 400, folder=own, names=[str(own)])
+    campaign("own weights", retensorings(), trial, 90, folder=own, names=[str(own)])
 
 
 def test_snapshots_of_other_tensors_and_names(own: Path) -> None:
@@ -409,7 +409,7 @@ def test_snapshots_of_other_tensors_and_names(own: Path) -> None:
 
     others = {other.name for other in (own / "ema").iterdir()} - {kept}
     inputs = st.tuples(retensorings(), names, st.one_of(st.just([]), edits(len(content))))
-    campaign("own snapshots", inputs, trial, 400, folder=own, names=[str(own)])
+    campaign("own snapshots", inputs, trial, 200, folder=own, names=[str(own)])
 
 
 @pytest.fixture
@@ -451,7 +451,7 @@ def test_exported_folders(name: str, out: Path) -> None:
     damage = st.tuples(st.just("bytes"), st.one_of(edits(len(content)), edits(len(content)), st.sampled_from(DEEP)))
     values = st.tuples(st.just("values"), rewritings())
     inputs = st.one_of(damage, values, values) if value is not None else damage
-    campaign("exported folder", inputs, trial, 500, folder=out, names=[str(out)])
+    campaign("exported folder", inputs, trial, 160, folder=out, names=[str(out)])
 
 
 @pytest.mark.parametrize("reader", ["convert", "latents"])
@@ -488,7 +488,7 @@ def test_latents_stats(reader: str, folder: Path) -> None:
         st.tuples(st.just("tensors"), retensorings()),
         st.tuples(st.just("values"), rewritings()),
     )
-    campaign("latents_stats.pt", inputs, trial, 500, folder=folder, names=[path.name])
+    campaign("latents_stats.pt", inputs, trial, 300, folder=folder, names=[path.name])
 
 
 def test_which_feature_weights(folder: Path) -> None:
@@ -502,4 +502,4 @@ def test_which_feature_weights(folder: Path) -> None:
         return lambda: feature_weights.check(path, "inception", pinned)
 
     inputs = st.tuples(st.just("bytes"), edits(len(content))) | st.tuples(st.just("tensors"), retensorings())
-    campaign("feature weights", inputs, trial, 400, folder=folder, names=[path.name])
+    campaign("feature weights", inputs, trial, 250, folder=folder, names=[path.name])

@@ -144,7 +144,7 @@ def test_image_files(kind: str, folder: Path) -> None:
     inputs = st.integers(0, len(files) - 1).flatmap(
         lambda number: st.tuples(st.just(number), edits(len(files[number]), 3), size)
     )
-    campaign(f"{kind} files", inputs, trial, 500, folder=folder, names=[path.name])
+    campaign(f"{kind} files", inputs, trial, 270, folder=folder, names=[path.name])
 
 
 def levels_refusal(path: Path, error: ValueError) -> None:
@@ -319,7 +319,7 @@ def test_image_folders(special: bool, folder: Path) -> None:
         "special files" if special else "image folders",
         inputs,
         trial,
-        300 if special else 1000,
+        120 if special else 550,
         folder=folder,
         names=[str(root)],
     )
@@ -412,4 +412,4 @@ def test_edms_folders_and_zips(which: str, kind: str, folder: Path) -> None:
     damaged = st.tuples(st.just("bytes"), st.integers(0, 1), st.one_of(edits(size), edits(size), st.sampled_from(DEEP)))
     zipped = st.tuples(st.just("zip"), st.just(0), edits(len(content)))
     inputs = st.one_of(values, damaged, zipped, zipped) if kind == "zip" else st.one_of(values, damaged)
-    campaign(f"EDM {kind}", inputs, trial, 350, folder=folder, names=[str(root)])
+    campaign(f"EDM {kind}", inputs, trial, 300, folder=folder, names=[str(root)])

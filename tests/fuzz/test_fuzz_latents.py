@@ -16,7 +16,7 @@ from torch import Tensor
 
 from facm.data import codecs
 from facm.data.datasets.precomputed import Precomputed
-from facm.data.latents import store, tokens
+from facm.data.latents import statistics, store, tokens
 from facm.data.latents.store import LatentSet
 from facm.runtime.files import save_tensors, sha256
 
@@ -77,7 +77,7 @@ def test_damaged_files_of_latents(name: str, made: Path) -> None:
 
         return read
 
-    campaign(f"latents {path.suffix}", edits(len(content)), trial, 500, folder=made, names=[str(made)])
+    campaign(f"latents {path.suffix}", edits(len(content)), trial, 300, folder=made, names=[str(made)])
 
 
 def test_meta_json_of_other_values(made: Path) -> None:
@@ -98,7 +98,7 @@ def test_meta_json_of_other_values(made: Path) -> None:
         st.dictionaries(st.sampled_from(sorted(meta)), plain(), min_size=1, max_size=2),
         st.sampled_from(DEEP),
     )
-    campaign("latents meta.json", inputs, trial, 1000, folder=made, names=[str(made)])
+    campaign("latents meta.json", inputs, trial, 350, folder=made, names=[str(made)])
 
 
 @pytest.mark.parametrize("name", ["stats.safetensors", "shard_00000.safetensors"])
@@ -124,7 +124,7 @@ def test_latents_of_other_tensors(name: str, recorded: bool, made: Path) -> None
 
         return read
 
-    campaign("latents of other tensors", retensorings(), trial, 300, folder=made, names=[str(made)])
+    campaign("latents of other tensors", retensorings(), trial, 200, folder=made, names=[str(made)])
 
 
 @pytest.mark.parametrize("damage", ["mark", "shard"])
@@ -154,7 +154,7 @@ def test_shards_of_a_run_that_was_killed(damage: str, folder: Path) -> None:
 
     damaged = st.tuples(st.just("bytes"), edits(len(content)))
     inputs = damaged if damage == "shard" else st.one_of(damaged, st.tuples(st.just("values"), rewritings()))
-    campaign("marks of shards", inputs, trial, 400, folder=folder, names=[str(folder)])
+    campaign("marks of shards", inputs, trial, 300, folder=folder, names=[str(folder)])
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def taken_over(root: Path, *, flip: bool, labels: bool) -> list[dict[str, Tensor
     found = Precomputed(root)
     found.fingerprint()
     found.refuse_uneven()
-    found.statistics()
+    statistics.read(found.statistics_path)
     shards = [found.read(number, flip=flip, labels=labels) for number in range(len(found.paths))]
     for shard in shards:
         z = shard["latents"]
@@ -202,7 +202,7 @@ def test_ready_made_latents(how: str, ready: Path) -> None:
         return lambda: taken_over(ready, flip=flip, labels=labels)
 
     inputs = st.tuples(edits(len(content)) if how == "bytes" else retensorings(), st.booleans(), st.booleans())
-    campaign("ready-made latents", inputs, trial, 500, folder=ready, names=[str(ready)])
+    campaign("ready-made latents", inputs, trial, 400, folder=ready, names=[str(ready)])
 
 
 def test_ready_made_latents_are_adopted_or_refused(ready: Path, folder: Path) -> None:
@@ -231,7 +231,7 @@ def test_ready_made_latents_are_adopted_or_refused(ready: Path, folder: Path) ->
         return read
 
     inputs = st.tuples(retensorings(), st.booleans(), st.booleans())
-    campaign("ready-made latents", inputs, trial, 150, folder=ready, names=[str(ready), "data.root", "data/latents"])
+    campaign("ready-made latents", inputs, trial, 120, folder=ready, names=[str(ready), "data.root", "data/latents"])
 
 
 def test_ready_made_latents_of_other_names(ready: Path) -> None:
@@ -318,4 +318,4 @@ def test_tokens(name: str, folder: Path) -> None:
 
     values = st.tuples(st.just("values"), rewritings() if tensors is None else retensorings())
     damage = st.tuples(st.just("bytes"), st.one_of(edits(len(content)), st.sampled_from(DEEP)))
-    campaign("tokens", st.one_of(values, damage), trial, 500, folder=folder, names=[str(folder)])
+    campaign("tokens", st.one_of(values, damage), trial, 300, folder=folder, names=[str(folder)])

@@ -93,7 +93,7 @@ def test_the_text_of_params_yaml(folder: Path) -> None:
         path.write_bytes(edited(WHOLE, drawn))
         return lambda: read(path)
 
-    campaign("params.yaml text", edits(len(WHOLE)), trial, 200, folder=folder, names=["params.yaml"])
+    campaign("params.yaml text", edits(len(WHOLE)), trial, 30, folder=folder, names=["params.yaml"])
 
 
 def test_short_texts(folder: Path) -> None:
@@ -114,7 +114,7 @@ def test_short_texts(folder: Path) -> None:
     piece = st.sampled_from([b"", b"", b"x: 1\n", b"\n", b" "])
     damaged = st.tuples(st.just(b""), edits(len(SHORT)).map(lambda changes: edited(SHORT, changes)), st.just(b""))
     campaign(
-        "YAML texts", st.one_of(st.tuples(piece, odd, piece), damaged), trial, 300, folder=folder, names=["params.yaml"]
+        "YAML texts", st.one_of(st.tuples(piece, odd, piece), damaged), trial, 120, folder=folder, names=["params.yaml"]
     )
 
 
@@ -127,7 +127,7 @@ def test_values_of_params_yaml(folder: Path) -> None:
         return lambda: check.check(params.parse(value))
 
     campaign(
-        "params.yaml values", st.one_of(rewritings(), rewritings(1)), trial, 1500, folder=folder, names=["params.yaml"]
+        "params.yaml values", st.one_of(rewritings(), rewritings(1)), trial, 280, folder=folder, names=["params.yaml"]
     )
 
 
@@ -149,7 +149,7 @@ def test_values_of_one_key(folder: Path) -> None:
         "params.yaml values",
         st.tuples(st.sampled_from(places), plain()),
         trial,
-        2500,
+        550,
         folder=folder,
         names=["params.yaml"],
     )
@@ -239,4 +239,4 @@ def test_what_is_written_is_what_was_meant(way: str, folder: Path) -> None:
         return read
 
     drawn = st.dictionaries(st.sampled_from(KEYS), plain().filter(kept), min_size=1, max_size=2)
-    campaign("params.yaml written", drawn, trial, 200, folder=folder, names=["params.yaml", "own.yaml"])
+    campaign("params.yaml written", drawn, trial, 120, folder=folder, names=["params.yaml", "own.yaml"])

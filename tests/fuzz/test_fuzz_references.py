@@ -98,7 +98,7 @@ def test_damaged_references(layout: str, compress: bool, folder: Path) -> None:
 
     path.write_bytes(content)
     read(path)
-    campaign("npz bytes", edits(len(content)), trial, 400, folder=folder, names=[path.name])
+    campaign("npz bytes", edits(len(content)), trial, 240, folder=folder, names=[path.name])
 
 
 def changed(kind: str, array: np.ndarray) -> Any:
@@ -134,7 +134,7 @@ def test_references_of_other_arrays(layout: str, folder: Path) -> None:
     inputs = st.tuples(
         st.lists(st.tuples(kind, st.integers(0, 100), st.sampled_from(NAMES)), min_size=1, max_size=3), st.booleans()
     )
-    campaign("npz arrays", inputs, trial, 400, folder=folder, names=[path.name])
+    campaign("npz arrays", inputs, trial, 300, folder=folder, names=[path.name])
 
 
 def test_references_whose_members_are_damaged(folder: Path) -> None:
@@ -170,7 +170,7 @@ def test_references_whose_members_are_damaged(folder: Path) -> None:
         ]
     )
     inputs = st.tuples(st.sampled_from(sorted(plain)), edits(200), st.none() | headers)
-    campaign("npz members", inputs, trial, 700, folder=folder, names=[path.name])
+    campaign("npz members", inputs, trial, 420, folder=folder, names=[path.name])
 
 
 def member(array: np.ndarray) -> bytes:

@@ -98,7 +98,7 @@ def test_damaged_saves(how: str, both: bool, run: Path, capsys: pytest.CaptureFi
         return read
 
     inputs = edits(len(content)) if how == "bytes" else retensorings()
-    campaign("saves", inputs, trial, 400, folder=run.parent, names=[str(run)])
+    campaign("saves", inputs, trial, 300, folder=run.parent, names=[str(run)])
 
 
 def test_saves_whose_plain_values_are_others(run: Path) -> None:
@@ -128,7 +128,7 @@ def test_saves_whose_plain_values_are_others(run: Path) -> None:
 
         return read
 
-    campaign("saves", st.one_of(rewritings(), st.sampled_from(DEEP)), trial, 400, folder=run.parent, names=[str(run)])
+    campaign("saves", st.one_of(rewritings(), st.sampled_from(DEEP)), trial, 300, folder=run.parent, names=[str(run)])
 
 
 def test_what_lies_in_work_is_listed(run: Path, folder: Path) -> None:
@@ -171,7 +171,7 @@ def test_what_lies_in_work_is_listed(run: Path, folder: Path) -> None:
 
     contents = st.one_of(rewritings(), st.sampled_from(DEEP), st.builds(as_json, plain()))
     inputs = st.tuples(contents, name, st.sampled_from(["file", "folder", "link"]))
-    campaign("listings of .work", inputs, trial, 800, folder=run.parent, names=[".work"])
+    campaign("listings of .work", inputs, trial, 500, folder=run.parent, names=[".work"])
 
 
 def test_a_run_begins_beside_damaged_ones(run: Path, folder: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_run_begins_beside_damaged_ones(run: Path, folder: Path) -> None:
         return read
 
     inputs = st.one_of(rewritings(), st.sampled_from(DEEP), st.builds(as_json, plain()))
-    campaign("locks", inputs, trial, 400, folder=run, names=[".work"])
+    campaign("locks", inputs, trial, 300, folder=run, names=[".work"])
 
 
 def test_outputs_that_are_kept_for_those_who_wait(run: Path, folder: Path) -> None:
@@ -237,4 +237,4 @@ def test_outputs_that_are_kept_for_those_who_wait(run: Path, folder: Path) -> No
         st.tuples(st.just("values"), rewritings()),
         st.tuples(st.just("kept"), edits(4)),
     )
-    campaign("kept outputs", inputs, trial, 500, folder=run, names=[str(run)])
+    campaign("kept outputs", inputs, trial, 450, folder=run, names=[str(run)])
