@@ -53,7 +53,7 @@ def test_a_reference(name: str, reference: Path) -> None:
 
         def read() -> None:
             found = Reference.open(reference)
-            if not found.yardsticks or found.yardsticks[0].sigma.shape != (len(found.yardsticks[0].mu),) * 2:
+            if not found.statistics or found.statistics[0].sigma.shape != (len(found.statistics[0].mu),) * 2:
                 raise Wrong("no yardstick")
 
         return read
