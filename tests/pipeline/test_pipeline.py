@@ -155,24 +155,50 @@ def test_a_second_run_runs_no_stage(built: Clone) -> None:
 # What is stale
 
 
-def test_a_new_objective_makes_nothing_stale(built: Clone) -> None:
-    shutil.copy(built.root / "facm/objectives/fm.py", built.root / "facm/objectives/mine.py")
-    built.edit("facm/objectives/__init__.py", '"fm": "FM"', '"fm": "FM", "mine": "FM"')
-    for path in ("params.yaml", "presets/base.yaml"):
-        built.edit(path, "\nobjectives:", "\nobjectives:\n  mine:\n    fraction: 0.5\n#")
+PLUG_INS = (
+    ("objectives", 'fm="FM"'),
+    ("networks/backbones", 'sit="SiT"'),
+    ("networks/features", 'digits_cnn="DigitsCNN"'),
+    ("networks/preconds", 'none="plain"'),
+    ("samplers", 'heun="Heun"'),
+    ("data/codecs", 'identity="Identity"'),
+    ("data/datasets", 'digits="Digits"'),
+)
+
+
+@pytest.mark.parametrize(("folder", "line"), PLUG_INS, ids=[folder for folder, _ in PLUG_INS])
+def test_a_new_plug_in_makes_nothing_stale(built: Clone, folder: str, line: str) -> None:
+    name, kind = line.replace('"', "").split("=")
+    shutil.copy(built.root / f"facm/{folder}/{name}.py", built.root / f"facm/{folder}/mine.py")
+    built.edit(f"facm/{folder}/__init__.py", line, f'{line}, mine="{kind}"')
+    if folder == "objectives":
+        for path in ("params.yaml", "presets/base.yaml"):
+            built.edit(path, "\nobjectives:", "\nobjectives:\n  mine:\n    fraction: 0.5\n#")
     assert json.loads(built.dvc("status", "--json")) == {}
 
 
-def test_edits_of_the_log_and_of_the_saving_interval_make_nothing_stale(built: Clone) -> None:
-    built.append("facm/runtime/log.py", "\n# edited\n")
+def test_what_changes_no_number_and_files_of_editors_make_nothing_stale(built: Clone) -> None:
+    for path in ("runtime/log", "runtime/resume/locks", "check/rules", "launch", "table", "generate", "export/card"):
+        built.append(f"facm/{path}.py", "\n# edited\n")
+    for name in (".losses.py.swp", "losses.py~", ".#losses.py", "losses.py.orig", ".DS_Store"):
+        (built.root / "facm/flow" / name).write_text("x")
+    (built.root / "facm/training/.ipynb_checkpoints").mkdir()
+    (built.root / "facm/training/.ipynb_checkpoints/loop-checkpoint.py").write_text("x")
     built.set("runtime.save_every", "7")
     built.set("runtime.log_every", "7")
     assert ran(built.dvc("repro", "--dry")) == []
 
 
-def test_an_edit_of_the_losses_makes_both_trainings_stale(built: Clone) -> None:
-    built.append("facm/flow/losses.py", "\n# edited\n")
-    assert ran(built.dvc("repro", "--allow-missing", "--dry")) == ["teacher", "baseline", "distill", "sample"]
+@pytest.mark.parametrize(
+    ("path", "stages"),
+    [
+        ("flow/losses", ["teacher", "baseline", "distill", "sample"]),  # the last two would run again anyway
+        ("training/loop", ["teacher", "distill"]),
+    ],
+)
+def test_an_edit_of_mathematics_or_loop_makes_both_trainings_stale(built: Clone, path: str, stages: list[str]) -> None:
+    built.append(f"facm/{path}.py", "\n# edited\n")
+    assert ran(built.dvc("repro", "--allow-missing", "--dry")) == stages
 
 
 def test_in_scratch_mode_a_stale_teacher_stays_untrained(built: Clone) -> None:
