@@ -163,7 +163,7 @@ def test_what_a_format_does_not_translate_is_refused_by_name(
         ({"cfg_prob": 2}, r"says args.cfg_prob 2, which must be a number in \[0, 1\]"),
         ({"model": {"num_classes": 5}, "num_classes": 10}, "contradicts itself: args.model.num_classes 5, args.num_cl"),
         ({"model": "DiT-XL/2"}, "says args.model 'DiT-XL/2', which is no network of --from sit"),
-        ({"prediction": Prediction.VELOCITY}, "prediction '<test_convert_settings.Prediction>', of which"),
+        ({"prediction": Prediction.VELOCITY}, "prediction '<test_settings.Prediction>', of which"),
         ({"num_classes": Path("x")}, "says args.num_classes '<pathlib.PosixPath>', which must be a whole number"),
         ({"model": "SiT-B/2"}, "says args.model 'SiT-B/2', heads 12, and heads is set to 2"),
         ({"num_classes": 10}, "its table has 6 labels; 10 classes"),
