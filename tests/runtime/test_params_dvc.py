@@ -15,7 +15,7 @@ from miniature import ROOT
 from facm import preset
 from facm.runtime import params
 
-READ = "import json; from facm import params; params.read(); json.dump(params.raw(), open('read.json', 'w'))"
+READ = "import json; from facm.runtime import params; params.read(); json.dump(params.raw(), open('read.json', 'w'))"
 PIPELINE = f"""\
 stages:
   read:
@@ -56,7 +56,7 @@ SET: list[tuple[str, str, Any]] = [  # key, as -S has it, as a stage reads it
 
 def changed(clone: Clone) -> list[str]:
     """Lines of params.yaml that differ from the commit."""
-    return [line for line in clone.git("diff", "-U0", "params.yaml").splitlines()[4:] if line[:2] != ""]
+    return [line for line in clone.git("diff", "-U0", "params.yaml").splitlines()[4:] if line[:2] != "@@"]
 
 
 @pytest.fixture

@@ -118,9 +118,9 @@ def test_two_processes_keep_the_target_network_of_one_and_resume_it(folder: Path
         single.advance()
     ranks.run(2, aimed, folder)
     found = torch.load(folder / "target.pt")
-    assert single.target is not None and found.keys() == single.target.weights.keys()
-    moved = single.network.state_dict()
-    for name, weight in single.target.weights.items():
+    assert single.state.averages.target is not None and found.keys() == single.state.averages.target.weights.keys()
+    moved = single.state.network.state_dict()
+    for name, weight in single.state.averages.target.weights.items():
         torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-4)
     assert any(not torch.allclose(found[name], weight, rtol=1e-2, atol=1e-3) for name, weight in moved.items())
 
