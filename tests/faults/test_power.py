@@ -24,10 +24,13 @@ def interrupted(undisturbed: Clone, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture
 def lost(interrupted: Clone, tmp_path: Path) -> tuple[Clone, list[Path]]:
-    """A copy of it for one test, and its saves, the newest first."""
+    """A copy of it for one test, and its two saves, the newest first."""
     shutil.copytree(interrupted.root, tmp_path / "clone", symlinks=True)
     clone = Clone(tmp_path / "clone")
-    return clone, sorted(clone.root.glob(".work/teacher-*/state-*.safetensors"), reverse=True)
+    saves = sorted(clone.root.glob(".work/teacher-*/state-*.safetensors"), reverse=True)
+    for path in saves[2:]:  # the kill came between a save and the removal of the one before the last
+        path.unlink()
+    return clone, saves[:2]
 
 
 def no_length(path: Path) -> Any:
